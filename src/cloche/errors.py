@@ -1,0 +1,99 @@
+"""The errors cloche raises (layer 0, standard library only).
+
+Every error is one sentence that says what failed and why, an optional hint that says what to do, and the exit status
+the command line ends with. Only ``cloche.cli`` prints them; everything below raises.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit statuses that are cloche's own and not the program's (as in qrexec and env(1))."""
+
+    TIMEOUT = 124
+    FAILED = 125
+    DENIED = 126
+    NOT_FOUND = 127
+
+
+class ClocheError(Exception):
+    """Anything that stops cloche from doing what was asked.
+
+    Args:
+        message: One sentence: what failed, then why. No full stop at its end.
+        hint: What the user can do about it, a sentence of its own.
+    """
+
+    exit_code: ExitCode = ExitCode.FAILED
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(ClocheError):
+    """The command line or the arguments of a call do not fit together."""
+
+
+class HostError(ClocheError):
+    """The host lacks something: a tool, a device, a right, a kernel feature."""
+
+
+class MissingToolError(HostError):
+    """A program cloche needs is not installed."""
+
+    def __init__(self, tool: str, *, tried: tuple[str, ...] = (), hint: str | None = None) -> None:
+        where = f" (looked in {', '.join(tried)})" if tried else ""
+        super().__init__(f"cannot find {tool}{where}", hint=hint)
+        self.tool = tool
+
+
+class KernelError(ClocheError):
+    """No usable guest kernel, or one that is damaged."""
+
+
+class ShareError(ClocheError):
+    """A directory of the host cannot be shared as asked."""
+
+
+class LaunchError(ClocheError):
+    """A machine or one of its processes did not come up."""
+
+
+class BootTimeoutError(LaunchError):
+    """The guest kernel did not reach the agent in time."""
+
+
+class DomainError(ClocheError):
+    """A domain is not in a state in which this can be done, or ended unexpectedly."""
+
+
+class ProtocolError(ClocheError):
+    """The other side of a socket said something the specification does not allow."""
+
+
+class CommandNotFoundError(ClocheError):
+    """The program does not exist in the guest."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+
+class CommandNotExecutableError(ClocheError):
+    """The program exists in the guest and cannot be executed."""
+
+    exit_code = ExitCode.DENIED
+
+
+class DeniedError(ClocheError):
+    """A policy or a missing right forbids it."""
+
+    exit_code = ExitCode.DENIED
+
+
+class TimeLimitError(ClocheError):
+    """The time limit given by the user has passed."""
+
+    exit_code = ExitCode.TIMEOUT

@@ -1,0 +1,1 @@
+"""cloche.kernel"""
