@@ -1,0 +1,2 @@
+//! cloche-agent
+fn main() {}

@@ -1,0 +1,2 @@
+//! cloche-fs
+fn main() {}

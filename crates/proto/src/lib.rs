@@ -1,0 +1,1 @@
+//! Wire formats of cloche: frames, streams and messages.

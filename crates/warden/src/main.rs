@@ -1,0 +1,2 @@
+//! cloche-warden
+fn main() {}
