@@ -1,0 +1,154 @@
+"""What the agent is asked to do in the guest (layer 1, pure).
+
+The steps of SETUP and the description of a program to start, as in ``protocol/README.md`` section 5. Plans are made
+of these; ``cloche.guest.messages`` turns them into bytes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Union
+
+
+class BindDevice(NamedTuple):
+    """Bind a platform device that was added after the guest was booted, for instance ``virtio-mmio.6``."""
+
+    name: bytes
+
+
+class Mkdir(NamedTuple):
+    """Make a directory and its missing parents (those 0755, root's)."""
+
+    path: bytes
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+
+
+class Mount(NamedTuple):
+    """mount(2) in the guest; ``flags`` are the MS_* bits."""
+
+    fstype: bytes
+    source: bytes
+    target: bytes
+    flags: int = 0
+    data: bytes = b""
+
+
+class SwitchRoot(NamedTuple):
+    """Make ``path`` the root; /dev, /proc, /sys and /run move along."""
+
+    path: bytes
+
+
+class WriteFile(NamedTuple):
+    """Create or replace a file."""
+
+    path: bytes
+    mode: int
+    uid: int
+    gid: int
+    content: bytes
+
+
+class MakeSymlink(NamedTuple):
+    """Make a symbolic link, replacing a link or file."""
+
+    target: bytes
+    path: bytes
+
+
+class CopyTree(NamedTuple):
+    """Copy what is in ``source`` into ``to`` with that owner; a missing source is no error."""
+
+    source: bytes
+    to: bytes
+    uid: int
+    gid: int
+
+
+class Hostname(NamedTuple):
+    """Set the host name."""
+
+    name: bytes
+
+
+class Clock(NamedTuple):
+    """Set the real-time clock, nanoseconds since the epoch; 0 in a plan means "now, when it is sent"."""
+
+    realtime_ns: int = 0
+
+
+class Entropy(NamedTuple):
+    """Credit ``seed`` to the guest's random generator; empty in a plan means "fresh bytes when it is sent"."""
+
+    seed: bytes = b""
+
+
+class Loopback(NamedTuple):
+    """Bring ``lo`` up."""
+
+
+class Sysctl(NamedTuple):
+    """Write to /proc/sys/``path``; a missing file is no error."""
+
+    path: bytes
+    value: bytes
+
+
+class Rlimit(NamedTuple):
+    """A resource limit for every program started later."""
+
+    resource: int
+    soft: int
+    hard: int
+
+
+class WaitPath(NamedTuple):
+    """Wait until ``path`` exists."""
+
+    path: bytes
+    timeout_ms: int
+
+
+Step = Union[
+    BindDevice,
+    Mkdir,
+    Mount,
+    SwitchRoot,
+    WriteFile,
+    MakeSymlink,
+    CopyTree,
+    Hostname,
+    Clock,
+    Entropy,
+    Loopback,
+    Sysctl,
+    Rlimit,
+    WaitPath,
+]
+
+#: Flags of mount(2) that plans use (linux/mount.h).
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_REMOUNT = 32
+MS_NOATIME = 1024
+MS_BIND = 4096
+MS_REC = 16384
+
+
+class GuestCommand(NamedTuple):
+    """The program a domain is started for.
+
+    ``pids_max`` 0 means no limit. ``strace`` runs it under the guest's own strace.
+    """
+
+    argv: tuple[bytes, ...]
+    env: tuple[bytes, ...]
+    cwd: bytes
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    umask: int = 0o022
+    pids_max: int = 0
+    strace: bool = False

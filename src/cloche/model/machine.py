@@ -1,0 +1,60 @@
+"""Words for machines and what isolates them (layer 1, pure)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MIB = 1024 * 1024
+
+#: Below this the guest kernel with its agent does not boot reliably.
+MIN_MEMORY_MIB = 64
+DEFAULT_MEMORY_MIB = 1024
+MAX_CPUS = 64
+
+
+class Isolation:
+    """What stands between a program and the host, strongest first (DESIGN D7)."""
+
+    HARDWARE_VM = "hardware-vm"
+    EMULATED_VM = "emulated-vm"
+    USER_KERNEL = "user-kernel"
+    NAMESPACES = "namespaces"
+
+
+class Accelerator:
+    """What runs the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Kernel(NamedTuple):
+    """A guest kernel that can be booted.
+
+    Attributes:
+        ident: The name users give to ``--kernel``.
+        path: The image (ELF vmlinux or bzImage).
+        initrd: The initramfs with the agent, made for this kernel.
+        kind: ``built``, ``fetched`` or ``host``.
+        machine: ``microvm`` when virtio-mmio and its command line are built in, else ``q35``.
+    """
+
+    ident: str
+    path: str
+    initrd: str
+    kind: str
+    machine: str
+
+
+class Machine(NamedTuple):
+    """The computer a domain gets.
+
+    Attributes:
+        memory_mib: A ceiling, not a reservation, in MiB.
+        cpus: Number of virtual CPUs.
+    """
+
+    memory_mib: int
+    cpus: int
+    accelerator: str
+    kernel: Kernel

@@ -1,0 +1,66 @@
+"""What a user asks for (layer 1, pure): the command line or an API call, before facts and plans."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Share(NamedTuple):
+    """A directory or file of the host that the guest may see.
+
+    Attributes:
+        source: Absolute path on the host, links resolved.
+        target: Where it appears in the guest.
+        writable: Whether the guest may change it.
+    """
+
+    source: str
+    target: str
+    writable: bool
+
+
+class Include(NamedTuple):
+    """A host file copied into the guest before the program starts."""
+
+    source: str
+    target: str
+
+
+class RunRequest(NamedTuple):
+    """One run, as asked for.
+
+    Attributes:
+        argv: The program and its arguments, bytes as the host's kernel would pass them.
+        env: Variables added to or replacing the guest's own.
+        workdir: Directory to start in; None: the caller's if the guest has it, else the home.
+        user: Name or number to run as; None: the caller.
+        privileged: Run as root inside.
+        memory_mib: None means the default.
+        timeout_s: Wall time after which the program is ended; None means none.
+        pids: The most processes the program may have; None means no limit.
+        kernel: A kernel's name; None lets cloche choose.
+        accelerator: ``kvm``, ``tcg`` or None for what was found to work.
+        temporary, cold: Accepted and true by nature until profiles and templates exist.
+    """
+
+    argv: tuple[bytes, ...]
+    driver: str = "qemu"
+    shares: tuple[Share, ...] = ()
+    includes: tuple[Include, ...] = ()
+    env: tuple[tuple[bytes, bytes], ...] = ()
+    workdir: str | None = None
+    user: str | None = None
+    privileged: bool = False
+    memory_mib: int | None = None
+    cpus: int | None = None
+    timeout_s: float | None = None
+    pids: int | None = None
+    kernel: str | None = None
+    accelerator: str | None = None
+    boot_timeout_s: float | None = None
+    boot_log: bool = False
+    agent_log: bool = False
+    shell_on_failure: bool = False
+    strace: bool = False
+    temporary: bool = True
+    cold: bool = True
