@@ -1,0 +1,64 @@
+"""Facts about the host that plans are made from (layer 1, pure data; ``cloche.host.facts`` collects them)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class PathFact(NamedTuple):
+    """What a host path is: ``kind`` is ``dir``, ``file`` or ``link`` (then ``target`` holds where it points)."""
+
+    kind: str
+    target: str = ""
+
+
+class User(NamedTuple):
+    """The person who runs cloche, as the guest shall know them."""
+
+    name: str
+    uid: int
+    gid: int
+    group: str
+    home: str
+    shell: str
+    gecos: str
+
+
+class Tools(NamedTuple):
+    """Programs found on the host; an empty string means "not there".
+
+    Attributes:
+        qemu_version: (major, minor) of ``qemu``; (0, 0) when there is none.
+    """
+
+    qemu: str
+    qemu_version: tuple[int, int]
+    bwrap: str
+    warden: str
+    agent: str
+    fs: str
+
+
+class HostFacts(NamedTuple):
+    """Everything a plan may depend on.
+
+    Attributes:
+        environment: The caller's environment, as bytes.
+        cwd: The caller's working directory, or "/" when it is gone.
+        umask: The caller's file mode mask.
+        paths: Which of the paths a stage may show exist.
+        programs: For a bare program name: the host paths under which ``PATH`` finds it.
+        kvm: Whether KVM was tried and works (None: not tried yet).
+        nofile_hard: The hard limit of open files.
+    """
+
+    user: User
+    cwd: str
+    umask: int
+    environment: dict[bytes, bytes]
+    paths: dict[str, PathFact]
+    tools: Tools
+    cpus: int
+    memory_mib: int
+    kvm: bool | None
+    nofile_hard: int

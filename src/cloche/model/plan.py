@@ -1,0 +1,93 @@
+"""The plan of a launch (layer 1, pure data): everything that will be started, computed before anything is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from cloche.model.guest import GuestCommand, Step
+    from cloche.model.jail import Jail
+    from cloche.model.machine import Machine
+
+
+class EndpointKind:
+    """How a socket between two processes of a domain comes to be. All exist before the processes do.
+
+    LISTEN: a listening Unix socket at a path of the run directory; the supervisor connects to it, again after a cut.
+    LINK: a listening socket for a backend, and a connection to it already made for its frontend; no path remains.
+    PAIR: a socket pair; the supervisor keeps side ``here``.
+    """
+
+    LISTEN = "listen"
+    LINK = "link"
+    PAIR = "pair"
+
+
+class Endpoint(NamedTuple):
+    """A socket made before any process starts."""
+
+    name: str
+    kind: str
+
+
+class Descriptor(NamedTuple):
+    """One end of an endpoint as a process receives it.
+
+    ``side`` is ``listen`` or ``connect`` for LISTEN and LINK, ``there`` for PAIR. ``number`` is the descriptor's number in
+    the process.
+    """
+
+    endpoint: str
+    side: str
+    number: int
+
+
+class ProcessPlan(NamedTuple):
+    """One process of a domain, with its jail.
+
+    Attributes:
+        executable: A static program of the host, passed as a descriptor and so invisible in the jail; empty when
+            ``argv[0]`` is a path inside the jail.
+        essential: The domain ends with this process.
+    """
+
+    name: str
+    argv: tuple[bytes, ...]
+    env: tuple[bytes, ...]
+    descriptors: tuple[Descriptor, ...]
+    jail: Jail
+    executable: str = ""
+    essential: bool = True
+
+
+class LaunchPlan(NamedTuple):
+    """A domain, before it exists.
+
+    Attributes:
+        isolation: What the driver gives (``model.machine.Isolation``).
+        machine: None for drivers without one.
+        endpoints: In the order in which they are made.
+        processes: In the order in which they are started.
+        control: The endpoint on which the agent answers.
+        console: The endpoint of the guest's console, empty for none.
+        monitor: The endpoint of the VMM's monitor, empty for none.
+        setup: What the agent does before the command.
+        writable_shares: Whether the guest's writes must be synced before the machine is taken away.
+        boot_timeout_s: Until the agent must have answered, in seconds.
+        notices: Lines the user should read (weaker isolation, slower accelerator).
+    """
+
+    driver: str
+    isolation: str
+    machine: Machine | None
+    endpoints: tuple[Endpoint, ...]
+    processes: tuple[ProcessPlan, ...]
+    control: str
+    console: str
+    monitor: str
+    setup: tuple[Step, ...]
+    command: GuestCommand
+    writable_shares: bool
+    boot_timeout_s: float
+    timeout_s: float | None
+    notices: tuple[str, ...] = ()

@@ -1,0 +1,248 @@
+"""The stage: which parts of the host a guest may see (layer 2, pure; DESIGN D2).
+
+The stage is written as a list of root operations: the same list builds the root of the file server that serves a
+virtual machine and the root of a container. What is not named here does not exist in the guest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloche.model.jail import Bind, BindFlag, Dir, File, Symlink
+
+if TYPE_CHECKING:
+    from cloche.model.facts import HostFacts, PathFact, User
+    from cloche.model.jail import RootOp
+
+#: Trees of programs and data. On a usr-merged system all but /usr and /opt are links, and stay links.
+SYSTEM_TREES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store", "/gnu/store")
+
+#: The parts of /etc that software needs and that hold no secret. Everything else of /etc is made by ``etc_files``
+#: or does not exist. Left out on purpose: shadow and its kin, ssh, ssl/private, sudoers, machine-id, hostname, hosts,
+#: resolv.conf, NetworkManager, wpa_supplicant, cups, cron, systemd, fstab, crypttab, apt (may hold passwords), npmrc, pip.conf, krb5*.
+ETC_ENTRIES = (
+    # which program a name means
+    "alternatives",
+    # the dynamic linker
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    # language, time, terminal
+    "locale.alias",
+    "locale.conf",
+    "default/locale",
+    "localtime",
+    "timezone",
+    "terminfo",
+    "inputrc",
+    "vconsole.conf",
+    # certificates of authorities (never the private half)
+    "ca-certificates",
+    "ca-certificates.conf",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "pki/tls/certs",
+    "pki/ca-trust",
+    "crypto-policies",
+    # fonts, icons, graphics, sound as programs look for them
+    "fonts",
+    "X11",
+    "xdg",
+    "gtk-2.0",
+    "gtk-3.0",
+    "gtk-4.0",
+    "glvnd",
+    "vulkan",
+    "OpenCL",
+    "drirc",
+    "alsa",
+    "asound.conf",
+    "pulse",
+    "pipewire",
+    "openal",
+    # shells and their completion
+    "bash.bashrc",
+    "bash_completion",
+    "bash_completion.d",
+    "profile",
+    "profile.d",
+    "shells",
+    "skel",
+    "zsh",
+    "zshrc",
+    "fish",
+    "csh.cshrc",
+    "csh.login",
+    "login.defs",
+    # languages and tools
+    "python3",
+    "python3.10",
+    "python3.11",
+    "python3.12",
+    "python3.13",
+    "perl",
+    "java",
+    "java-11-openjdk",
+    "java-17-openjdk",
+    "java-21-openjdk",
+    "lua",
+    "php",
+    "ruby",
+    "R",
+    "ghc",
+    "maven",
+    "emacs",
+    "vim",
+    "vimrc",
+    "nanorc",
+    "joe",
+    "less",
+    "lesskey",
+    "manpath.config",
+    "man_db.conf",
+    "groff",
+    "texmf",
+    "papersize",
+    "libpaper.d",
+    "ImageMagick-6",
+    "ImageMagick-7",
+    "ghostscript",
+    "dictionaries-common",
+    "hunspell",
+    "sgml",
+    "xml",
+    "gitconfig",
+    "screenrc",
+    "tmux.conf",
+    "wgetrc",
+    "rmt",
+    "magic",
+    "magic.mime",
+    "mailcap",
+    "mime.types",
+    # names of services and protocols, and how names are looked up
+    "nsswitch.conf",
+    "host.conf",
+    "gai.conf",
+    "services",
+    "protocols",
+    "rpc",
+    "networks",
+    "ethertypes",
+    # what system this is
+    "debian_version",
+    "os-release",
+    "lsb-release",
+    "redhat-release",
+    "fedora-release",
+    "arch-release",
+    "issue",
+    "dpkg/origins",
+    # so that setuid programs of the guest (su, passwd) find their rules
+    "pam.conf",
+    "pam.d",
+    "security/pam_env.conf",
+    "security/limits.conf",
+    "environment",
+)
+
+#: Directories every system has and whose content is never the host's.
+EMPTY_DIRECTORIES = (
+    ("/dev", 0o755),
+    ("/proc", 0o755),
+    ("/sys", 0o755),
+    ("/run", 0o755),
+    ("/run/lock", 0o1777),
+    ("/tmp", 0o1777),
+    ("/home", 0o755),
+    ("/root", 0o700),
+    ("/mnt", 0o755),
+    ("/media", 0o755),
+    ("/srv", 0o755),
+    ("/var", 0o755),
+    ("/var/cache", 0o755),
+    ("/var/lib", 0o755),
+    ("/var/log", 0o755),
+    ("/var/mail", 0o755),
+    ("/var/opt", 0o755),
+    ("/var/spool", 0o755),
+    ("/var/tmp", 0o1777),
+    ("/var/lib/dbus", 0o755),
+)
+
+_READ_ONLY = BindFlag.READ_ONLY | BindFlag.NODEV | BindFlag.RECURSIVE | BindFlag.OPTIONAL
+
+
+def stage_candidates() -> tuple[str, ...]:
+    """Return every host path whose existence decides about the stage."""
+    return SYSTEM_TREES + tuple(f"/etc/{name}" for name in ETC_ENTRIES)
+
+
+def build_stage(facts: HostFacts, *, hostname: str, machine_id: str) -> tuple[RootOp, ...]:
+    """Return the operations that build the system tree of one domain.
+
+    Args:
+        facts: What exists on the host and who is calling.
+        hostname: The guest's host name.
+        machine_id: 32 hexadecimal digits of this domain's own.
+    """
+    ops: list[RootOp] = [Dir(path.encode(), mode) for path, mode in EMPTY_DIRECTORIES]
+    ops.append(Dir(b"/etc", 0o755))
+    for path in stage_candidates():
+        fact = facts.paths.get(path)
+        if fact is not None:
+            ops.append(_show(path, fact))
+    for path, mode, content in etc_files(facts.user, hostname=hostname, machine_id=machine_id):
+        ops.append(File(path.encode(), mode, content))
+    for target, path in (
+        ("/proc/self/mounts", "/etc/mtab"),
+        ("/etc/machine-id", "/var/lib/dbus/machine-id"),
+        ("/run", "/var/run"),
+        ("/run/lock", "/var/lock"),
+    ):
+        ops.append(Symlink(target.encode(), path.encode()))
+    return tuple(ops)
+
+
+def _show(path: str, fact: PathFact) -> RootOp:
+    if fact.kind == "link":
+        return Symlink(fact.target.encode("utf-8", "surrogateescape"), path.encode())
+    return Bind(path.encode(), path.encode(), _READ_ONLY)
+
+
+def etc_files(user: User, *, hostname: str, machine_id: str) -> tuple[tuple[str, int, bytes], ...]:
+    """Return (path, mode, content) of the files of /etc that are the guest's own.
+
+    The password file knows root, nobody and the caller; nobody has a password.
+    """
+    passwd = ["root:x:0:0:root:/root:/bin/bash", "daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin"]
+    group = ["root:x:0:", "daemon:x:1:", "tty:x:5:", "mail:x:8:", "utmp:x:43:", "shadow:x:42:", "staff:x:50:"]
+    shadow = ["root:*:19000:0:99999:7:::"]
+    if user.uid != 0:
+        gecos = user.gecos.replace(":", " ").replace("\n", " ")
+        passwd.append(f"{user.name}:x:{user.uid}:{user.gid}:{gecos}:{user.home}:{user.shell}")
+        shadow.append(f"{user.name}:*:19000:0:99999:7:::")
+    if user.gid != 0:
+        group.append(f"{user.group}:x:{user.gid}:")
+    passwd.append("nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin")
+    group.append("nogroup:x:65534:")
+    hosts = (
+        f"127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n"
+        "::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+    )
+
+    def lines(items: list[str]) -> bytes:
+        return ("\n".join(items) + "\n").encode("utf-8", "surrogateescape")
+
+    return (
+        ("/etc/passwd", 0o644, lines(passwd)),
+        ("/etc/group", 0o644, lines(group)),
+        ("/etc/shadow", 0o600, lines(shadow)),
+        ("/etc/hosts", 0o644, hosts.encode()),
+        ("/etc/hostname", 0o644, f"{hostname}\n".encode()),
+        ("/etc/machine-id", 0o444, f"{machine_id}\n".encode()),
+        ("/etc/resolv.conf", 0o644, b"# This domain has no network.\n"),
+        ("/etc/fstab", 0o644, b""),
+        ("/etc/subuid", 0o644, b""),
+        ("/etc/subgid", 0o644, b""),
+    )
