@@ -1,0 +1,229 @@
+"""The command line's grammar (layer 6): a table of verbs and options, read by a small parser.
+
+Help, the man page and shell completion are generated from the same table (``cli.reference``). argparse is not used:
+importing it takes longer than everything else cloche does before the first process starts, and it cannot leave the
+words of the program alone without tricks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from cloche.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Option(NamedTuple):
+    """One option.
+
+    Attributes:
+        names: ``-m``, ``--memory``: the last one gives the name under which the value is found.
+        help: One sentence.
+        metavar: The value's name in help texts; None for a switch.
+        repeat: Whether it may be given several times (the value is then a tuple).
+        convert: Turns the word into the value; raises UsageError.
+        value: What a switch sets.
+        dest: The name under which the value is found when it is not the long name's.
+    """
+
+    names: tuple[str, ...]
+    help: str
+    metavar: str | None = None
+    repeat: bool = False
+    convert: Callable[[str], object] = str
+    value: object = True
+    dest: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name under which ``Parsed`` holds the value."""
+        return self.dest or self.names[-1].lstrip("-").replace("-", "_")
+
+
+class Verb(NamedTuple):
+    """One verb.
+
+    Attributes:
+        handler: ``module:function`` in ``cloche.cli``, imported when the verb is used.
+        operands: What follows the options, for the usage line; empty when nothing may follow.
+        program: Whether the first operand ends the options: the rest is the program's own.
+        verbs: The words that may follow (``kernel build``).
+    """
+
+    name: str
+    summary: str
+    handler: str = ""
+    options: tuple[Option, ...] = ()
+    operands: str = ""
+    program: bool = False
+    verbs: tuple[Verb, ...] = ()  # type: ignore[misc]
+    hidden: bool = False
+
+
+class Parsed(NamedTuple):
+    """What the parser found."""
+
+    verb: Verb
+    path: tuple[str, ...]
+    values: dict[str, object]
+    operands: tuple[str, ...]
+
+    def get(self, key: str, default: object = None) -> object:
+        """Return an option's value, or ``default`` when it was not given."""
+        return self.values.get(key, default)
+
+
+def parse(argv: list[str], verbs: tuple[Verb, ...], default: Verb, common: tuple[Option, ...]) -> Parsed:
+    """Read a command line.
+
+    Args:
+        argv: Without the program's own name.
+        verbs: What may stand first.
+        default: The verb meant when something else stands first (``cloche CMD`` is ``cloche run -- CMD``).
+        common: Options every verb takes.
+
+    Raises:
+        UsageError: An unknown option or verb, a missing or surplus word.
+    """
+    first = argv[0] if argv else ""
+    verb = next((verb for verb in verbs if verb.name == first), None)
+    path: tuple[str, ...] = ()
+    rest = argv
+    if verb is None:
+        verb = default
+    else:
+        path, rest = (verb.name,), argv[1:]
+    while verb.verbs and rest and not rest[0].startswith("-"):
+        inner = next((inner for inner in verb.verbs if inner.name == rest[0]), None)
+        if inner is None:
+            raise UsageError(f"`cloche {' '.join(path)}` knows no {rest[0]!r}", hint=_suggest(rest[0], [v.name for v in verb.verbs]))
+        verb, path, rest = inner, (*path, inner.name), rest[1:]
+    return _parse_options(verb, path, rest, common)
+
+
+def _parse_options(verb: Verb, path: tuple[str, ...], words: list[str], common: tuple[Option, ...]) -> Parsed:
+    known = {name: option for option in (*common, *verb.options) for name in option.names}
+    values: dict[str, object] = {}
+    operands: list[str] = []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        if word == "--":
+            operands += words[index:]
+            break
+        if not word.startswith("-") or word == "-":
+            operands.append(word)
+            if verb.program:
+                operands += words[index:]
+                break
+            continue
+        for option, attached in _split(word, known, verb):
+            if option.metavar is None:
+                _store(values, option, option.value)
+                continue
+            if attached is None:
+                if index >= len(words):
+                    raise UsageError(f"{option.names[-1]} needs a value ({option.metavar})")
+                attached = words[index]
+                index += 1
+            _store(values, option, option.convert(attached))
+    if operands and not verb.operands:
+        raise UsageError(f"`cloche {' '.join(path)}` takes no argument {operands[0]!r}")
+    return Parsed(verb, path, values, tuple(operands))
+
+
+def _split(word: str, known: dict[str, Option], verb: Verb) -> list[tuple[Option, str | None]]:
+    """Take one word apart: ``--name=value``, ``-mVALUE``, or several switches ``-tv``."""
+    if word.startswith("--"):
+        name, equals, value = word.partition("=")
+        option = known.get(name)
+        if option is None:
+            raise _unknown(name, known, verb)
+        if equals and option.metavar is None:
+            raise UsageError(f"{name} takes no value")
+        return [(option, value if equals else None)]
+    found: list[tuple[Option, str | None]] = []
+    letters = word[1:]
+    while letters:
+        option = known.get("-" + letters[0])
+        if option is None:
+            raise _unknown("-" + letters[0], known, verb)
+        letters = letters[1:]
+        if option.metavar is not None:
+            found.append((option, letters or None))
+            break
+        found.append((option, None))
+    return found
+
+
+def _store(values: dict[str, object], option: Option, value: object) -> None:
+    if not option.repeat:
+        values[option.key] = value
+        return
+    before = values.get(option.key, ())
+    assert isinstance(before, tuple)
+    values[option.key] = (*before, value)
+
+
+def _unknown(name: str, known: dict[str, Option], verb: Verb) -> UsageError:
+    hint = _suggest(name, list(known))
+    if verb.program:
+        hint += " Words of the program itself come after its name."
+    return UsageError(f"unknown option {name}", hint=hint)
+
+
+def _suggest(word: str, candidates: list[str]) -> str:
+    # Imported only when something is wrong: difflib is slow to import.
+    import difflib
+
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]}?" if near else "`cloche help` lists what there is."
+
+
+def parse_size_mib(word: str) -> int:
+    """Read a memory size and return MiB: ``512``, ``512M`` and ``1G`` (also ``MiB``, ``GiB``); a bare number is MiB.
+
+    Raises:
+        UsageError: It is not a positive size.
+    """
+    text = word.strip().upper().removesuffix("IB").removesuffix("B")
+    factor = 1
+    if text[-1:] in ("K", "M", "G", "T"):
+        factor = {"K": 0, "M": 1, "G": 1024, "T": 1024 * 1024}[text[-1]]
+        number = text[:-1]
+    else:
+        number = text
+    if not (number.isascii() and number.isdigit() and len(number) < 12) or int(number) == 0:
+        raise UsageError(f"{word!r} is not a size", hint="Write for example 512M or 2G.")
+    return int(number) * factor if factor else max(1, int(number) // 1024)
+
+
+def parse_count(word: str) -> int:
+    """Read a positive whole number.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not (word.isascii() and word.isdigit() and len(word) < 10) or int(word) == 0:
+        raise UsageError(f"{word!r} is not a positive whole number")
+    return int(word)
+
+
+def parse_duration_s(word: str) -> float:
+    """Read a duration and return seconds: ``90``, ``1.5``, ``90s``, ``5m``, ``2h``.
+
+    Raises:
+        UsageError: It is no positive duration.
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    number, factor = (word[:-1], units[word[-1]]) if word[-1:] in units else (word, 1.0)
+    try:
+        seconds = float(number) * factor
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e9:
+        raise UsageError(f"{word!r} is not a duration", hint="Write for example 30s, 5m or 2h.")
+    return seconds

@@ -1,0 +1,238 @@
+"""Help, manual page and shell completion (layer 6), generated from the table in ``cli.verbs``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from cloche import __version__
+from cloche.cli.verbs import COMMON, RUN, VERBS
+from cloche.errors import UsageError
+
+if TYPE_CHECKING:
+    from cloche.cli.parser import Option, Parsed, Verb
+
+_EXIT_STATUS = (
+    ("N", "the program's own status"),
+    ("128+N", "the program was ended by signal N"),
+    ("124", "the time limit has passed"),
+    ("125", "cloche itself failed"),
+    ("126", "the program cannot be executed, or it is not allowed"),
+    ("127", "the program was not found"),
+)
+
+_EXAMPLES = (
+    ("cloche python3 -c 'print(1)'", "run a program of this machine in a machine of its own"),
+    ("cloche --here make", "let it see and change the working directory"),
+    ("cloche --share ~/papers pdftotext ~/papers/a.pdf -", "let it read one directory"),
+    ("curl -s https://example.org | cloche wc -c", "pipe into and out of it"),
+    ("cloche -m 2G -c 2 --timeout 5m -- ./bench", "limit it"),
+    ("cloche run -- top", "run a program that is named like a verb"),
+)
+
+
+def overview() -> str:
+    """Return the text of ``cloche --help``."""
+    lines = [
+        "usage: cloche [OPTION...] CMD [ARG...]",
+        "       cloche VERB [OPTION...] [ARG...]",
+        "",
+        "Runs CMD, a program of this machine, inside a virtual machine of its own.",
+        "",
+        "verbs:",
+    ]
+    lines += [f"  {verb.name:<12}{verb.summary}" for verb in VERBS if not verb.hidden]
+    lines += ["", "options of run (`cloche help run` explains them):"]
+    lines += _wrap(" ".join(_brief(option) for option in RUN.options))
+    lines += ["", "examples:"]
+    for command, meaning in _EXAMPLES:
+        lines += [f"  {command}", f"      {meaning}"]
+    return "\n".join(lines) + "\n"
+
+
+def verb_help(path: tuple[str, ...]) -> str:
+    """Return the help of one verb.
+
+    Raises:
+        UsageError: There is no such verb.
+    """
+    verb = _find(path)
+    lines = [f"usage: {_usage(verb, path)}", "", verb.summary]
+    if verb.verbs:
+        lines += ["", "verbs:"] + [f"  {inner.name:<12}{inner.summary}" for inner in verb.verbs]
+    lines += ["", "options:"]
+    for option in (*verb.options, *COMMON):
+        lines.append(f"  {_full(option)}")
+        lines += _wrap(option.help, indent=10)
+    if verb.program:
+        lines += ["", "exit status:"] + [f"  {status:<8}{meaning}" for status, meaning in _EXIT_STATUS]
+    return "\n".join(lines) + "\n"
+
+
+def help_(parsed: Parsed) -> int:
+    """Handle ``cloche help [VERB]``."""
+    sys.stdout.write(verb_help(parsed.operands) if parsed.operands else overview())
+    return 0
+
+
+def _find(path: tuple[str, ...]) -> Verb:
+    verbs, found = VERBS, None
+    for word in path:
+        found = next((verb for verb in verbs if verb.name == word), None)
+        if found is None:
+            raise UsageError(f"there is no verb {' '.join(path)!r}", hint="`cloche help` lists the verbs.")
+        verbs = found.verbs
+    assert found is not None
+    return found
+
+
+def _usage(verb: Verb, path: tuple[str, ...]) -> str:
+    words = ["cloche", *path]
+    if verb.options or verb.verbs:
+        words.append("VERB" if verb.verbs else "[OPTION...]")
+    if verb.program:
+        words.append("[--]")
+    if verb.operands:
+        words.append(verb.operands)
+    return " ".join(words)
+
+
+def _full(option: Option) -> str:
+    return ", ".join(option.names) + (f" {option.metavar}" if option.metavar else "")
+
+
+def _brief(option: Option) -> str:
+    return f"[{option.names[-1]}{' ' + option.metavar if option.metavar else ''}]".replace(" ", "\0")
+
+
+def _wrap(text: str, *, indent: int = 2, width: int = 96) -> list[str]:
+    lines, line = [], " " * indent
+    for word in text.split(" "):
+        if len(line) + len(word) > width and line.strip():
+            lines.append(line.rstrip())
+            line = " " * indent
+        line += word.replace("\0", " ") + " "
+    return [*lines, line.rstrip()]
+
+
+def man_page(parsed: Parsed) -> int:
+    """Handle ``cloche man``: the manual page in man(7) macros."""
+    del parsed
+    out = [
+        f'.TH CLOCHE 1 "" "cloche {__version__}" "User Commands"',
+        ".SH NAME",
+        r"cloche \- run a program of this machine inside a virtual machine of its own",
+        ".SH SYNOPSIS",
+        ".B cloche",
+        r"[\fIOPTION\fR...] \fICMD\fR [\fIARG\fR...]",
+        ".br",
+        ".B cloche",
+        r"\fIVERB\fR [\fIOPTION\fR...] [\fIARG\fR...]",
+        ".SH DESCRIPTION",
+        "The program runs on its own kernel with a fresh home directory. It sees the host's programs and libraries",
+        "read-only, and nothing else of the host but what is shared with it. Standard streams, signals, the terminal",
+        "and the exit status behave as without cloche.",
+    ]
+    for verb, path in _leaves(VERBS):
+        out += [f'.SS "{_roff(_usage(verb, path))}"', _roff(verb.summary)]
+        for option in verb.options:
+            out += [".TP", rf"\fB{_roff(_full(option))}\fR", _roff(option.help)]
+    out += [".SH EXIT STATUS"]
+    for status, meaning in _EXIT_STATUS:
+        out += [".TP", f".B {status}", _roff(meaning)]
+    out += [".SH EXAMPLES"]
+    for command, meaning in _EXAMPLES:
+        out += [".TP", rf"\fB{_roff(command)}\fR", _roff(meaning)]
+    sys.stdout.write("\n".join(out) + "\n")
+    return 0
+
+
+def _leaves(verbs: tuple[Verb, ...], path: tuple[str, ...] = ()) -> list[tuple[Verb, tuple[str, ...]]]:
+    found: list[tuple[Verb, tuple[str, ...]]] = []
+    for verb in verbs:
+        if verb.hidden:
+            continue
+        here = (*path, verb.name)
+        found += _leaves(verb.verbs, here) if verb.verbs else [(verb, here)]
+    return found
+
+
+def _roff(text: str) -> str:
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    return "\\&" + text if text.startswith(".") else text
+
+
+def completion(parsed: Parsed) -> int:
+    """Handle ``cloche completion SHELL``.
+
+    Raises:
+        UsageError: A shell there is no completion for.
+    """
+    shell = parsed.operands[0] if parsed.operands else ""
+    scripts = {"bash": _bash, "zsh": _zsh, "fish": _fish}
+    if shell not in scripts:
+        raise UsageError(f"there is no completion for {shell!r}", hint="Choose bash, zsh or fish.")
+    sys.stdout.write(scripts[shell]())
+    return 0
+
+
+def _names(options: tuple[Option, ...]) -> str:
+    return " ".join(name for option in options for name in option.names if name.startswith("--"))
+
+
+def _bash() -> str:
+    verbs = [verb for verb in VERBS if not verb.hidden]
+    taking = "|".join(name for option in RUN.options if option.metavar for name in option.names)
+    cases = "".join(
+        f'    {verb.name}) COMPREPLY=($(compgen -W "{" ".join(v.name for v in verb.verbs)} {_names(verb.options)}" -- "$cur"));;\n'
+        for verb in verbs
+        if not verb.program
+    )
+    return f"""# bash completion for cloche; source it or put it into bash_completion.d
+_cloche() {{
+  local cur="${{COMP_WORDS[COMP_CWORD]}}" i=1
+  case "${{COMP_WORDS[1]}}" in
+{cases}    *)
+      [ "${{COMP_WORDS[1]}}" = run ] && i=2
+      while [ "$i" -lt "$COMP_CWORD" ]; do
+        case "${{COMP_WORDS[i]}}" in
+          {taking}) i=$((i + 2));;
+          --) i=$((i + 1)); break;;
+          -*) i=$((i + 1));;
+          *) break;;
+        esac
+      done
+      if [ "$i" -lt "$COMP_CWORD" ]; then
+        if declare -F _command_offset >/dev/null; then _command_offset "$i"; else COMPREPLY=($(compgen -f -- "$cur")); fi
+      elif [ "$i" -gt "$COMP_CWORD" ]; then
+        COMPREPLY=($(compgen -f -- "$cur"))
+      elif [[ "$cur" == -* ]]; then
+        COMPREPLY=($(compgen -W "{_names(RUN.options)} --help --verbose --version" -- "$cur"))
+      else
+        COMPREPLY=($(compgen -W "{" ".join(verb.name for verb in verbs)}" -- "$cur") $(compgen -c -- "$cur"))
+      fi;;
+  esac
+}}
+complete -o default -F _cloche cloche
+"""
+
+
+def _zsh() -> str:
+    return "#compdef cloche\nautoload -U +X bashcompinit && bashcompinit\n" + _bash()
+
+
+def _fish() -> str:
+    def quoted(text: str) -> str:
+        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+    lines = ["# fish completion for cloche"]
+    for verb in VERBS:
+        if not verb.hidden:
+            lines.append(f"complete -c cloche -n __fish_use_subcommand -a {verb.name} -d {quoted(verb.summary)}")
+    for option in RUN.options:
+        words = "".join(
+            f" -l {name[2:]}" if name.startswith("--") else f" -s {name[1:]}" for name in option.names
+        )
+        value = " -r" if option.metavar else ""
+        lines.append(f"complete -c cloche -n __fish_use_subcommand{words}{value} -d {quoted(option.help)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,85 @@
+"""Every verb and option of the command line (layer 6): the table behind the parser, the help and the man page."""
+
+from __future__ import annotations
+
+from cloche.cli.parser import Option, Verb, parse_count, parse_duration_s, parse_size_mib
+
+COMMON = (
+    Option(("-h", "--help"), "Show help for the verb."),
+    Option(("-v", "--verbose"), "Say what is being done, on stderr."),
+)
+
+_JSON = Option(("--json",), "Print JSON.")
+
+RUN_OPTIONS = (
+    Option(
+        ("--share",),
+        "Show a directory of the host in the guest; read-only unless :rw is said.",
+        metavar="DIR[:ro|:rw][:at=PATH]",
+        repeat=True,
+    ),
+    Option(("--here",), "Share the working directory, read-write, at the same path."),
+    Option(
+        ("-i", "--include"),
+        "Copy a file or directory of the host into the guest before the start.",
+        metavar="GUEST=HOST",
+        repeat=True,
+    ),
+    Option(("-u", "--user"), "Run as this user of the guest (root, nobody, you, or a number).", metavar="USER"),
+    Option(("--privileged",), "Run as root inside."),
+    Option(
+        ("-e", "--env"),
+        "Set an environment variable; a bare NAME passes on the host's.",
+        metavar="NAME[=VALUE]",
+        repeat=True,
+    ),
+    Option(("-w", "--workdir"), "Start in this directory of the guest.", metavar="PATH"),
+    Option(("-m", "--memory"), "The most memory the machine may use (512M, 2G).", metavar="SIZE", convert=parse_size_mib),
+    Option(("-c", "--cpus"), "The number of virtual CPUs.", metavar="N", convert=parse_count),
+    Option(("--timeout",), "End the program after this time (30s, 5m); status 124.", metavar="TIME", convert=parse_duration_s),
+    Option(("--pids",), "The most processes the program may have.", metavar="N", convert=parse_count),
+    Option(("--tty",), "Give the program a terminal.", dest="tty"),
+    Option(("--no-tty",), "Give the program no terminal.", dest="tty", value=False),
+    Option(("-t", "--temporary"), "Leave nothing behind (every run does, until there are profiles)."),
+    Option(("--cold",), "Boot from nothing (every run does, until there are templates)."),
+    Option(("--driver",), "What isolates the program: qemu (the default) or bwrap (weaker).", metavar="NAME"),
+    Option(("--accel",), "Use kvm or tcg instead of what was found to work.", metavar="NAME", dest="accelerator"),
+    Option(("--kernel",), "Boot this kernel (see `cloche kernel list`).", metavar="NAME"),
+    Option(("--boot-timeout",), "Give up when the guest does not answer in time.", metavar="TIME", convert=parse_duration_s),
+    Option(("--boot-log",), "Show the guest kernel's messages on stderr."),
+    Option(("--agent-log",), "Show the agent's messages on stderr."),
+    Option(("--shell-on-failure",), "Open a shell in the guest when the program fails."),
+    Option(("--strace",), "Run the program under the guest's strace."),
+    Option(("--dry-run",), "Print the plan and start nothing."),
+    Option(("--timings",), "Show where the time of the start went, on stderr."),
+)
+
+RUN = Verb(
+    "run",
+    "Run a program of this machine inside a machine of its own.",
+    "run:main",
+    RUN_OPTIONS,
+    operands="CMD [ARG...]",
+    program=True,
+)
+
+VERBS = (
+    RUN,
+    Verb(
+        "kernel",
+        "Build, fetch and choose guest kernels.",
+        verbs=(
+            Verb("build", "Build a small kernel from the distribution's kernel source.", "kernel:build"),
+            Verb("fetch", "Take the distribution's own kernel without installing it.", "kernel:fetch"),
+            Verb("list", "List the kernels there are.", "kernel:list_", (_JSON,)),
+            Verb("use", "Make a kernel the default.", "kernel:use", operands="NAME"),
+            Verb("remove", "Delete a kernel.", "kernel:remove", operands="NAME"),
+        ),
+    ),
+    Verb("doctor", "Say what works on this host, what does not, and what mends it.", "doctor:main", (_JSON,)),
+    Verb("drivers", "List the drivers, what they can do and how well they isolate.", "drivers:main", (_JSON,)),
+    Verb("completion", "Print a completion script for a shell.", "reference:completion", operands="bash|zsh|fish"),
+    Verb("man", "Print the manual page (pipe it into `man -l -`).", "reference:man_page"),
+    Verb("help", "Show help.", "reference:help_", operands="[VERB]"),
+    Verb("supervise", "Own a domain for a program that uses the Python API.", "supervise:main", operands="FD", hidden=True),
+)

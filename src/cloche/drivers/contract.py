@@ -1,0 +1,90 @@
+"""What a driver is (layer 4; DESIGN D7).
+
+A driver turns a request into a plan, says what it can do, and controls what runs. Everything above knows drivers only
+through this page; one test suite runs against every driver.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from cloche.model.facts import HostFacts
+    from cloche.model.machine import Kernel
+    from cloche.model.plan import LaunchPlan
+    from cloche.model.request import RunRequest
+
+
+class Capabilities(NamedTuple):
+    """What a driver can do. What it cannot is refused when planning, never skipped.
+
+    Attributes:
+        isolation: What stands between program and host (``model.machine.Isolation``).
+        needs_kernel: Whether it boots a guest kernel (and so takes ``--kernel``, ``--boot-log``).
+        memory_limit: Whether ``--memory`` is enforced.
+        cpu_limit: Whether ``--cpus`` is enforced.
+        pids_limit: Whether ``--pids`` is enforced.
+        writable_system: Whether the program can write to /usr and /etc of its own layer.
+        other_users: Whether the program can run as somebody else than the caller.
+        pause: Whether a domain can be paused and resumed.
+        save: Whether a running domain can be saved.
+    """
+
+    isolation: str
+    needs_kernel: bool
+    memory_limit: bool
+    cpu_limit: bool
+    pids_limit: bool
+    writable_system: bool
+    other_users: bool
+    pause: bool
+    save: bool
+
+
+class DriverStatus(NamedTuple):
+    """Whether a driver can work here, and if not, why and what would mend it."""
+
+    usable: bool
+    detail: str
+    hint: str = ""
+
+
+class Control(Protocol):
+    """How a running domain is paused and resumed."""
+
+    def pause(self) -> None:
+        """Stop the guest's clock and CPUs.
+
+        Raises:
+            DomainError: The driver's process refused.
+        """
+
+    def resume(self) -> None:
+        """Go on after ``pause``.
+
+        Raises:
+            DomainError: The driver's process refused.
+        """
+
+
+class Driver(Protocol):
+    """A way of starting and controlling a domain."""
+
+    name: str
+
+    def capabilities(self, facts: HostFacts) -> Capabilities:
+        """Return what the driver can do on this host."""
+        ...
+
+    def status(self, facts: HostFacts) -> DriverStatus:
+        """Return whether the driver can work here."""
+        ...
+
+    def plan(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
+        """Compute everything that will be started. Pure.
+
+        Raises:
+            UsageError: The request asks for what the driver cannot do.
+            HostError: The host lacks what the driver needs.
+        """
+        ...

@@ -1,0 +1,55 @@
+"""The QEMU driver (layer 4): a machine per domain, under KVM or by emulation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloche.drivers.contract import Capabilities, DriverStatus
+from cloche.drivers.qemu.plan import MINIMUM_VERSION, plan_launch
+from cloche.model.machine import Isolation
+
+if TYPE_CHECKING:
+    from cloche.model.facts import HostFacts
+    from cloche.model.machine import Kernel
+    from cloche.model.plan import LaunchPlan
+    from cloche.model.request import RunRequest
+
+
+class QemuDriver:
+    """See the package's docstring."""
+
+    name = "qemu"
+
+    def capabilities(self, facts: HostFacts) -> Capabilities:
+        """Return what the driver can do on this host."""
+        return Capabilities(
+            isolation=Isolation.HARDWARE_VM if facts.kvm else Isolation.EMULATED_VM,
+            needs_kernel=True,
+            memory_limit=True,
+            cpu_limit=True,
+            pids_limit=True,
+            writable_system=True,
+            other_users=True,
+            pause=True,
+            save=False,
+        )
+
+    def status(self, facts: HostFacts) -> DriverStatus:
+        """Return whether QEMU is there and new enough."""
+        major, minor = facts.tools.qemu_version
+        oldest = ".".join(map(str, MINIMUM_VERSION))
+        if not facts.tools.qemu:
+            return DriverStatus(False, "QEMU is not installed", "Install qemu-system-x86: run `make setup` in cloche's directory.")
+        if (major, minor) == (0, 0):
+            return DriverStatus(
+                False,
+                f"{facts.tools.qemu} does not say its version",
+                f"Run `{facts.tools.qemu} --version`: it must print a version of {oldest} or newer.",
+            )
+        if (major, minor) < MINIMUM_VERSION:
+            return DriverStatus(False, f"QEMU {major}.{minor} is too old", f"Install QEMU {oldest} or newer.")
+        return DriverStatus(True, f"QEMU {major}.{minor}")
+
+    def plan(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
+        """Compute the launch of a machine."""
+        return plan_launch(request, facts, kernel)

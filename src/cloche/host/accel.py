@@ -1,0 +1,49 @@
+"""Whether KVM works here (layer 3a; DESIGN D11): the result of a trial, remembered; never a guess.
+
+``/dev/kvm`` can exist, open and create machines and still not run a guest kernel. ``cloche doctor`` boots the guest
+kernel under KVM with a deadline (``domain.trial``) and remembers the outcome here, for this host kernel and device.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cloche.host import xdg
+
+_DEVICE = "/dev/kvm"
+_FILE = "kvm-trial"
+
+
+def _key() -> str:
+    uname = os.uname()
+    return f"{uname.release} {uname.version}"
+
+
+def kvm_accessible() -> bool:
+    """Tell whether the device exists and the caller may open it (which proves little)."""
+    return os.access(_DEVICE, os.R_OK | os.W_OK)
+
+
+def kvm_result() -> bool | None:
+    """Return what the trial on this host kernel said; None when there was none; False without access to the device."""
+    if not kvm_accessible():
+        return False
+    try:
+        with open(os.path.join(xdg.cache_dir(), _FILE), encoding="utf-8") as file:
+            key, _, outcome = file.read().partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return outcome.startswith("works") if key == _key() else None
+
+
+def remember_kvm(works: bool, why: str) -> None:
+    """Keep the outcome of a trial for this host kernel.
+
+    Raises:
+        HostError: The cache directory cannot be made.
+    """
+    path = os.path.join(xdg.ensure_directory(xdg.cache_dir()), _FILE)
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(f"{_key()}\n{'works' if works else 'fails'}: {why}\n")
+    os.replace(temporary, path)

@@ -1,0 +1,121 @@
+"""Run directories (layer 3a): one per domain, locked as long as its supervisor lives.
+
+A run directory holds sockets and nothing that must survive. Its lock tells whether the supervisor is alive: the kernel
+lets go of it whatever way the process ends, so that the next command can remove what a killed one left behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from cloche.errors import HostError
+from cloche.host import xdg
+
+_LOCK = "lock"
+_NEW = "new-"
+#: A directory without a lock is being made right now, unless it is older than this, in seconds.
+_NEW_GRACE_S = 60
+
+
+class RunDirectory:
+    """An own directory below the runtime directory, removed by ``close``."""
+
+    def __init__(self, path: str, lock: int, ident: str) -> None:
+        self.path = path
+        self.ident = ident
+        self._lock = lock
+
+    @classmethod
+    def create(cls) -> RunDirectory:
+        """Make and lock a run directory with a fresh random name.
+
+        Raises:
+            HostError: The runtime directory cannot be used.
+        """
+        parent = xdg.ensure_directory(xdg.runtime_dir())
+        ident = os.urandom(6).hex()
+        path = os.path.join(parent, ident)
+        building = os.path.join(parent, _NEW + ident)
+        try:
+            # Locked under a temporary name first: a directory with a real name always has its lock held by the living.
+            os.mkdir(building, 0o700)
+            lock = os.open(os.path.join(building, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.rename(building, path)
+        except OSError as error:
+            raise HostError(
+                f"cannot make the run directory {path}: {error.strerror}",
+                hint="Free some space there, or set XDG_RUNTIME_DIR to a directory of yours.",
+            ) from None
+        return cls(path, lock, ident)
+
+    def file(self, name: str) -> str:
+        """Return the path of a file in the directory."""
+        return os.path.join(self.path, name)
+
+    def close(self) -> None:
+        """Remove the directory. May be called twice."""
+        if self._lock >= 0:
+            _remove(self.path)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def sweep() -> int:
+    """Remove the run directories whose supervisor is dead; return how many there were."""
+    parent = xdg.runtime_dir()
+    removed = 0
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        return 0
+    for name in names:
+        path = os.path.join(parent, name)
+        if _is_abandoned(path, new=name.startswith(_NEW)):
+            _remove(path)
+            removed += 1
+    return removed
+
+
+def _is_abandoned(path: str, *, new: bool) -> bool:
+    try:
+        lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except NotADirectoryError:
+        return False
+    except OSError:
+        return _is_old(path)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return not new or _is_old(path)
+
+
+def _is_old(path: str) -> bool:
+    import time
+
+    try:
+        return time.time() - os.lstat(path).st_mtime > _NEW_GRACE_S
+    except OSError:
+        return False
+
+
+def _remove(path: str) -> None:
+    # Two commands may sweep at once: whoever comes second finds nothing, and that is what was wanted.
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                try:
+                    os.unlink(entry.path)
+                except FileNotFoundError:
+                    continue
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        from cloche import log
+
+        log.debug(f"cannot remove {path}: {error.strerror}")

@@ -1,0 +1,77 @@
+"""Where cloche keeps its files (layer 3a): the XDG base directories, each made on demand and private to the user."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cloche.errors import HostError
+
+
+def _home() -> str:
+    home = os.environ.get("HOME", "")
+    if home.startswith("/"):
+        return home
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        raise HostError("no home directory is known for this user", hint="Set HOME to a directory of yours.") from None
+
+
+def _base(variable: str, default: str) -> str:
+    # The specification says that relative paths are invalid and to be ignored.
+    value = os.environ.get(variable, "")
+    return value if value.startswith("/") else os.path.join(_home(), default)
+
+
+def cache_dir() -> str:
+    """Return the directory for what can be made again: kernels, initramfs, probe results. It may not exist yet."""
+    return os.path.join(_base("XDG_CACHE_HOME", ".cache"), "cloche")
+
+
+def data_dir() -> str:
+    """Return the directory for what cannot be made again (profiles). It may not exist yet."""
+    return os.path.join(_base("XDG_DATA_HOME", ".local/share"), "cloche")
+
+
+def runtime_dir() -> str:
+    """Return the directory of run directories: below XDG_RUNTIME_DIR, /run/user or, without both, the cache.
+
+    Somebody else's directory is never used, whatever the variable says.
+    """
+    for candidate in (os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.getuid()}"):
+        if candidate.startswith("/") and is_private_directory(candidate):
+            return os.path.join(candidate, "cloche")
+    return os.path.join(cache_dir(), "run")
+
+
+def is_private_directory(path: str) -> bool:
+    """Tell whether ``path`` is a directory that belongs to the caller and that only he can write to."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def ensure_directory(path: str) -> str:
+    """Make ``path`` (0700) and its parents when missing, and return it.
+
+    Raises:
+        HostError: It cannot be made, or it is somebody else's.
+    """
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"cannot make the directory {path}: {error.strerror}",
+            hint="Make it writable for you, or point the XDG variables (XDG_CACHE_HOME, XDG_RUNTIME_DIR) to a place that is.",
+        ) from None
+    if not is_private_directory(path):
+        raise HostError(
+            f"the directory {path} is not yours alone, so cloche does not trust it",
+            hint=f"chmod go-w {path}, and see that it belongs to you.",
+        )
+    return path

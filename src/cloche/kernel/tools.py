@@ -1,0 +1,92 @@
+"""How building and fetching a kernel start other programs (layer 3, off the way to a run).
+
+Both are long jobs that a user asked for, on the host and outside any domain: no jail, no supervisor, and ``subprocess``
+may be imported. Nothing on the way to a start imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from cloche.errors import KernelError, MissingToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+#: Called with the name of a stage and how much of the whole is done, 0.0 to 1.0; never goes back.
+Progress = "Callable[[str, float], None]"
+_TAIL_LINES = 15
+
+
+def no_progress(stage: str, fraction: float) -> None:
+    """Take a report of progress and do nothing with it."""
+
+
+def require_tools(packages: Mapping[str, str]) -> None:
+    """Check that programs are installed, given as ``{program: Debian package}``.
+
+    Raises:
+        MissingToolError: One or more are not; the hint names every package at once.
+    """
+    missing = {tool: package for tool, package in packages.items() if shutil.which(tool) is None}
+    if missing:
+        names = " ".join(sorted(set(missing.values())))
+        raise MissingToolError(", ".join(sorted(missing)), hint=f"apt-get install {names}")
+
+
+def run_tool(
+    argv: Sequence[str],
+    *,
+    cwd: str | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> str:
+    """Run a program to its end and return what it said on its standard output.
+
+    ``on_line`` is given each line as it comes, without its end. Messages are in English, whatever the user's language, and
+    standard input is empty. If this is interrupted (Ctrl-C) the program and all it started are ended first.
+
+    Raises:
+        KernelError: It could not be started or failed; the last lines it wrote are in the hint.
+    """
+    env = {key: value for key, value in os.environ.items() if key in _PASSED}
+    env.update({"LC_ALL": "C.UTF-8", **(extra_env or {})})
+    lines: list[str] = []
+    try:
+        process = subprocess.Popen(  # noqa: S603 - a list, no shell
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            process_group=0,
+        )
+    except OSError as error:
+        raise KernelError(f"cannot start {argv[0]}: {error.strerror}") from error
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if on_line is not None:
+                on_line(line.rstrip("\n"))
+        status = process.wait()
+    except BaseException:
+        os.killpg(process.pid, 9)
+        process.wait()
+        raise
+    if status != 0:
+        tail = "".join(lines[-_TAIL_LINES:]).strip()
+        raise KernelError(f"{os.path.basename(argv[0])} failed with status {status}", hint=f"its last words:\n{tail}")
+    return "".join(lines)
+
+
+#: What a build may depend on. Everything else of the user's environment (CFLAGS, KCONFIG_*, ...) would change its bytes.
+_PASSED = frozenset(
+    {"PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
+)
