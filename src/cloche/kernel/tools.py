@@ -6,6 +6,7 @@ may be imported. Nothing on the way to a start imports this module.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -90,3 +91,9 @@ def run_tool(
 _PASSED = frozenset(
     {"PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
 )
+
+
+def file_sha256(path: str) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
