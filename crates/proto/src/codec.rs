@@ -233,13 +233,16 @@ impl Writer {
         }
     }
 
+    /// Marks the message as too long, whatever was written.
+    pub fn overflow(&mut self) -> &mut Self {
+        self.overflow = true;
+        self
+    }
+
     fn count(&mut self, count: usize) -> &mut Self {
         match u32::try_from(count) {
             Ok(value) => self.u32(value),
-            Err(_) => {
-                self.overflow = true;
-                self
-            }
+            Err(_) => self.overflow(),
         }
     }
 }

@@ -4,4 +4,6 @@
 //! output, and nothing here panics, whatever bytes it is given.
 
 pub mod codec;
+pub mod frame;
+pub mod message;
 pub mod warden;
