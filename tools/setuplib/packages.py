@@ -1,0 +1,76 @@
+"""Which Debian packages are needed, and for what."""
+
+from __future__ import annotations
+
+#: What a plain ``cloche run`` needs.
+RUN = (
+    "bubblewrap",  # the driver for hosts without a VMM
+    "cpio",  # `cloche kernel fetch` puts modules into the guest's first file system
+    "kmod",  # the order in which those modules are loaded
+    "qemu-system-x86",
+    "xz-utils",  # Debian's modules are compressed
+)
+#: To compile the agent, the warden and the file server.
+RUST = (
+    "build-essential",
+    "libcap-ng-dev",  # linked into the file server
+    "libseccomp-dev",  # linked into the file server
+)
+#: Where no cargo is there or only one that is too old: the packages with a new one, by preference, each with the
+#: packages that bring its rustfmt and clippy.
+CARGO = (
+    ("cargo", "rustc", "rustfmt", "rust-clippy"),
+    (
+        "cargo-web",
+        "rustc-web",
+        "rustfmt-web",
+        "rust-web-clippy",
+    ),  # Debian 12 keeps these new for its browsers
+)
+#: For the Python environment.
+PYTHON = ("python3-venv",)
+#: To compile the guest kernel.
+KERNEL = (
+    "bc",
+    "bison",
+    "build-essential",
+    "cpio",
+    "flex",
+    "kmod",
+    "libelf-dev",
+    "linux-source-6.12",
+    "xz-utils",
+)
+#: What the tests run, on the host and in the guest (which sees the host's /usr).
+TEST = (
+    "e2fsprogs",
+    "file",
+    "git",
+    "less",
+    "man-db",
+    "perl",
+    "procps",
+    "shellcheck",
+    "strace",
+    "tmux",
+    "vim-tiny",
+)
+#: For `make check`.
+CHECK = ("shellcheck",)
+#: For `make bench`.
+BENCH = ("hyperfine",)
+
+#: The groups by name, as `tools/setup system` and the other stages ask for them.
+GROUPS = {
+    "run": RUN,
+    "rust": RUST,
+    "python": PYTHON,
+    "kernel": KERNEL,
+    "test": TEST,
+    "check": CHECK,
+    "bench": BENCH,
+}
+
+#: Older machines run, but cannot add a file server to a template (DESIGN.md, section 4, D5).
+QEMU = "qemu-system-x86"
+QEMU_PREFERRED = 10
