@@ -183,9 +183,11 @@ def encode_attached(message: Attached) -> bytes:
 
 
 def decode_attached(payload: bytes | memoryview) -> Attached:
-    """Raises ProtocolError when the payload is malformed."""
+    """Raises ProtocolError when the payload is malformed. Of another version only the number is read."""
     data = Reader(payload)
     version = data.u16()
+    if version != VERSION:
+        return Attached(version, FIRST_KEY, False, ())
     session = data.take(KEY_SIZE)
     fresh = data.u8()
     if fresh > 1 or not _HEX.issuperset(session):

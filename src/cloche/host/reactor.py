@@ -14,7 +14,7 @@ import select
 import signal
 from heapq import heappop, heappush
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +79,7 @@ class Reactor:
         self._foreign: list[Callable[[], None]] = []
         self.register(self._wake_read, READ, self._woken)
 
-    def __enter__(self) -> Reactor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -165,12 +165,12 @@ class Reactor:
         return self.call_at(monotonic() + delay, callback)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` at the end of this turn, or of the next one, before waiting again."""
+        """Call ``callback`` at the end of this turn; when called from such a callback, of the next one."""
         self._soon.append(callback)
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         """Like ``call_soon``, from any thread; wakes the loop. Raises OSError (EBADF) after ``close``."""
-        self._foreign.append(callback)  # list.append and slice-free pop(0) are atomic under the interpreter's lock
+        self._foreign.append(callback)  # append and pop(0) are atomic under the interpreter's lock
         self._wake()
 
     def _wake(self) -> None:
@@ -179,7 +179,7 @@ class Reactor:
         except BlockingIOError:
             return  # full of wake-ups nobody has read yet: one more adds nothing
 
-    def _woken(self, events: int) -> None:
+    def _woken(self, _events: int) -> None:
         for byte in os.read(self._wake_read, 4096):
             callback = self._signals.get(byte)
             if callback is not None:
@@ -246,15 +246,14 @@ class Reactor:
                     watch.callback(watch.events & (READ | WRITE))
         if self._timers:
             self._run_timers()
-        while self._soon:
-            batch, self._soon = self._soon, []
-            while batch:
-                callback = batch.pop(0)
-                try:
-                    callback()
-                except BaseException:
-                    self._soon = batch + self._soon  # the others still get their turn if the loop goes on
-                    raise
+        batch, self._soon = self._soon, []
+        while batch:
+            callback = batch.pop(0)
+            try:
+                callback()
+            except BaseException:
+                self._soon = batch + self._soon  # the others still get their turn if the loop goes on
+                raise
 
     def _run_timers(self) -> None:
         now = monotonic()

@@ -1,0 +1,495 @@
+"""The agent's client: one connection to one guest, its set-up, its programs (layer 3).
+
+Joins ``cloche.guest.mux`` (what is said) to a reactor and a socket. Everything is asked for at once and answered by
+callbacks from the loop; what is asked before the agent has attached is sent when it has. When the socket is cut it is
+connected again and nothing is lost or doubled (``protocol/README.md`` section 4).
+"""
+
+from __future__ import annotations
+
+import os
+from time import time_ns
+from typing import TYPE_CHECKING
+
+from cloche import log
+from cloche.errors import ClocheError, DomainError, ProtocolError, UsageError
+from cloche.guest import messages
+from cloche.guest.job import Job
+from cloche.guest.mux import ATTACHED, Mux
+from cloche.guest.pumps import InputPump, OutputPump, SinkPump, SourcePump
+from cloche.guest.streams import Receiver, Sender
+from cloche.host.reactor import READ, WRITE
+from cloche.host.text import escape_untrusted
+from cloche.model.guest import Clock, Entropy
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
+    from cloche.guest.messages import Message, Ready, SetupDone, SetupFailed, ToAgent
+    from cloche.guest.pumps import Pump
+    from cloche.host.reactor import Reactor, Timer
+    from cloche.model.guest import GuestCommand, Step
+
+    Source = int | bytes | Callable[[int], bytes | None] | None
+    Sink = int | Callable[[bytes], None] | None
+    SetupAnswer = Callable[[SetupDone | SetupFailed], None]
+
+_RECEIVE = 262144
+#: Bytes sent in one turn before others get theirs.
+_SEND_PER_TURN = 1 << 20
+#: Control messages handled in one turn; more wait, and while they wait the agent gets no new credit.
+_CONTROL_PER_TURN = 64
+#: LOG messages let through: so many at once, so many per second in the long run.
+_LOG_BURST = 200
+_LOG_RATE = 50
+_LOG_LENGTH = 1000
+#: Connection attempts without an answer before the agent counts as lost, and the first pause between them in
+#: seconds (doubled each time): a little over a second in all.
+_ATTEMPTS = 8
+_FIRST_PAUSE = 0.01
+_ENTROPY_SIZE = 64
+
+
+def _fill_in(step: Step) -> Step:
+    """Steps whose value is only known when they are sent."""
+    if isinstance(step, Clock) and step.realtime_ns == 0:
+        return Clock(time_ns())
+    if isinstance(step, Entropy) and not step.seed:
+        return Entropy(os.urandom(_ENTROPY_SIZE))
+    return step
+
+
+class AgentSession:
+    """A conversation with the agent of one domain.
+
+    Args:
+        reactor: The loop that drives it; every callback comes from there.
+        connect: Makes a connected stream socket to the agent; called again after a cut. May raise OSError.
+        resume: Whether to connect again after a cut. Without it a cut loses the agent at once.
+
+    Attributes:
+        ready: The agent's READY, once it came.
+        lost: Why the conversation ended, None while it goes on (or was ended by ``close``).
+        on_ready: Called with READY.
+        on_log: Called with level (0 debug to 3 error) and escaped text of the agent's own messages.
+        on_lost: Called once when the agent is gone for good or broke the protocol. Without it the error is raised
+            out of the loop.
+        on_closed: Called instead of ``on_lost`` when the connection ends after ``poweroff``.
+    """
+
+    def __init__(
+        self, reactor: Reactor, connect: Callable[[], socket.socket], *, resume: bool = True
+    ) -> None:
+        self.reactor = reactor
+        self.mux = Mux()
+        self.ready: Ready | None = None
+        self.lost: ClocheError | None = None
+        self.on_ready: Callable[[Ready], None] | None = None
+        self.on_log: Callable[[int, str], None] | None = None
+        self.on_lost: Callable[[ClocheError], None] | None = None
+        self.on_closed: Callable[[], None] | None = None
+        self._connect = connect
+        self._resume = resume
+        self._socket: socket.socket | None = None
+        self._buffer = memoryview(bytearray(_RECEIVE))
+        self._out: list[bytes | memoryview] = []
+        self._settling = False
+        self._closed = False
+        self._leaving = False
+        self._attempts = 0
+        self._attach_seen = 0
+        self._retry: Timer | None = None
+        self._early: list[ToAgent] = []
+        self._pumps: dict[Sender | Receiver, Pump] = {}
+        self._owners: dict[Receiver, Job] = {}
+        self._jobs: dict[int, Job] = {}
+        self._next_job = 1
+        self._next_seq = 1
+        self._setups: dict[int, SetupAnswer] = {}
+        self._syncs: dict[int, Callable[[], None]] = {}
+        self._log_tokens = float(_LOG_BURST)
+        self._log_time = reactor.time()
+        self._log_dropped = 0
+
+    # What one can ask for
+
+    def attach(self) -> None:
+        """Connect and greet the agent. Everything asked for so far is sent once it answers."""
+        self._open()
+
+    def setup(self, steps: Iterable[Step], answer: SetupAnswer) -> None:
+        """Do ``steps`` in the guest; ``answer`` gets SetupDone or SetupFailed.
+
+        Clock steps of 0 and empty Entropy steps are filled in at the moment of sending.
+        """
+        seq = self._take_seq()
+        self._setups[seq] = answer
+        self._tell(messages.Setup(seq, tuple(steps)))
+
+    def sync(self, answer: Callable[[], None]) -> None:
+        """Write back every writable file system of the guest, then call ``answer``."""
+        seq = self._take_seq()
+        self._syncs[seq] = answer
+        self._tell(messages.Sync(seq))
+
+    def poweroff(self) -> None:
+        """Let the guest end. The end of the connection is then no error (``on_closed``)."""
+        self._leaving = True
+        self._tell(messages.Poweroff())
+
+    def exec(
+        self,
+        command: GuestCommand,
+        *,
+        stdin: Source = None,
+        stdout: Sink = None,
+        stderr: Sink = None,
+        terminal: tuple[int, int] | None = None,
+        linger: bool = False,
+    ) -> Job:
+        """Start a program.
+
+        Args:
+            command: What to run.
+            stdin: A descriptor of any kind (duplicated, never switched to non-blocking), bytes, a callable
+                (see ``SourcePump``), or None for /dev/null.
+            stdout: A descriptor, a callable that takes bytes, or None for /dev/null.
+            stderr: Like ``stdout``; must be None with ``terminal``.
+            terminal: Rows and columns: run it on a pty. Needs stdin and stdout.
+            linger: Background processes may go on writing after the program ended.
+
+        Raises:
+            UsageError: Arguments and environment are larger than the channel takes (4 MiB).
+            OSError: A descriptor is not open, or there are no more.
+        """
+        if terminal is not None and (stdin is None or stdout is None or stderr is not None):
+            raise ValueError("a terminal needs stdin and stdout and has no stderr")
+        job = Job(self._next_job, self._tell)
+        sender = self.mux.open_sender() if stdin is not None else None
+        receivers = [self.mux.open_receiver() if sink is not None else None for sink in (stdout, stderr)]
+        flags = messages.FLAG_STRACE if command.strace else 0
+        flags |= (messages.FLAG_TTY if terminal else 0) | (messages.FLAG_LINGER if linger else 0)
+        rows, cols = terminal or (0, 0)
+        message = messages.Exec(
+            job.number,
+            sender.stream if sender else 0,
+            receivers[0].stream if receivers[0] else 0,
+            receivers[1].stream if receivers[1] else 0,
+            flags,
+            rows,
+            cols,
+            command.uid,
+            command.gid,
+            command.umask,
+            command.groups,
+            command.pids_max,
+            command.cwd,
+            command.argv,
+            command.env,
+        )
+        job.sender = sender
+        job.receivers = [receiver for receiver in receivers if receiver is not None]
+        try:
+            encoded = messages.encode(message)
+            job.stdin = self._input(sender, stdin)
+            job.stdout = self._output(receivers[0], stdout)
+            job.stderr = self._output(receivers[1], stderr)
+        except (OSError, ValueError) as error:
+            self._forget(job)
+            for pump in (job.stdin, job.stdout, job.stderr):
+                if pump is not None:
+                    pump.close()
+            if isinstance(error, OSError):
+                raise
+            raise UsageError(f"the program cannot be described to the guest: {error}") from error
+        self._next_job += 1
+        self._jobs[job.number] = job
+        for receiver in job.receivers:
+            self._owners[receiver] = job
+        self._tell(message, encoded)
+        return job
+
+    def close(self) -> None:
+        """End the conversation without a word. No callback comes any more. Harmless when repeated."""
+        self._closed = True
+        self._drop_socket()
+        if self._retry is not None:
+            self._retry.cancel()
+        for pump in self._pumps.values():
+            pump.close()
+        self._pumps.clear()
+
+    # Pieces of exec
+
+    def _input(self, sender: Sender | None, source: Source) -> InputPump | SourcePump | None:
+        if sender is None or source is None:
+            return None
+        pump: InputPump | SourcePump
+        if isinstance(source, int):
+            pump = InputPump(self, sender, source)
+        elif isinstance(source, bytes):
+            rest = memoryview(source)
+
+            def take(size: int) -> bytes:
+                nonlocal rest
+                piece, rest = bytes(rest[:size]), rest[size:]
+                return piece
+
+            pump = SourcePump(self, sender, take)
+        else:
+            pump = SourcePump(self, sender, source)
+        self._pumps[sender] = pump
+        return pump
+
+    def _output(self, receiver: Receiver | None, sink: Sink) -> OutputPump | SinkPump | None:
+        if receiver is None or sink is None:
+            return None
+        pump: OutputPump | SinkPump
+        if isinstance(sink, int):
+            pump = OutputPump(self, receiver, sink)
+        else:
+            pump = SinkPump(self, receiver, sink)
+        self._pumps[receiver] = pump
+        return pump
+
+    def _forget(self, job: Job) -> None:
+        self.mux.forget(job.sender, *job.receivers)
+        if job.sender is not None:
+            self._pumps.pop(job.sender, None)
+        for receiver in job.receivers:
+            self._pumps.pop(receiver, None)
+            self._owners.pop(receiver, None)
+
+    def _take_seq(self) -> int:
+        self._next_seq += 1
+        return self._next_seq - 1
+
+    # Sending
+
+    def _tell(self, message: Message, encoded: bytes | None = None) -> None:
+        if self.mux.attached_count == 0:
+            self._early.append(message)  # type: ignore[arg-type]
+            return
+        if isinstance(message, messages.Setup):
+            message = messages.Setup(message.seq, tuple(_fill_in(step) for step in message.steps))
+        self.mux.send_control(encoded or messages.encode(message))
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Handle news and send what there is at the end of this turn."""
+        if not self._settling:
+            self._settling = True
+            self.reactor.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        self._settling = False
+        if self._closed or self.lost is not None:
+            return
+        try:
+            self._handle_control()
+            self._handle_touched()
+        except ProtocolError as error:
+            self._lose(error)
+            return
+        self._flush()
+
+    def _flush(self) -> None:
+        budget = _SEND_PER_TURN
+        while self._socket is not None:
+            if not self._out:
+                self._out = list(self.mux.data_to_send())
+                if not self._out:
+                    self.reactor.modify(self._socket.fileno(), READ)
+                    return
+            try:
+                sent = self._socket.sendmsg(self._out)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._cut(error)
+                return
+            budget -= sent
+            self._advance(sent)
+            if budget <= 0:
+                break
+        if self._socket is not None:
+            self.reactor.modify(self._socket.fileno(), READ | WRITE)
+
+    def _advance(self, sent: int) -> None:
+        out = self._out
+        done = 0
+        while done < len(out) and sent >= len(out[done]):
+            sent -= len(out[done])
+            done += 1
+        if sent:
+            out[done] = memoryview(out[done])[sent:]
+        del out[:done]
+
+    # Receiving
+
+    def _event(self, events: int) -> None:
+        if self._socket is None:
+            return
+        if events & ~WRITE:
+            try:
+                size = self._socket.recv_into(self._buffer)
+            except BlockingIOError:
+                size = -1
+            except OSError as error:
+                self._cut(error)
+                return
+            if size == 0:
+                self._cut(None)
+                return
+            if size > 0:
+                try:
+                    self.mux.receive(self._buffer[:size])
+                except ProtocolError as error:
+                    self._lose(error)
+                    return
+                if self.mux.attached_count != self._attach_seen:
+                    self._greeted()
+        self.flush_soon()
+
+    def _greeted(self) -> None:
+        self._attach_seen = self.mux.attached_count
+        self._attempts = 0
+        early, self._early = self._early, []
+        for message in early:
+            self._tell(message)
+
+    def _handle_touched(self) -> None:
+        for stream in self.mux.take_touched():
+            pump = self._pumps.get(stream)
+            if pump is not None:
+                pump.update()
+            if stream.finished:
+                self._pumps.pop(stream, None)
+                if pump is not None:
+                    pump.close()
+                job = self._owners.pop(stream, None) if isinstance(stream, Receiver) else None
+                if job is not None:
+                    self._maybe_done(job)
+
+    def _maybe_done(self, job: Job) -> None:
+        if job.settle():
+            self._jobs.pop(job.number, None)
+            if job.on_done is not None:
+                job.on_done(job)
+
+    def _handle_control(self) -> None:
+        for _ in range(_CONTROL_PER_TURN):
+            body = self.mux.next_control()
+            if body is None:
+                return
+            self._on_message(messages.decode(body))
+            if self._closed:
+                return
+        self.flush_soon()
+
+    def _on_message(self, message: Message) -> None:
+        if isinstance(message, messages.Log):
+            self._on_log(message)
+        elif isinstance(message, messages.Ready):
+            if self.ready is not None:
+                raise ProtocolError("the agent says READY twice")
+            self.ready = message
+            if self.on_ready is not None:
+                self.on_ready(message)
+        elif isinstance(message, (messages.SetupDone, messages.SetupFailed)):
+            answer = self._setups.pop(message.seq, None)
+            if answer is None:
+                raise ProtocolError(f"the agent answers the set-up {message.seq} nobody asked for")
+            answer(message)
+        elif isinstance(message, messages.Synced):
+            done = self._syncs.pop(message.seq, None)
+            if done is None:
+                raise ProtocolError(f"the agent answers the sync {message.seq} nobody asked for")
+            done()
+        elif isinstance(
+            message,
+            (messages.Started, messages.Failed, messages.Exited, messages.Stopped, messages.Continued),
+        ):
+            self._on_job(message)
+
+    def _on_job(
+        self,
+        message: messages.Started | messages.Failed | messages.Exited | messages.Stopped | messages.Continued,
+    ) -> None:
+        job = self._jobs.get(message.job)
+        if job is None:
+            if 0 < message.job < self._next_job:
+                return  # late news of a job that is over
+            raise ProtocolError(f"the agent speaks of the unknown job {message.job}")
+        job.heard(message)
+        if isinstance(message, messages.Started):
+            for receiver in job.receivers:
+                self.mux.know(receiver)
+        elif isinstance(message, messages.Failed):
+            self._forget(job)
+        self._maybe_done(job)
+
+    def _on_log(self, message: messages.Log) -> None:
+        """Let a guest talk, but not without end: what is too much is counted and dropped."""
+        now = self.reactor.time()
+        self._log_tokens = min(_LOG_BURST, self._log_tokens + (now - self._log_time) * _LOG_RATE)
+        self._log_time = now
+        if self._log_tokens < 1:
+            self._log_dropped += 1
+            return
+        self._log_tokens -= 1
+        if self.on_log is None:
+            return
+        if self._log_dropped:
+            self.on_log(2, f"{self._log_dropped} messages of the agent were dropped")
+            self._log_dropped = 0
+        self.on_log(message.level, escape_untrusted(message.text, _LOG_LENGTH))
+
+    # The socket's life
+
+    def _open(self) -> None:
+        self._retry = None
+        self._attempts += 1
+        try:
+            connection = self._connect()
+        except OSError as error:
+            self._cut(error)
+            return
+        connection.setblocking(False)
+        self._socket = connection
+        self._out = []
+        self.mux.attach()
+        self.reactor.register(connection.fileno(), READ, self._event)
+        self.flush_soon()
+
+    def _drop_socket(self) -> None:
+        if self._socket is not None:
+            self.reactor.unregister(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        self._out = []
+        self.mux.detached()
+
+    def _cut(self, error: OSError | None) -> None:
+        was_attached = self.mux.state == ATTACHED
+        self._drop_socket()
+        if self._leaving:
+            self._closed = True
+            if self.on_closed is not None:
+                self.on_closed()
+            return
+        reason = error.strerror if error is not None and error.strerror else "it closed the connection"
+        if not self._resume or self._attempts >= _ATTEMPTS:
+            self._lose(DomainError(f"the guest's agent is gone: {reason}"))
+            return
+        log.debug(f"agent: connection cut ({reason}), connecting again")
+        pause = 0.0 if was_attached else _FIRST_PAUSE * (1 << self._attempts) / 2
+        self._retry = self.reactor.call_later(pause, self._open)
+
+    def _lose(self, error: ClocheError) -> None:
+        self.lost = error
+        self.close()
+        if self.on_lost is None:
+            raise error
+        self.on_lost(error)
