@@ -204,6 +204,11 @@ def build_stage(facts: HostFacts, *, hostname: str, machine_id: str) -> tuple[Ro
     return tuple(ops)
 
 
+def below(prefix: bytes, ops: tuple[RootOp, ...]) -> tuple[RootOp, ...]:
+    """Return the same operations for a tree that lies below ``prefix``."""
+    return tuple(op._replace(path=prefix + op.path) for op in ops)
+
+
 def _show(path: str, fact: PathFact) -> RootOp:
     if fact.kind == "link":
         return Symlink(fact.target.encode("utf-8", "surrogateescape"), path.encode())

@@ -25,7 +25,7 @@ from cloche.model.machine import DEFAULT_MEMORY_MIB, MAX_CPUS, MIN_MEMORY_MIB, A
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, ProcessPlan
 from cloche.plan.guest import build_command, build_machine_steps, resolve_user
 from cloche.plan.shares import check_targets
-from cloche.plan.stage import SYSTEM_TREES, build_stage
+from cloche.plan.stage import SYSTEM_TREES, below, build_stage
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
@@ -140,10 +140,6 @@ def _with_includes(steps: tuple[Step, ...], request: RunRequest, uid: int, gid: 
     return (*steps[:at], *copies, *steps[at:])
 
 
-def _below(prefix: bytes, ops: tuple[RootOp, ...]) -> tuple[RootOp, ...]:
-    return tuple(op._replace(path=prefix + op.path) for op in ops)
-
-
 def _server_jail(facts: HostFacts, ops: tuple[RootOp, ...], *, keep_caps: int = 0) -> Jail:
     # The server opens files again by /proc/self/fd; the stage itself lies beside it, so the guest never sees that /proc.
     return Jail(
@@ -175,7 +171,7 @@ def _system_server(facts: HostFacts, hostname: str) -> ProcessPlan:
     stage = build_stage(facts, hostname=hostname, machine_id=MACHINE_ID_PLACEHOLDER)
     ids = b"host" if facts.user.uid == 0 else b"squash-root"
     arguments = (b"--cache", b"forever", b"--readonly", b"--ids", ids)
-    return _server("system", arguments, _server_jail(facts, _below(_STAGE, stage)), facts)
+    return _server("system", arguments, _server_jail(facts, below(_STAGE, stage)), facts)
 
 
 #: Replaced by fresh digits when the plan is carried out, so that equal requests have equal plans.

@@ -1,0 +1,254 @@
+"""``cloche run`` (layer 6): one program, one domain, the caller's own streams and terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from cloche import log
+from cloche.cli.terminal import Terminal
+from cloche.domain.domain import Domain, State
+from cloche.domain.outcome import failure
+from cloche.domain.prepare import prepare_plan
+from cloche.domain.timings import Timings
+from cloche.errors import ClocheError, TimeLimitError, UsageError
+from cloche.host import rundir
+from cloche.host.facts import collect_facts
+from cloche.host.reactor import Reactor
+from cloche.host.text import escape_untrusted
+
+if TYPE_CHECKING:
+    from cloche.cli.parser import Parsed
+    from cloche.guest.job import Job
+    from cloche.model.plan import LaunchPlan
+    from cloche.model.request import RunRequest, Share
+
+
+def main(parsed: Parsed) -> int:
+    """Run a program and return its status."""
+    timings = Timings()
+    timings.mark("python")
+    if not parsed.operands:
+        raise UsageError("no program was named", hint="For example: cloche run -- uname -a")
+    request = build_request(parsed)
+    plan = prepare_plan(request, collect_facts())
+    timings.mark("plan")
+    if parsed.get("dry_run"):
+        from cloche.domain.describe import describe_plan
+
+        sys.stdout.write(describe_plan(plan))
+        return 0
+    for line in plan.notices:
+        _notice_once(line)
+    return _Run(parsed, request, plan, timings).run()
+
+
+def build_request(parsed: Parsed) -> RunRequest:
+    """Turn the words of the command line into a request; looks at the directories that are to be shared."""
+    from cloche.model.request import RunRequest
+
+    given = parsed.values
+    shares: tuple[Share, ...] = ()
+    includes = ()
+    if given.keys() & {"share", "here", "include"}:
+        from cloche.host.paths import resolve_include, resolve_share, share_here
+
+        shares = tuple(resolve_share(word) for word in given.get("share", ()))  # type: ignore[attr-defined]
+        if given.get("here"):
+            shares = (*shares, share_here())
+        includes = tuple(resolve_include(word) for word in given.get("include", ()))  # type: ignore[attr-defined]
+    plain = {
+        key: given[key]
+        for key in (
+            "driver",
+            "workdir",
+            "user",
+            "privileged",
+            "cpus",
+            "pids",
+            "kernel",
+            "accelerator",
+            "boot_log",
+            "agent_log",
+            "shell_on_failure",
+            "strace",
+        )
+        if key in given
+    }
+    return RunRequest(
+        argv=tuple(os.fsencode(word) for word in parsed.operands),
+        shares=shares,
+        includes=includes,
+        env=tuple(_variable(word) for word in given.get("env", ())),  # type: ignore[attr-defined]
+        memory_mib=given.get("memory"),  # type: ignore[arg-type]
+        timeout_s=given.get("timeout"),  # type: ignore[arg-type]
+        boot_timeout_s=given.get("boot_timeout"),  # type: ignore[arg-type]
+        **plain,  # type: ignore[arg-type]
+    )
+
+
+def _variable(word: str) -> tuple[bytes, bytes]:
+    name, equals, value = os.fsencode(word).partition(b"=")
+    if not name:
+        raise UsageError(f"--env {word!r} names no variable", hint="Write NAME=VALUE, or NAME to pass on the host's.")
+    if equals:
+        return name, value
+    passed = os.environb.get(name)
+    if passed is None:
+        raise UsageError(f"--env {word}: the variable is not set here", hint=f"Write {word}=VALUE.")
+    return name, passed
+
+
+def _notice_once(line: str) -> None:
+    """Say what the user should know, but not at every run: stderr belongs to the program."""
+    from cloche.host.memory import first_time
+
+    if first_time(line):
+        log.notice(line)
+    else:
+        log.debug(line)
+
+
+class _Run:
+    """The state of one ``run``: a domain, its program, and what the caller's signals and terminal do to them."""
+
+    def __init__(self, parsed: Parsed, request: RunRequest, plan: LaunchPlan, timings: Timings) -> None:
+        self._parsed = parsed
+        self._request = request
+        self._plan = plan
+        self._timings = timings
+        self._reactor = Reactor()
+        self._domain = Domain(self._reactor, plan, timings)
+        self._terminal = Terminal(self._wants_tty())
+        self._job: Job | None = None
+        self._status: int | None = None
+        self._error: ClocheError | None = None
+
+    def _wants_tty(self) -> bool:
+        asked = self._parsed.get("tty")
+        return bool(asked) if asked is not None else os.isatty(0) and os.isatty(1)
+
+    def run(self) -> int:
+        """Start the domain, wait for the program, and return its status."""
+        self._domain.on_open = self._open
+        self._domain.on_end = self._fail
+        if self._request.boot_log:
+            self._domain.watch_console(_ConsolePrinter().feed)
+        if self._request.agent_log:
+            self._domain.on_agent_log = lambda level, text: log.notice(f"agent: {text}")
+        try:
+            self._terminal.watch_signals(self._reactor, self._signal, self._resized)
+            self._domain.start()
+            rundir.sweep()
+            self._reactor.run_until(lambda: self._status is not None or self._error is not None)
+        finally:
+            self._terminal.restore()
+            self._domain.close()
+            self._reactor.close()
+        if self._parsed.get("timings"):
+            self._timings.mark("ended")
+            for line in self._timings.waterfall():
+                log.notice(line)
+        if self._error is not None:
+            raise self._error
+        assert self._status is not None
+        return self._status
+
+    def _open(self) -> None:
+        terminal = self._terminal.size() if self._terminal.wanted else None
+        if self._terminal.wanted:
+            self._terminal.make_raw()
+        self._job = self._domain.execute(
+            self._plan.command, stdin=0, stdout=1, stderr=None if terminal else 2, terminal=terminal
+        )
+        self._job.on_started = lambda job: self._timings.mark("program started")
+        self._job.on_stopped = self._stopped
+        self._job.on_done = self._done
+        if self._plan.timeout_s is not None:
+            self._reactor.call_later(self._plan.timeout_s, self._out_of_time)
+
+    def _done(self, job: Job) -> None:
+        self._timings.mark("program ended")
+        if job.failure is not None:
+            self._fail(failure(job, self._plan.command, ()))
+            return
+        assert job.exited is not None
+        status = job.status
+        if job.exited.oom:
+            log.notice(
+                f"the program was ended because the machine's {self._plan_memory()} of memory were used up; "
+                "--memory gives it more"
+            )
+        broken = job.output_error()
+        if broken is not None:
+            self._fail(ClocheError(f"cannot write the program's output: {broken.strerror}"))
+            return
+        if status and self._request.shell_on_failure and self._open_shell(status):
+            return
+        self._end(status)
+
+    def _plan_memory(self) -> str:
+        return f"{self._plan.machine.memory_mib} MiB" if self._plan.machine else "share"
+
+    def _open_shell(self, status: int) -> bool:
+        """Give the user a shell in the guest that has just failed; the run then ends with the program's status."""
+        if not self._terminal.wanted:
+            log.notice("--shell-on-failure needs a terminal")
+            return False
+        log.notice(f"the program ended with status {status}; this shell runs in its machine, `exit` ends it")
+        command = self._plan.command._replace(argv=(b"/bin/sh", b"-i"), strace=False)
+        self._terminal.make_raw()
+        shell = self._domain.execute(command, stdin=0, stdout=1, terminal=self._terminal.size())
+        self._job = shell
+        shell.on_done = lambda job: self._end(status)
+        return True
+
+    def _end(self, status: int | None) -> None:
+        def ended() -> None:
+            self._status = status
+
+        self._domain.finish(ended)
+
+    def _fail(self, error: ClocheError) -> None:
+        if self._error is None:
+            self._error = error
+
+    def _out_of_time(self) -> None:
+        seconds = self._plan.timeout_s
+        self._fail(TimeLimitError(f"the program was ended after its time limit of {seconds:g} seconds"))
+
+    # The caller's signals and terminal
+
+    def _signal(self, signo: int) -> None:
+        """Pass a signal on; one that comes before the program runs ends the run."""
+        if self._job is not None and self._domain.state is State.OPEN:
+            self._job.signal(signo)
+        elif self._status is None:
+            self._status = 128 + signo
+            self._reactor.stop()
+
+    def _resized(self) -> None:
+        if self._job is not None and self._terminal.wanted:
+            self._job.resize(*self._terminal.size())
+
+    def _stopped(self, job: Job, signo: int) -> None:
+        """The program was stopped (Ctrl-Z): stop as well, as a program of the host would, and go on with it."""
+        self._terminal.stop_self(signo)
+        job.signal(18)  # SIGCONT
+        if self._terminal.wanted:
+            self._terminal.make_raw()
+            self._resized()
+
+
+class _ConsolePrinter:
+    """Shows the guest's console line by line, escaped: these are the guest's words, not the program's output."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()[-4096:]
+        for line in lines:
+            log.notice(f"boot: {escape_untrusted(line.rstrip(chr(13).encode()), 400)}")

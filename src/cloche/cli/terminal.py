@@ -1,0 +1,93 @@
+"""The caller's terminal (layer 6): raw mode and back, its size, signals, Ctrl-Z."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.host.reactor import Reactor
+
+#: Signals that are the program's: SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM. Stop signals keep their meaning.
+_PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+_TIOCGWINSZ = 0x5413
+
+
+class Terminal:
+    """What the run does with the terminal. Every change is undone by ``restore``, which may be called at any time.
+
+    Attributes:
+        wanted: Whether the program gets a terminal.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self._fd = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
+        self._saved: list[object] | None = None
+
+    def size(self) -> tuple[int, int]:
+        """Return rows and columns; 24 by 80 when there is no terminal to ask."""
+        if self._fd >= 0:
+            try:
+                rows, cols, _, _ = struct.unpack("HHHH", fcntl.ioctl(self._fd, _TIOCGWINSZ, bytes(8)))
+            except OSError:
+                return 24, 80
+            if rows and cols:
+                return rows, cols
+        return 24, 80
+
+    def make_raw(self) -> None:
+        """Let every key reach the guest; the guest's own terminal does echo, editing and Ctrl-C."""
+        if not os.isatty(0):
+            return
+        import termios
+
+        saved = termios.tcgetattr(0)
+        if self._saved is None:
+            self._saved = saved
+        raw = list(saved)
+        raw[0] &= ~(
+            termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON | termios.INLCR | termios.IGNCR
+        )
+        raw[1] &= ~termios.OPOST
+        raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+        raw[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+        control = list(raw[6])
+        control[termios.VMIN], control[termios.VTIME] = 1, 0
+        raw[6] = control
+        termios.tcsetattr(0, termios.TCSADRAIN, raw)
+
+    def restore(self) -> None:
+        """Give the terminal back as it was."""
+        if self._saved is None:
+            return
+        import termios
+
+        # A background process that touches the terminal is stopped by it: the mode must come back all the same.
+        before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        try:
+            termios.tcsetattr(0, termios.TCSADRAIN, self._saved)  # type: ignore[arg-type]
+        except termios.error:
+            return  # the terminal is gone, and its mode with it
+        finally:
+            signal.signal(signal.SIGTTOU, before)
+            self._saved = None
+
+    def watch_signals(self, reactor: Reactor, passed_on: Callable[[int], None], resized: Callable[[], None]) -> None:
+        """Hand signals of the caller to ``passed_on`` and changes of the terminal's size to ``resized``."""
+        for signo in _PASSED_ON:
+            # What the caller ignores (nohup) stays ignored.
+            if signal.getsignal(signo) is not signal.SIG_IGN:
+                reactor.add_signal(signo, passed_on)
+        reactor.add_signal(signal.SIGWINCH, lambda signo: resized())
+
+    def stop_self(self, signo: int) -> None:
+        """Stop as the program was stopped: the whole job, so that the shell takes the terminal back; returns after ``fg``."""
+        self.restore()
+        stop = signo if signo in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU) else signal.SIGSTOP
+        os.kill(0 if stop != signal.SIGSTOP else os.getpid(), stop)

@@ -1,0 +1,207 @@
+"""One running machine (layer 5): its states, from the plan to its end.
+
+::
+
+    PLANNED --start--> BOOTING --agent answers--> SETTING_UP --done--> OPEN --close/end--> ENDED
+                          |                            |
+                          +-- deadline, death ---------+--> ENDED (with the reason)
+
+Whatever happens, ``close`` ends it: every process, socket and file of the domain is gone when it returns.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from cloche.domain.launcher import Launcher
+from cloche.domain.timings import Timings
+from cloche.errors import BootTimeoutError, ClocheError, DomainError, LaunchError
+from cloche.guest.messages import SetupFailed
+from cloche.guest.session import AgentSession
+from cloche.host.text import escape_untrusted
+from cloche.model.plan import EndpointKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.guest.job import Job
+    from cloche.guest.messages import Ready, SetupDone
+    from cloche.guest.session import Sink, Source
+    from cloche.host.reactor import Reactor
+    from cloche.model.guest import GuestCommand
+    from cloche.model.plan import LaunchPlan
+
+#: A guest that does not answer a request to write back its files within this time is ended all the same, in seconds.
+_SYNC_TIMEOUT_S = 30.0
+
+
+class State(Enum):
+    """Where a domain is in its life."""
+
+    PLANNED = "planned"
+    BOOTING = "booting"
+    SETTING_UP = "setting up"
+    OPEN = "open"
+    ENDED = "ended"
+
+
+class Domain:
+    """A domain made from a plan. Everything is driven by the reactor; callbacks come from there.
+
+    Attributes:
+        on_open: Called when programs can be started.
+        on_end: Called once when the domain ended by itself, with the reason. Not called after ``close``.
+        on_agent_log: Called with level and text of the agent's messages.
+    """
+
+    def __init__(self, reactor: Reactor, plan: LaunchPlan, timings: Timings | None = None) -> None:
+        self.plan = plan
+        self.state = State.PLANNED
+        self.timings = timings or Timings()
+        self.on_open: Callable[[], None] = _nothing
+        self.on_end: Callable[[ClocheError], None] = _raise
+        self.on_agent_log: Callable[[int, str], None] | None = None
+        self._reactor = reactor
+        self._launcher = Launcher(reactor, plan, self.timings)
+        self._launcher.ended = self._ended
+        resume = any(e.name == plan.control and e.kind == EndpointKind.LISTEN for e in plan.endpoints)
+        self._session = AgentSession(reactor, self._launcher.connect, resume=resume)
+        self._session.on_ready = self._ready
+        self._session.on_lost = self._ended
+        self._session.on_log = self._agent_log
+        self._deadline = None
+
+    @property
+    def ident(self) -> str:
+        """The name of the domain's run directory."""
+        return self._launcher.ident
+
+    @property
+    def agent_version(self) -> str:
+        """The agent's version, once it has answered."""
+        ready = self._session.ready
+        return escape_untrusted(ready.agent_version, 40) if ready else ""
+
+    def require(self, *states: State) -> None:
+        """Check the state.
+
+        Raises:
+            DomainError: The domain is in another one.
+        """
+        if self.state not in states:
+            raise DomainError(f"the domain is {self.state.value}, not {' or '.join(state.value for state in states)}")
+
+    def watch_console(self, sink: Callable[[bytes], None]) -> None:
+        """Hand the guest's console output to ``sink`` as it comes (raw bytes of the guest: escape before showing)."""
+        self._launcher.console_sink = sink
+
+    def start(self) -> None:
+        """Start every process of the plan and greet the agent.
+
+        Raises:
+            ClocheError: Something could not be started; the domain has ended.
+        """
+        self.require(State.PLANNED)
+        self.state = State.BOOTING
+        try:
+            self._launcher.start()
+            self._deadline = self._reactor.call_later(self.plan.boot_timeout_s, self._too_late)
+            self._session.attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _ready(self, ready: Ready) -> None:
+        del ready
+        self.timings.mark("agent answers")
+        self.state = State.SETTING_UP
+        self._session.setup(self.plan.setup, self._set_up)
+
+    def _set_up(self, answer: SetupDone | SetupFailed) -> None:
+        self._cancel_deadline()
+        if isinstance(answer, SetupFailed):
+            what = escape_untrusted(answer.what, 200)
+            self._ended(LaunchError(f"the guest could not be set up: {what}", hint="--agent-log and --boot-log tell more."))
+            return
+        self.timings.mark("guest set up")
+        self.state = State.OPEN
+        self.on_open()
+
+    def _too_late(self) -> None:
+        tail = self._launcher.console_tail()
+        said = "its last words were:\n  " + "\n  ".join(tail) if tail else "it printed nothing"
+        self._ended(
+            BootTimeoutError(
+                f"the guest did not answer within {self.plan.boot_timeout_s:g} seconds",
+                hint=f"{said}\n--boot-log shows the whole boot, --boot-timeout gives it more time, --kernel another kernel.",
+            )
+        )
+
+    def execute(
+        self,
+        command: GuestCommand,
+        *,
+        stdin: Source = None,
+        stdout: Sink = None,
+        stderr: Sink = None,
+        terminal: tuple[int, int] | None = None,
+        linger: bool = False,
+    ) -> Job:
+        """Start a program in the guest (see ``AgentSession.exec``).
+
+        Raises:
+            DomainError: The domain is not open.
+        """
+        self.require(State.OPEN)
+        return self._session.exec(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal, linger=linger
+        )
+
+    def finish(self, then: Callable[[], None]) -> None:
+        """End the domain in an orderly way: what programs wrote to shares is on the host before ``then`` is called."""
+        if self.state is not State.OPEN or not self.plan.writable_shares:
+            self.close()
+            then()
+            return
+        done = False
+
+        def once() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                timer.cancel()
+                self.close()
+                then()
+
+        timer = self._reactor.call_later(_SYNC_TIMEOUT_S, once)
+        self._session.sync(once)
+
+    def close(self) -> None:
+        """End the domain now. Harmless when it has ended."""
+        self.state = State.ENDED
+        self._cancel_deadline()
+        self._session.close()
+        self._launcher.close()
+
+    def _ended(self, error: ClocheError) -> None:
+        if self.state is not State.ENDED:
+            self.close()
+            self.on_end(error)
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _agent_log(self, level: int, text: str) -> None:
+        if self.on_agent_log is not None:
+            self.on_agent_log(level, text)
+
+
+def _nothing() -> None:
+    """Stand in for a callback nobody set."""
+
+
+def _raise(error: ClocheError) -> None:
+    raise error

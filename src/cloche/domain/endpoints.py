@@ -1,0 +1,81 @@
+"""Making the sockets of a plan (layer 5): all of them exist before the first process does."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from cloche.model.plan import EndpointKind
+
+if TYPE_CHECKING:
+    from cloche.host.rundir import RunDirectory
+    from cloche.model.plan import Descriptor, Endpoint
+
+
+class Endpoints:
+    """The sockets of one domain: what the processes get, and what the supervisor keeps."""
+
+    def __init__(self, endpoints: tuple[Endpoint, ...], directory: RunDirectory) -> None:
+        self._directory = directory
+        self._sides: dict[tuple[str, str], socket.socket] = {}
+        for endpoint in endpoints:
+            self._make(endpoint)
+
+    def _make(self, endpoint: Endpoint) -> None:
+        name = endpoint.name
+        if endpoint.kind == EndpointKind.PAIR:
+            self._sides[name, "here"], self._sides[name, "there"] = socket.socketpair()
+            return
+        path = self._directory.file(f"{name}.sock")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sides[name, "listen"] = listener
+        with _Reach(path) as reachable:
+            listener.bind(reachable)
+            listener.listen(8)
+            if endpoint.kind == EndpointKind.LINK:
+                # The backend's queue holds the connection until it comes to accept it; nobody else can connect any more.
+                self._sides[name, "connect"] = connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                connected.connect(reachable)
+                os.unlink(path)
+
+    def connect(self, name: str) -> socket.socket:
+        """Connect to a LISTEN endpoint, or return the supervisor's side of a PAIR."""
+        here = self._sides.pop((name, "here"), None)
+        if here is not None:
+            return here
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with _Reach(self._directory.file(f"{name}.sock")) as reachable:
+            connected.connect(reachable)
+        return connected
+
+    def descriptor(self, descriptor: Descriptor) -> int:
+        """Return the descriptor that a process is to receive."""
+        return self._sides[descriptor.endpoint, descriptor.side].fileno()
+
+    def release(self) -> None:
+        """Close what was only kept to be passed on, so that an end of file means that the process is gone."""
+        for (name, side), sock in list(self._sides.items()):
+            if side != "here":
+                sock.close()
+                del self._sides[name, side]
+
+    def close(self) -> None:
+        """Close everything."""
+        for sock in self._sides.values():
+            sock.close()
+        self._sides.clear()
+
+
+class _Reach:
+    """A path of any length for a Unix socket, whose address holds 107 bytes: through a descriptor of its directory."""
+
+    def __init__(self, path: str) -> None:
+        self._directory, self._name = os.path.split(path)
+
+    def __enter__(self) -> str:
+        self._fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._fd}/{self._name}"
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._fd)

@@ -1,0 +1,224 @@
+"""Carrying out a plan (layer 5): sockets, the warden, the jailed processes, and their end.
+
+The order is written once, here: run directory, sockets, warden, processes in the plan's order. All of it is sent off
+without waiting for answers in between; what fails is reported when the answer comes. The end is one step: the warden
+is told to go, and the kernel takes everything in its namespace with it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cloche import log
+from cloche.domain.endpoints import Endpoints
+from cloche.errors import DomainError, LaunchError
+from cloche.host.reactor import READ
+from cloche.host.rundir import RunDirectory
+from cloche.host.text import escape_untrusted
+from cloche.host.tools import require_own_binary
+from cloche.host.warden import WARDEN_ID, Exited, Failed, Ready, Spawned, Warden
+from cloche.model.jail import File, SpawnSpec
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from cloche.domain.timings import Timings
+    from cloche.host.reactor import Reactor
+    from cloche.host.warden import Event
+    from cloche.model.plan import LaunchPlan, ProcessPlan
+
+#: As much of the console as is kept to explain a failed boot, in bytes.
+_CONSOLE_KEPT = 16 * 1024
+
+
+class Launcher:
+    """The processes of one domain.
+
+    Attributes:
+        ended: Called once, with an error that says why the domain ended by itself.
+    """
+
+    def __init__(self, reactor: Reactor, plan: LaunchPlan, timings: Timings) -> None:
+        self.plan = plan
+        self.ended: Callable[[LaunchError | DomainError], None] = _raise
+        self.console_sink: Callable[[bytes], None] | None = None
+        self._reactor = reactor
+        self._timings = timings
+        self._console = bytearray()
+        self._console_socket: socket.socket | None = None
+        self._warden: Warden | None = None
+        self._endpoints: Endpoints | None = None
+        self._directory: RunDirectory | None = None
+        self._running = 0
+        self._closed = False
+
+    @property
+    def ident(self) -> str:
+        """The domain's own name: that of its run directory."""
+        return self._directory.ident if self._directory else ""
+
+    def start(self) -> None:
+        """Make the sockets and send off every process of the plan.
+
+        Raises:
+            HostError: The run directory, the warden or a binary is missing.
+        """
+        warden = require_own_binary("cloche-warden")
+        self._directory = RunDirectory.create()
+        # The warden needs nothing of the others: it comes up while they are made.
+        self._warden = Warden.start(warden)
+        self._reactor.register(self._warden.fileno(), READ, self._hear)
+        self._endpoints = Endpoints(self.plan.endpoints, self._directory)
+        self._timings.mark("sockets and warden")
+        if self.plan.console:
+            self._console_socket = self._endpoints.connect(self.plan.console)
+            self._console_socket.setblocking(False)
+            self._reactor.register(self._console_socket.fileno(), READ, self._read_console)
+        machine_id = os.urandom(16).hex().encode()
+        for ident, process in enumerate(self.plan.processes):
+            self._spawn(ident, process, machine_id)
+        self._endpoints.release()
+        self._timings.mark("processes sent off")
+
+    def connect(self) -> socket.socket:
+        """Connect to the agent's byte stream."""
+        if self._endpoints is None:
+            raise DomainError("the domain was not started")
+        return self._endpoints.connect(self.plan.control)
+
+    def _spawn(self, ident: int, process: ProcessPlan, machine_id: bytes) -> None:
+        assert self._warden is not None and self._endpoints is not None
+        fds = [self._endpoints.descriptor(descriptor) for descriptor in process.descriptors]
+        spec = SpawnSpec(
+            id=ident,
+            name=process.name.encode(),
+            argv=process.argv,
+            env=process.env,
+            jail=process.jail._replace(root=_fresh(process.jail.root, machine_id)),
+            fds=tuple(descriptor.number for descriptor in process.descriptors),
+            exe_fd=bool(process.executable),
+        )
+        log.debug(f"starting {process.name}")
+        if not process.executable:
+            self._warden.send_spawn(spec, fds)
+            return
+        try:
+            program = os.open(process.executable, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise LaunchError(f"cannot open {process.executable}: {error.strerror}", hint="Run `make setup`.") from None
+        try:
+            self._warden.send_spawn(spec, [*fds, program])
+        finally:
+            os.close(program)
+
+    # What is heard from the domain
+
+    def _hear(self, events: int) -> None:
+        del events
+        assert self._warden is not None
+        try:
+            heard = self._warden.receive()
+        except LaunchError as error:
+            self._end(error)
+            return
+        for event in heard:
+            self._handle(event)
+            if self._closed:
+                return
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Ready):
+            self._timings.mark("warden ready")
+        elif isinstance(event, Spawned):
+            os.close(event.pidfd)
+            self._running += 1
+            self._timings.mark(f"{self._name(event.id)} started")
+        elif isinstance(event, Failed):
+            what = "the domain's namespaces" if event.id == WARDEN_ID else self._name(event.id)
+            hint = "`cloche doctor` says what this host allows." if event.id == WARDEN_ID else None
+            self._end(LaunchError(f"cannot start {what}: {event.reason()}", hint=hint))
+        else:
+            self._process_ended(event)
+
+    def _process_ended(self, event: Exited) -> None:
+        process = self.plan.processes[event.id]
+        how = f"killed by signal {event.signal}" if event.signal else f"exited with status {event.status}"
+        log.debug(f"{process.name} {how}")
+        if process.essential:
+            self._end(DomainError(f"the domain ended: its process {process.name} {how}", hint=self._console_hint()))
+
+    def _name(self, ident: int) -> str:
+        return self.plan.processes[ident].name if ident < len(self.plan.processes) else f"process {ident}"
+
+    def _end(self, error: LaunchError | DomainError) -> None:
+        if not self._closed:
+            ended = self.ended
+            self.close()
+            ended(error)
+
+    # The console
+
+    def _read_console(self, events: int) -> None:
+        del events
+        assert self._console_socket is not None
+        try:
+            data = self._console_socket.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close_console()
+            return
+        self._console += data
+        del self._console[:-_CONSOLE_KEPT]
+        if self.console_sink is not None:
+            self.console_sink(data)
+
+    def console_tail(self, lines: int = 8) -> list[str]:
+        """Return the last lines of the guest's console, made safe to show."""
+        text = bytes(self._console).replace(b"\r", b"").split(b"\n")
+        return [escape_untrusted(line, 200) for line in text if line.strip()][-lines:]
+
+    def _console_hint(self) -> str | None:
+        tail = self.console_tail()
+        return "the guest's last words were:\n  " + "\n  ".join(tail) if tail else None
+
+    def _close_console(self) -> None:
+        if self._console_socket is not None:
+            self._reactor.unregister(self._console_socket.fileno())
+            self._console_socket.close()
+            self._console_socket = None
+
+    # The end
+
+    def close(self) -> None:
+        """End the domain and remove what it had. May be called twice, and after a failed ``start``."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._console_socket is not None:
+            self._read_console(READ)
+        self._close_console()
+        if self._warden is not None:
+            self._reactor.unregister(self._warden.fileno())
+            self._warden.close()
+            self._warden.wait()
+        if self._endpoints is not None:
+            self._endpoints.close()
+        if self._directory is not None:
+            self._directory.close()
+
+
+def _raise(error: LaunchError | DomainError) -> None:
+    raise error
+
+
+def _fresh(root: tuple[object, ...], machine_id: bytes) -> tuple:  # type: ignore[type-arg]
+    """Give this domain a machine-id of its own, in place of the plan's zeros."""
+    return tuple(
+        op._replace(content=machine_id + b"\n") if isinstance(op, File) and op.path.endswith(b"/etc/machine-id") else op
+        for op in root
+    )

@@ -1,0 +1,56 @@
+"""From a request to a plan (layer 5): finds what the driver needs and lets it plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloche.drivers.registry import find_driver
+from cloche.errors import HostError, MissingToolError
+from cloche.model.machine import Kernel
+
+if TYPE_CHECKING:
+    from cloche.model.facts import HostFacts
+    from cloche.model.plan import LaunchPlan
+    from cloche.model.request import RunRequest
+
+_OWN = (("agent", "cloche-agent"), ("warden", "cloche-warden"), ("fs", "cloche-fs"))
+
+
+def prepare_plan(request: RunRequest, facts: HostFacts) -> LaunchPlan:
+    """Return the plan for a request.
+
+    Raises:
+        HostError: The driver cannot work here, or cloche's own binaries are missing.
+        KernelError: No kernel, or a damaged one.
+        UsageError: The request asks for what the driver cannot do.
+    """
+    driver = find_driver(request.driver)
+    for field, binary in _OWN:
+        if not getattr(facts.tools, field):
+            raise MissingToolError(binary, hint="Run `make setup` in cloche's directory.")
+    status = driver.status(facts)
+    if not status.usable:
+        raise HostError(f"the {driver.name} driver cannot work here: {status.detail}", hint=status.hint or None)
+    kernel = None
+    if driver.capabilities(facts).needs_kernel:
+        kernel = choose_kernel(request.kernel, facts.tools.agent)
+    return driver.plan(request, facts, kernel)
+
+
+def choose_kernel(wanted: str | None, agent: str) -> Kernel:
+    """Return the kernel to boot, with its initramfs made.
+
+    Raises:
+        KernelError: There is none, or it is damaged.
+    """
+    from cloche.kernel.initramfs import ensure_initramfs
+    from cloche.kernel.store import find_kernel
+
+    info = find_kernel(wanted)
+    return Kernel(
+        ident=info.id,
+        path=info.image,
+        initrd=ensure_initramfs(info, agent),
+        kind=info.kind,
+        machine=info.machines[0],
+    )
