@@ -19,7 +19,7 @@ from setuplib.ui import SetupError, cache_home, output_of, run, say
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from setuplib.system import Missing
+    from setuplib.packages import Missing
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _OPTIONS = ("-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Options::=--force-confold")

@@ -56,9 +56,9 @@ def main(argv: list[str]) -> int:
         if not steps:
             print(f"tools/setup: no such thing: {' '.join(words)}\n{USAGE}", end="", file=sys.stderr)
             return 2
-        with _only_one():
-            for step in steps:
-                step()
+        _wait_for_others()
+        for step in steps:
+            step()
     except SetupError as error:
         print(f"set-up stopped: {error}", file=sys.stderr)
         return 1
@@ -107,24 +107,17 @@ def _stage(words: str) -> Callable[[], None]:
     return lambda: kernel.ensure(built=how == "build")
 
 
-class _only_one:  # noqa: N801 - reads as the verb it is; contextlib would cost more than all the rest
-    """Keeps a second set-up of the same checkout waiting until the first has ended."""
+def _wait_for_others() -> None:
+    """Keep a second set-up of the same checkout waiting until the first has ended."""
+    import fcntl
 
-    __slots__ = ("_fd",)
-
-    def __enter__(self) -> None:
-        import fcntl
-
-        # The directory itself is locked: nothing has to be made, and nothing stays.
-        self._fd = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("set-up", "waiting for another one to end")
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+    # The directory itself is locked, until this process ends: nothing has to be made, and nothing stays.
+    fd = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("set-up", "waiting for another one to end")
+        fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def _exec_cargo(words: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 #: What a plain ``cloche run`` needs.
 RUN = (
     "bubblewrap",  # the driver for hosts without a VMM
@@ -74,3 +76,16 @@ GROUPS = {
 #: Older machines run, but cannot add a file server to a template (DESIGN.md, section 4, D5).
 QEMU = "qemu-system-x86"
 QEMU_PREFERRED = 10
+
+
+class Missing(NamedTuple):
+    """What has to be installed.
+
+    ``plain`` comes from the release, ``qemu`` is whether QEMU is to come from its backports, ``cargo`` whether a new
+    enough Rust compiler is needed, ``lints`` whether rustfmt and clippy are.
+    """
+
+    plain: tuple[str, ...]
+    qemu: bool
+    cargo: bool
+    lints: bool

@@ -7,9 +7,10 @@ the one command an administrator has to type. Nothing happens when nothing is mi
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from setuplib import cargo, packages, stamp
+from setuplib.packages import Missing
 from setuplib.ui import ROOT, SetupError, output_of, say
 
 if TYPE_CHECKING:
@@ -18,19 +19,6 @@ if TYPE_CHECKING:
 DPKG_STATUS = "/var/lib/dpkg/status"
 OS_RELEASE = "/etc/os-release"
 BACKPORTS_OF = ("bookworm",)  # the releases whose own QEMU is older than preferred
-
-
-class Missing(NamedTuple):
-    """What has to be installed.
-
-    ``plain`` comes from the release, ``qemu`` is whether QEMU is to come from its backports, ``cargo`` whether a new
-    enough Rust compiler is needed, ``lints`` whether rustfmt and clippy are.
-    """
-
-    plain: tuple[str, ...]
-    qemu: bool
-    cargo: bool
-    lints: bool
 
 
 def ensure(groups: Iterable[str], *, upgrade_qemu: bool = False) -> None:
