@@ -78,13 +78,13 @@ def choose_cargo(private: Sequence[str], *, lints: bool) -> list[str]:
 @contextmanager
 def _private_source(codename: str, become_root: Sequence[str]) -> Iterator[list[str]]:
     """Make the private source; yield apt's options for it (none where the system's sources have to do)."""
-    targets = _archive_uris(codename)
+    targets = archive_uris(codename)
     if codename and not targets:
         # A machine that never read its package lists does not name its archives either.
         run(
             "system", "reading the system's package lists", [*become_root, *_ENVIRONMENT, "apt-get", "update"]
         )
-        targets = _archive_uris(codename)
+        targets = archive_uris(codename)
     if not targets:
         yield []
         return
@@ -110,7 +110,7 @@ def _private_source(codename: str, become_root: Sequence[str]) -> Iterator[list[
         output_of([*become_root, "rm", "-rf", "--", directory])
 
 
-def _archive_uris(codename: str) -> dict[str, str]:
+def archive_uris(codename: str) -> dict[str, str]:
     """Return where the system gets a Debian release from, by release (`bookworm`, `bookworm-security` ...)."""
     if not codename:
         return {}

@@ -58,7 +58,7 @@ def find_missing(groups: Iterable[str], *, upgrade_qemu: bool = False) -> Missin
     if packages.QEMU in wanted:
         if packages.QEMU in plain and _is_on_path("qemu-system-x86_64"):
             plain.remove(packages.QEMU)  # the administrator's own build
-        old = _major(installed.get(packages.QEMU, "")) < packages.QEMU_PREFERRED
+        old = major_version(installed.get(packages.QEMU, "")) < packages.QEMU_PREFERRED
         if old and codename() in BACKPORTS_OF:
             if packages.QEMU in plain or (upgrade_qemu and packages.QEMU in installed):
                 qemu = True
@@ -153,7 +153,7 @@ def _is_on_path(program: str) -> bool:
     )
 
 
-def _major(version: str) -> int:
+def major_version(version: str) -> int:
     """Return the first number of a Debian version (`1:10.0.2+ds-2` gives 10), 0 when there is none."""
     upstream = version.rpartition(":")[2] if ":" in version else version
     first = upstream.partition(".")[0]
