@@ -53,7 +53,7 @@ def least_version() -> tuple[int, int]:
         for line in file:
             name, _, value = line.partition("=")
             if name.strip() == "rust-version":
-                return parse_version(value.strip().strip('"'))
+                return parse_version(value.split('"')[1])
     return (0, 0)
 
 

@@ -15,8 +15,8 @@ RUN = (
 #: To compile the agent, the warden and the file server.
 RUST = (
     "build-essential",
+    "ca-certificates",
     "libcap-ng-dev",  # linked into the file server
-    "libseccomp-dev",  # linked into the file server
 )
 #: Where no cargo is there or only one that is too old: the packages with a new one, by preference, each with the
 #: packages that bring its rustfmt and clippy.
@@ -30,7 +30,7 @@ CARGO = (
     ),  # Debian 12 keeps these new for its browsers
 )
 #: For the Python environment.
-PYTHON = ("python3-venv",)
+PYTHON = ("ca-certificates", "python3-venv")
 #: To compile the guest kernel.
 KERNEL = (
     "bc",
