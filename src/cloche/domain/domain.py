@@ -25,6 +25,7 @@ from cloche.model.plan import EndpointKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.domain.remote import RemoteLauncher
     from cloche.guest.job import Job
     from cloche.guest.messages import Ready, SetupDone
     from cloche.guest.session import Sink, Source
@@ -49,13 +50,21 @@ class State(Enum):
 class Domain:
     """A domain made from a plan. Everything is driven by the reactor; callbacks come from there.
 
+    ``launcher`` decides whose children the domain's processes are: this process's, or a supervisor's.
+
     Attributes:
         on_open: Called when programs can be started.
         on_end: Called once when the domain ended by itself, with the reason. Not called after ``close``.
         on_agent_log: Called with level and text of the agent's messages.
     """
 
-    def __init__(self, reactor: Reactor, plan: LaunchPlan, timings: Timings | None = None) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        plan: LaunchPlan,
+        timings: Timings | None = None,
+        launcher: type[Launcher | RemoteLauncher] = Launcher,
+    ) -> None:
         self.plan = plan
         self.state = State.PLANNED
         self.timings = timings or Timings()
@@ -63,7 +72,7 @@ class Domain:
         self.on_end: Callable[[ClocheError], None] = _raise
         self.on_agent_log: Callable[[int, str], None] | None = None
         self._reactor = reactor
-        self._launcher = Launcher(reactor, plan, self.timings)
+        self._launcher = launcher(reactor, plan, self.timings)
         self._launcher.ended = self._ended
         resume = any(e.name == plan.control and e.kind == EndpointKind.LISTEN for e in plan.endpoints)
         self._session = AgentSession(reactor, self._launcher.connect, resume=resume)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from cloche.errors import HostError, KernelError
 from cloche.kernel.modules import needed_modules
 from cloche.kernel.packages import PackageSource, unpack_package
-from cloche.kernel.store import FETCHED, KernelInfo, kernels_home, publish_kernel, remove_tree, stored_kernels
-from cloche.kernel.tools import file_sha256, no_progress
+from cloche.kernel.store import FETCHED, KernelInfo, kernels_home, publish_kernel, stored_kernels
+from cloche.kernel.tools import exclusive_workspace, file_sha256, no_progress
 
 if TYPE_CHECKING:
     from cloche.kernel.tools import Progress
@@ -30,15 +30,13 @@ def fetch_kernel(progress: Progress = no_progress) -> KernelInfo:
         MissingToolError: apt or dpkg is missing.
         HostError: The cache directory cannot be written.
     """
-    work = os.path.join(kernels_home(), f".fetch.{os.getpid()}")
     try:
-        os.makedirs(work)
-        return _fetch(work, progress)
+        with exclusive_workspace(kernels_home(), "fetch") as work:
+            kernel = _fetch(work, progress)
     except OSError as error:
         raise HostError(f"cannot keep a kernel in {kernels_home()}: {error.strerror}") from error
-    finally:
-        if os.path.isdir(work):
-            remove_tree(work)
+    progress("done", 1.0)
+    return kernel
 
 
 def _fetch(work: str, progress: Progress) -> KernelInfo:
@@ -52,15 +50,12 @@ def _fetch(work: str, progress: Progress) -> KernelInfo:
     identifier = f"{name.removeprefix('linux-image-')}_{version}".replace("%3a", ":").replace("/", "-")
     for kernel in stored_kernels():
         if kernel.id == identifier:
-            progress("done", 1.0)
             return kernel
     progress("unpacking", 0.7)
     tree = os.path.join(work, "tree")
     unpack_package(archive, tree)
     progress("choosing modules", 0.9)
-    kernel = publish_kernel(*_prepare(identifier, tree, os.path.join(work, "kernel")))
-    progress("done", 1.0)
-    return kernel
+    return publish_kernel(*_prepare(identifier, tree, os.path.join(work, "kernel")))
 
 
 def _prepare(identifier: str, tree: str, prepared: str) -> tuple[KernelInfo, str]:

@@ -6,33 +6,42 @@ may be imported. Nothing on the way to a start imports this module.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cloche.errors import KernelError, MissingToolError
+from cloche.kernel.store import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-#: Called with the name of a stage and how much of the whole is done, 0.0 to 1.0; never goes back.
-Progress = "Callable[[str, float], None]"
+    #: Called with the name of a stage and how much of the whole is done, 0.0 to 1.0; never goes back.
+    Progress = Callable[[str, float], None]
+
 _TAIL_LINES = 15
+#: What a build may depend on. Everything else of the user's environment (CFLAGS, KCONFIG_*, ...) would change its bytes.
+_PASSED = frozenset(
+    {"PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
+)
 
 
 def no_progress(stage: str, fraction: float) -> None:
     """Take a report of progress and do nothing with it."""
 
 
-def require_tools(packages: Mapping[str, str]) -> None:
-    """Check that programs are installed, given as ``{program: Debian package}``.
+def require_tools(packages: Mapping[str, str], files: Mapping[str, str] | None = None) -> None:
+    """Check that programs, given as ``{program: Debian package}``, and files, ``{path: package}``, are installed.
 
     Raises:
         MissingToolError: One or more are not; the hint names every package at once.
     """
     missing = {tool: package for tool, package in packages.items() if shutil.which(tool) is None}
+    missing.update({path: package for path, package in (files or {}).items() if not os.path.exists(path)})
     if missing:
         names = " ".join(sorted(set(missing.values())))
         raise MissingToolError(", ".join(sorted(missing)), hint=f"apt-get install {names}")
@@ -87,13 +96,27 @@ def run_tool(
     return "".join(lines)
 
 
-#: What a build may depend on. Everything else of the user's environment (CFLAGS, KCONFIG_*, ...) would change its bytes.
-_PASSED = frozenset(
-    {"PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
-)
-
-
 def file_sha256(path: str) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def exclusive_workspace(directory: str, name: str) -> Iterator[str]:
+    """Hold the right to do one kind of job in a directory, and give an empty workspace for it, removed afterwards.
+
+    Waits while another cloche does the same job. What one that was killed has left is removed first: whoever holds the
+    lock (which the kernel takes back with its process) is the only one who can have a workspace.
+    """
+    os.makedirs(directory, exist_ok=True)
+    workspace = os.path.join(directory, f".{name}")
+    with open(f"{workspace}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.lexists(workspace):
+            remove_tree(workspace)
+        os.makedirs(workspace)
+        try:
+            yield workspace
+        finally:
+            remove_tree(workspace)

@@ -1,0 +1,123 @@
+"""``cloche doctor`` (layer 6): what works on this host, what does not, and the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from cloche.domain.trial import KVM_DEADLINE_S, try_run
+from cloche.errors import ClocheError
+from cloche.host import accel, xdg
+from cloche.host.facts import collect_facts
+from cloche.host.userns import probe_namespaces
+
+if TYPE_CHECKING:
+    from cloche.cli.parser import Parsed
+    from cloche.model.facts import HostFacts
+
+
+class Finding(NamedTuple):
+    """One line of the report: ``state`` is ``ok``, ``note`` (works, but less well) or ``bad``."""
+
+    name: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def main(parsed: Parsed) -> int:
+    """Look, try, report. Status 0 when programs can be run, 125 when not."""
+    findings = examine()
+    if parsed.get("json"):
+        json.dump([finding._asdict() for finding in findings], sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        for finding in findings:
+            sys.stdout.write(f"{finding.state:<5} {finding.name:<12} {finding.detail}\n")
+            if finding.remedy:
+                sys.stdout.write(f"      {'':<12} mend it: {finding.remedy}\n")
+    return 125 if any(finding.state == "bad" for finding in findings) else 0
+
+
+def examine() -> list[Finding]:
+    """Return the findings, the cheap ones first; what depends on a broken part is not tried."""
+    findings = [*_directories(), _namespaces()]
+    facts = collect_facts()
+    findings += _tools(facts)
+    findings.append(_kernel())
+    if any(finding.state == "bad" for finding in findings):
+        return findings
+    findings.append(_emulation(facts))
+    findings.append(_kvm(facts))
+    return findings
+
+
+def _directories() -> list[Finding]:
+    findings = []
+    for name, path in (("cache", xdg.cache_dir()), ("runtime", xdg.runtime_dir())):
+        try:
+            xdg.ensure_directory(path)
+            findings.append(Finding(name, "ok", path))
+        except ClocheError as error:
+            findings.append(Finding(name, "bad", error.message, error.hint or ""))
+    return findings
+
+
+def _namespaces() -> Finding:
+    result = probe_namespaces()
+    return Finding("namespaces", "ok" if result.works else "bad", result.detail, result.remedy)
+
+
+def _tools(facts: HostFacts) -> list[Finding]:
+    findings = []
+    major, minor = facts.tools.qemu_version
+    if not facts.tools.qemu:
+        findings.append(Finding("qemu", "bad", "not installed", "make setup (or install the package qemu-system-x86)"))
+    elif (major, minor) < (7, 2):
+        findings.append(Finding("qemu", "bad", f"version {major}.{minor} is too old", "install QEMU 7.2 or newer"))
+    elif (major, minor) < (10, 0):
+        detail = f"{facts.tools.qemu} {major}.{minor}: no file server in a template, no virtio sound"
+        findings.append(Finding("qemu", "note", detail, "make setup (QEMU 10 comes from the distribution's backports)"))
+    else:
+        findings.append(Finding("qemu", "ok", f"{facts.tools.qemu} {major}.{minor}"))
+    for name, path in (("warden", facts.tools.warden), ("agent", facts.tools.agent), ("fs", facts.tools.fs)):
+        findings.append(Finding(name, "ok", path) if path else Finding(name, "bad", "not built", "make setup"))
+    if facts.tools.bwrap:
+        findings.append(Finding("bwrap", "ok", facts.tools.bwrap))
+    else:
+        findings.append(Finding("bwrap", "note", "not installed: no bwrap driver", "install the package bubblewrap"))
+    return findings
+
+
+def _kernel() -> Finding:
+    from cloche.kernel.store import find_kernel, verify_kernel
+
+    try:
+        kernel = find_kernel(None)
+        verify_kernel(kernel)
+    except ClocheError as error:
+        return Finding("kernel", "bad", error.message, "cloche kernel build (or: cloche kernel fetch)")
+    if kernel.machines[0] != "microvm":
+        return Finding("kernel", "note", f"{kernel.id} ({kernel.kind}): starts slowly", "cloche kernel build")
+    return Finding("kernel", "ok", f"{kernel.id} ({kernel.kind})")
+
+
+def _emulation(facts: HostFacts) -> Finding:
+    trial = try_run(facts, accelerator="tcg")
+    if trial.works:
+        return Finding("emulation", "ok", f"a program ran in an emulated machine after {trial.seconds:.2f} s")
+    return Finding("emulation", "bad", trial.why, "cloche run --accel tcg --boot-log --agent-log -- true shows where it stops")
+
+
+def _kvm(facts: HostFacts) -> Finding:
+    if not os.path.exists("/dev/kvm"):
+        return Finding("kvm", "note", "there is no /dev/kvm: machines are emulated", "enable virtualization in the firmware, load kvm_intel or kvm_amd")
+    if not accel.kvm_accessible():
+        return Finding("kvm", "note", "/dev/kvm may not be opened by you: machines are emulated", f"sudo setfacl -m u:{facts.user.name}:rw /dev/kvm")
+    trial = try_run(facts, accelerator="kvm", deadline_s=KVM_DEADLINE_S)
+    accel.remember_kvm(trial.works, trial.why)
+    if trial.works:
+        return Finding("kvm", "ok", f"a program ran under KVM after {trial.seconds:.2f} s")
+    return Finding("kvm", "note", f"/dev/kvm opens but cannot run a guest ({trial.why}): machines are emulated")

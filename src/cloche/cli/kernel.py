@@ -1,0 +1,115 @@
+"""``cloche kernel`` (layer 6): the guest kernels there are."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from cloche.errors import UsageError
+from cloche.kernel import store
+
+if TYPE_CHECKING:
+    from cloche.cli.parser import Parsed
+    from cloche.kernel.store import KernelInfo
+
+
+class _Progress:
+    """One line that is drawn again on a terminal; a line now and then elsewhere."""
+
+    _PLAIN_INTERVAL_S = 15.0
+
+    def __init__(self) -> None:
+        self._terminal = os.isatty(2)
+        self._stage = ""
+        self._said = 0.0
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        now = time.monotonic()
+        if self._terminal:
+            filled = round(fraction * 30)
+            sys.stderr.write(f"\r\033[K{stage:<24} [{'#' * filled}{'.' * (30 - filled)}] {fraction:4.0%}")
+            sys.stderr.flush()
+        elif stage != self._stage or now - self._said >= self._PLAIN_INTERVAL_S:
+            self._said = now
+            sys.stderr.write(f"cloche: {stage} {fraction:.0%}\n")
+            sys.stderr.flush()
+        self._stage = stage
+
+    def done(self) -> None:
+        if self._terminal and self._stage:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+
+def build(parsed: Parsed) -> int:
+    """Handle ``cloche kernel build``."""
+    del parsed
+    from cloche.kernel.build import build_kernel
+
+    progress = _Progress()
+    try:
+        kernel = build_kernel(progress)
+    finally:
+        progress.done()
+    sys.stdout.write(f"{kernel.id}\n")
+    return 0
+
+
+def fetch(parsed: Parsed) -> int:
+    """Handle ``cloche kernel fetch``."""
+    del parsed
+    from cloche.kernel.fetch import fetch_kernel
+
+    progress = _Progress()
+    try:
+        kernel = fetch_kernel(progress)
+    finally:
+        progress.done()
+    sys.stdout.write(f"{kernel.id}\n")
+    return 0
+
+
+def list_(parsed: Parsed) -> int:
+    """Handle ``cloche kernel list``."""
+    kernels = store.list_kernels()
+    default = store.default_id()
+    if parsed.get("json"):
+        rows = [{**kernel._asdict(), "default": kernel.id == default} for kernel in kernels]
+        json.dump(rows, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return 0
+    if not kernels:
+        sys.stdout.write("There is no guest kernel yet: `cloche kernel build` or `cloche kernel fetch` makes one.\n")
+        return 0
+    width = max(len(kernel.id) for kernel in kernels)
+    for kernel in kernels:
+        mark = "*" if kernel.id == default else " "
+        size = f"{kernel.size_bytes / 1048576:.0f} MiB"
+        sys.stdout.write(f"{mark} {kernel.id:<{width}}  {kernel.kind:<8} {kernel.version:<24} {kernel.machines[0]:<8} {size}\n")
+    return 0
+
+
+def use(parsed: Parsed) -> int:
+    """Handle ``cloche kernel use NAME``."""
+    _say(store.use_kernel(_one_name(parsed)))
+    return 0
+
+
+def remove(parsed: Parsed) -> int:
+    """Handle ``cloche kernel remove NAME``."""
+    store.remove_kernel(_one_name(parsed))
+    return 0
+
+
+def _one_name(parsed: Parsed) -> str:
+    if len(parsed.operands) != 1:
+        raise UsageError(f"`cloche {' '.join(parsed.path)}` needs one kernel's name", hint="`cloche kernel list` lists them.")
+    return parsed.operands[0]
+
+
+def _say(kernel: KernelInfo | None) -> None:
+    if kernel is not None:
+        sys.stdout.write(f"{kernel.id}\n")

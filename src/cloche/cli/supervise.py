@@ -1,0 +1,79 @@
+"""``cloche supervise FD`` (layer 6, internal): owns the processes of one domain for a program that uses the API."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from cloche.domain.launcher import Launcher
+from cloche.domain.remote import pack_error, receive_message, send_message
+from cloche.domain.timings import Timings
+from cloche.errors import ClocheError, UsageError
+from cloche.host import rundir
+from cloche.host.reactor import READ, Reactor
+
+if TYPE_CHECKING:
+    from cloche.cli.parser import Parsed
+    from cloche.model.plan import LaunchPlan
+
+
+def main(parsed: Parsed) -> int:
+    """Serve one domain until the host program closes the connection or the domain ends."""
+    if len(parsed.operands) != 1 or not parsed.operands[0].isdigit():
+        raise UsageError("`cloche supervise` is started by cloche itself")
+    connection = socket.socket(fileno=int(parsed.operands[0]))
+    os.set_inheritable(connection.fileno(), False)
+    message, _ = receive_message(connection)
+    if message is None or message[0] != "start":
+        return 125
+    with Reactor() as reactor:
+        return _Supervisor(reactor, connection, message[1]).serve()  # type: ignore[arg-type]
+
+
+class _Supervisor:
+    def __init__(self, reactor: Reactor, connection: socket.socket, plan: LaunchPlan) -> None:
+        self._reactor = reactor
+        self._connection = connection
+        self._launcher = Launcher(reactor, plan, Timings())
+        self._launcher.ended = self._ended
+        self._over = False
+
+    def serve(self) -> int:
+        try:
+            self._launcher.start()
+            send_message(self._connection, ("started", self._launcher.ident))
+            self._reactor.register(self._connection.fileno(), READ, self._asked)
+            rundir.sweep()
+            self._reactor.run_until(lambda: self._over)
+        except ClocheError as error:
+            self._ended(error)
+        finally:
+            self._launcher.close()
+        return 0
+
+    def _asked(self, events: int) -> None:
+        del events
+        message, _ = receive_message(self._connection)
+        if message is None:
+            self._over = True
+        elif message[0] == "connect":
+            self._connect()
+        elif message[0] == "console":
+            send_message(self._connection, ("console", self._launcher.console_tail(int(str(message[1])))))
+
+    def _connect(self) -> None:
+        try:
+            agent = self._launcher.connect()
+        except OSError as error:
+            send_message(self._connection, ("connected", error.errno or 0))
+            return
+        with agent:
+            send_message(self._connection, ("connected", 0), agent.fileno())
+
+    def _ended(self, error: ClocheError) -> None:
+        self._over = True
+        try:
+            send_message(self._connection, ("ended", pack_error(error)))
+        except OSError:
+            return  # the host program is gone: there is nobody to tell

@@ -1,0 +1,190 @@
+"""A launcher in a process of its own (layer 5): for host programs that have threads and must not be forked.
+
+The host program plans and talks to the agent itself; only the processes of the domain are owned by the supervisor
+(``cloche supervise``), a fresh interpreter started by posix_spawn. Both sides of the socket are this very version of
+cloche, parent and child; nobody else can reach it.
+
+One message is ``length:u32`` and a pickled tuple whose first item is its name, with at most one descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+from cloche import errors
+from cloche.errors import ClocheError, DomainError, HostError, LaunchError
+from cloche.host.reactor import READ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.domain.timings import Timings
+    from cloche.host.reactor import Reactor
+    from cloche.model.plan import LaunchPlan
+
+SUPERVISOR_FD = 3
+_LENGTH = struct.Struct("<I")
+_MAX_MESSAGE = 64 << 20
+#: The distribution's interpreter: a version manager's shim would cost more than the whole start.
+_INTERPRETER = "/usr/bin/python3"
+
+
+def send_message(connection: socket.socket, message: tuple[object, ...], fd: int | None = None) -> None:
+    """Send one message, with a descriptor if there is one."""
+    body = pickle.dumps(message, protocol=5)
+    socket.send_fds(connection, [_LENGTH.pack(len(body))], [fd] if fd is not None else [])
+    connection.sendall(body)
+
+
+def receive_message(connection: socket.socket) -> tuple[tuple[object, ...] | None, int | None]:
+    """Receive one message and its descriptor; (None, None) at the end of the connection."""
+    head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, 1)
+    fd = fds[0] if fds else None
+    head += _receive_exactly(connection, _LENGTH.size - len(head)) if head else b""
+    if len(head) < _LENGTH.size:
+        return None, None
+    length = _LENGTH.unpack(head)[0]
+    if length > _MAX_MESSAGE:
+        raise DomainError("the supervisor's connection is damaged")
+    body = _receive_exactly(connection, length)
+    return (pickle.loads(body), fd) if len(body) == length else (None, None)
+
+
+def _receive_exactly(connection: socket.socket, size: int) -> bytes:
+    pieces = []
+    while size:
+        piece = connection.recv(size)
+        if not piece:
+            break
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def pack_error(error: ClocheError) -> tuple[str, str, str | None]:
+    """Return what travels of an error."""
+    return type(error).__name__, error.message, error.hint
+
+
+def unpack_error(packed: object) -> ClocheError:
+    """Return the error of the same class."""
+    name, message, hint = packed  # type: ignore[misc]
+    kind = getattr(errors, name, ClocheError)
+    error = ClocheError.__new__(kind)
+    ClocheError.__init__(error, message, hint=hint)
+    return error
+
+
+class RemoteLauncher:
+    """Does for a ``Domain`` what ``Launcher`` does, through a supervisor process. Same interface."""
+
+    def __init__(self, reactor: Reactor, plan: LaunchPlan, timings: Timings) -> None:
+        self.plan = plan
+        self.ended: Callable[[LaunchError | DomainError], None] = _raise
+        self.console_sink: Callable[[bytes], None] | None = None
+        self.ident = ""
+        self._reactor = reactor
+        self._timings = timings
+        self._socket: socket.socket | None = None
+        self._pid = 0
+        self._tail: list[str] = []
+
+    def start(self) -> None:
+        """Start the supervisor and let it start the domain.
+
+        Raises:
+            ClocheError: What the supervisor reported, or that it could not be started.
+        """
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        try:
+            self._pid = _spawn_supervisor(theirs)
+        except OSError as error:
+            raise HostError(f"cannot start {_INTERPRETER}: {error.strerror}") from error
+        finally:
+            theirs.close()
+        send_message(ours, ("start", self.plan._replace(command=None)))
+        answer = self._ask("started")
+        self.ident = str(answer[1])
+        self._timings.mark("supervisor started")
+        self._reactor.register(ours.fileno(), READ, self._hear)
+
+    def connect(self) -> socket.socket:
+        """Let the supervisor connect to the agent's byte stream and hand the connection over."""
+        assert self._socket is not None
+        send_message(self._socket, ("connect",))
+        answer = self._ask("connected")
+        fd = answer[-1]
+        if not isinstance(fd, int):
+            raise OSError(int(str(answer[1])), os.strerror(int(str(answer[1]))))
+        return socket.socket(fileno=fd)
+
+    def console_tail(self, lines: int = 8) -> list[str]:
+        """Return the last lines of the guest's console, made safe to show."""
+        if self._socket is not None:
+            send_message(self._socket, ("console", lines))
+            self._tail = list(self._ask("console")[1])  # type: ignore[call-overload]
+        return self._tail
+
+    def _ask(self, expected: str) -> tuple[object, ...]:
+        assert self._socket is not None
+        message, fd = receive_message(self._socket)
+        if message is None:
+            raise DomainError("the domain's supervisor is gone")
+        if message[0] == "ended":
+            raise unpack_error(message[1])
+        if message[0] != expected:
+            raise DomainError(f"the supervisor answered {message[0]!r}")
+        return (*message, fd)
+
+    def _hear(self, events: int) -> None:
+        del events
+        assert self._socket is not None
+        message, _ = receive_message(self._socket)
+        error: ClocheError = DomainError("the domain's supervisor is gone")
+        if message is not None and message[0] == "ended":
+            error = unpack_error(message[1])
+        ended = self.ended
+        self.close()
+        ended(error)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """End the supervisor and the domain, and wait until both are gone. May be called twice."""
+        if self._socket is not None:
+            self._reactor.unregister(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        if self._pid:
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+
+
+def _spawn_supervisor(connection: socket.socket) -> int:
+    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = f"import sys; sys.path.insert(0, {source!r}); from cloche.cli.main import main; sys.exit(main())"
+    argv = [_INTERPRETER, "-I", "-S", "-c", program, "supervise", str(SUPERVISOR_FD)]
+    import fcntl
+
+    fd = fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, SUPERVISOR_FD + 1)
+    actions: list[tuple[object, ...]] = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+        (os.POSIX_SPAWN_DUP2, 0, 1),
+        (os.POSIX_SPAWN_DUP2, fd, SUPERVISOR_FD),
+    ]
+    keep = ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "LANG", "LC_ALL")
+    env = {name: os.environ[name] for name in keep if name in os.environ}
+    try:
+        sys.stderr.flush()
+        # Its own session: a Ctrl-C in a notebook's terminal is the host program's to handle.
+        return os.posix_spawn(_INTERPRETER, argv, env, file_actions=actions, setsid=True)
+    finally:
+        os.close(fd)
+
+
+def _raise(error: LaunchError | DomainError) -> None:
+    raise error
