@@ -1,0 +1,523 @@
+//! The system calls the warden makes, each as a safe function. All `unsafe` of the warden stands here and below.
+
+mod mount;
+mod packet;
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use libc::{c_char, c_int, c_long, c_uint, c_ulong, pid_t};
+
+pub use mount::{
+    add_mount_attributes, attach_mount, clone_mount, new_mount, pivot_here, set_propagation,
+};
+pub use packet::{receive_packet, send_packet};
+
+/// An error number of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+/// Result of a system call.
+pub type Result<T> = core::result::Result<T, Errno>;
+
+/// The descriptor that stands for the working directory in the `*at` calls.
+pub const CWD: RawFd = libc::AT_FDCWD;
+
+fn last_errno() -> Errno {
+    Errno(
+        std::io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO),
+    )
+}
+
+fn check<T: Default + PartialOrd>(ret: T) -> Result<T> {
+    if ret < T::default() {
+        Err(last_errno())
+    } else {
+        Ok(ret)
+    }
+}
+
+fn check_fd(ret: c_long) -> Result<OwnedFd> {
+    let fd = c_int::try_from(check(ret)?).map_err(|_| Errno(libc::EBADF))?;
+    // SAFETY: the kernel has just given this descriptor to us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A C string of `bytes`, refused with `EINVAL` when it holds a NUL.
+pub fn c_string(bytes: &[u8]) -> Result<CString> {
+    CString::new(bytes).map_err(|_| Errno(libc::EINVAL))
+}
+
+/// Takes possession of a descriptor that this process was started with or was sent.
+pub fn adopt_fd(fd: RawFd) -> OwnedFd {
+    // SAFETY: callers name descriptors that belong to this process and that nothing else owns.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// close_range(2).
+pub fn close_range(first: c_uint, last: c_uint, flags: c_uint) -> Result<()> {
+    // SAFETY: takes integers only. Descriptors owned by Rust values are closed only at the start, when there are none.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
+}
+
+/// Makes a descriptor close-on-exec.
+pub fn set_cloexec(fd: RawFd) -> Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
+}
+
+/// Makes reads from a descriptor return at once.
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }).map(drop)
+}
+
+/// An integer socket option of level SOL_SOCKET.
+pub fn socket_option(fd: RawFd, option: c_int) -> Result<c_int> {
+    let mut value: c_int = 0;
+    let mut length: libc::socklen_t = 4;
+    // SAFETY: `value` is the four bytes that `length` says.
+    check(unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    })?;
+    Ok(value)
+}
+
+/// The calling process is the leader of its session.
+pub fn is_session_leader() -> bool {
+    // SAFETY: both calls take nothing and cannot fail for the calling process.
+    unsafe { libc::getsid(0) == libc::getpid() }
+}
+
+/// setsid(2).
+pub fn setsid() -> Result<()> {
+    // SAFETY: takes nothing.
+    check(unsafe { libc::setsid() }).map(drop)
+}
+
+/// Effective user and group id.
+pub fn ids() -> (u32, u32) {
+    // SAFETY: both calls take nothing and cannot fail.
+    unsafe { (libc::geteuid(), libc::getegid()) }
+}
+
+/// umask(2).
+pub fn umask(mask: u32) {
+    // SAFETY: takes an integer and cannot fail.
+    unsafe { libc::umask(mask) };
+}
+
+/// Unblocks every signal and gives each its default action.
+pub fn reset_signals() {
+    // SAFETY: an all-zero sigset_t is valid memory for sigemptyset, and SIG_DFL is a valid action.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signo in 1..=64 {
+            libc::signal(signo, libc::SIG_DFL);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Blocks SIGCHLD and gives a descriptor that is readable when it is pending.
+pub fn child_signals() -> Result<OwnedFd> {
+    // SAFETY: `set` is initialised by sigemptyset before use.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        check(libc::sigprocmask(
+            libc::SIG_BLOCK,
+            &raw const set,
+            std::ptr::null_mut(),
+        ))?;
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        check_fd(c_long::from(fd))
+    }
+}
+
+/// Which side of a fork the caller is on.
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's process id and, when asked for, its pidfd.
+    Parent(pid_t, Option<OwnedFd>),
+}
+
+/// fork(2) with `CLONE_*` namespace flags for the child. With `pidfd`, the parent gets one.
+pub fn fork(namespaces: c_int, pidfd: bool) -> Result<Forked> {
+    let mut fd: c_int = -1;
+    let flags = namespaces | libc::SIGCHLD | if pidfd { libc::CLONE_PIDFD } else { 0 };
+    let none: c_ulong = 0;
+    // SAFETY: without CLONE_VM and with no stack given this is fork(2): the child has a copy of everything. There is
+    // one thread, so no lock can be held by another one. The kernel writes the pidfd to `fd`.
+    let ret = check(unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            c_long::from(flags),
+            none,
+            &raw mut fd,
+            none,
+            none,
+        )
+    })?;
+    if ret == 0 {
+        return Ok(Forked::Child);
+    }
+    let pid = pid_t::try_from(ret).map_err(|_| Errno(libc::EIO))?;
+    Ok(Forked::Parent(pid, pidfd.then(|| adopt_fd(fd))))
+}
+
+/// unshare(2).
+pub fn unshare(namespaces: c_int) -> Result<()> {
+    // SAFETY: takes an integer only.
+    check(unsafe { libc::unshare(namespaces) }).map(drop)
+}
+
+/// Ends the process at once.
+pub fn exit_now(status: c_int) -> ! {
+    // SAFETY: takes an integer and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// kill(2).
+pub fn kill(pid: pid_t, signo: c_int) -> Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::kill(pid, signo) }).map(drop)
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It exited with this status.
+    Status(u32),
+    /// This signal killed it.
+    Signal(u32),
+}
+
+/// waitpid(2); `None` when `WNOHANG` was given and nobody has ended.
+pub fn wait(pid: pid_t, options: c_int) -> Result<Option<(pid_t, Ended)>> {
+    let mut status: c_int = 0;
+    loop {
+        // SAFETY: `status` is where the kernel may write.
+        match check(unsafe { libc::waitpid(pid, &raw mut status, options) }) {
+            Err(Errno(libc::EINTR)) => {}
+            Err(errno) => return Err(errno),
+            Ok(0) => return Ok(None),
+            Ok(pid) if libc::WIFEXITED(status) => {
+                return Ok(Some((
+                    pid,
+                    Ended::Status(libc::WEXITSTATUS(status).unsigned_abs()),
+                )));
+            }
+            Ok(pid) => {
+                return Ok(Some((
+                    pid,
+                    Ended::Signal(libc::WTERMSIG(status).unsigned_abs()),
+                )));
+            }
+        }
+    }
+}
+
+/// pipe2(2), close-on-exec: reading end, writing end.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let mut fds: [c_int; 2] = [-1; 2];
+    // SAFETY: `fds` has room for the two descriptors.
+    check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    let [reader, writer] = fds;
+    Ok((adopt_fd(reader), adopt_fd(writer)))
+}
+
+/// read(2), restarted when interrupted.
+pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+    loop {
+        // SAFETY: the pointer and the length are those of one slice.
+        match check(unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) })
+        {
+            Err(Errno(libc::EINTR)) => {}
+            Err(errno) => return Err(errno),
+            Ok(count) => return Ok(count.unsigned_abs()),
+        }
+    }
+}
+
+/// Writes all of `bytes`.
+pub fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        // SAFETY: the pointer and the length are those of one slice.
+        match check(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) }) {
+            Err(Errno(libc::EINTR)) => {}
+            Err(errno) => return Err(errno),
+            Ok(count) => bytes = bytes.get(count.unsigned_abs()..).unwrap_or_default(),
+        }
+    }
+    Ok(())
+}
+
+/// poll(2) without a time limit; an interruption counts as nothing ready.
+pub fn poll(fds: &mut [libc::pollfd]) -> Result<()> {
+    let count = libc::nfds_t::try_from(fds.len()).map_err(|_| Errno(libc::EINVAL))?;
+    // SAFETY: the pointer and the count are those of one slice.
+    match check(unsafe { libc::poll(fds.as_mut_ptr(), count, -1) }) {
+        Err(Errno(libc::EINTR)) | Ok(_) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// openat(2), close-on-exec.
+pub fn open_at(dir: RawFd, path: &CStr, flags: c_int, mode: u32) -> Result<OwnedFd> {
+    // SAFETY: `path` ends with NUL.
+    check_fd(c_long::from(unsafe {
+        libc::openat(dir, path.as_ptr(), flags | libc::O_CLOEXEC, mode)
+    }))
+}
+
+/// openat2(2) with `RESOLVE_IN_ROOT`, close-on-exec. Magic links of /proc are refused.
+pub fn open_in_root(root: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<OwnedFd> {
+    // SAFETY: all zero is a valid open_how.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = u64::from((flags | libc::O_CLOEXEC).unsigned_abs());
+    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    // A rename or mount anywhere on the machine can make the kernel give up on `..` in a link with EAGAIN.
+    let mut tries = 1000;
+    loop {
+        // SAFETY: `path` ends with NUL; the pointer and the size are those of `how`.
+        let ret = unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                root.as_raw_fd(),
+                path.as_ptr(),
+                &raw const how,
+                std::mem::size_of_val(&how),
+            )
+        };
+        match check_fd(ret) {
+            Err(Errno(libc::EAGAIN)) if tries > 0 => tries -= 1,
+            result => return result,
+        }
+    }
+}
+
+/// Device, inode and mode of what a descriptor refers to.
+pub fn stat(fd: BorrowedFd<'_>) -> Result<(u64, u64, u32)> {
+    // SAFETY: all zero is a valid stat, and the kernel writes one there.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is empty and ends with NUL; `stat` is large enough.
+    check(unsafe {
+        libc::fstatat(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            &raw mut stat,
+            libc::AT_EMPTY_PATH,
+        )
+    })?;
+    Ok((stat.st_dev, stat.st_ino, stat.st_mode))
+}
+
+/// What a symbolic link holds; `ENAMETOOLONG` past `PATH_MAX`.
+pub fn read_link(path: &CStr) -> Result<Vec<u8>> {
+    let mut buffer = vec![0; 4096];
+    // SAFETY: `path` ends with NUL; the pointer and the length are those of `buffer`.
+    let count =
+        check(unsafe { libc::readlink(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })?;
+    if count.unsigned_abs() == buffer.len() {
+        return Err(Errno(libc::ENAMETOOLONG));
+    }
+    buffer.truncate(count.unsigned_abs());
+    Ok(buffer)
+}
+
+/// mkdirat(2).
+pub fn mkdir_at(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: `name` ends with NUL.
+    check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }).map(drop)
+}
+
+/// symlinkat(2).
+pub fn symlink_at(target: &CStr, dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    // SAFETY: both strings end with NUL.
+    check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }).map(drop)
+}
+
+/// fchmod(2).
+pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::fchmod(fd.as_raw_fd(), mode) }).map(drop)
+}
+
+/// chdir(2).
+pub fn chdir(path: &CStr) -> Result<()> {
+    // SAFETY: `path` ends with NUL.
+    check(unsafe { libc::chdir(path.as_ptr()) }).map(drop)
+}
+
+/// fchdir(2).
+pub fn fchdir(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: takes an integer only.
+    check(unsafe { libc::fchdir(fd.as_raw_fd()) }).map(drop)
+}
+
+/// sethostname(2).
+pub fn set_hostname(name: &[u8]) -> Result<()> {
+    // SAFETY: the pointer and the length are those of one slice.
+    check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+/// setrlimit(2).
+pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: `limit` is a whole rlimit; an unknown resource is refused by the kernel.
+    check(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
+}
+
+/// Copies a descriptor to the lowest free number that is at least `lowest`, close-on-exec.
+pub fn dup_above(fd: BorrowedFd<'_>, lowest: c_int) -> Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    check_fd(c_long::from(unsafe {
+        libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest)
+    }))
+}
+
+/// dup2(2): `number` is inherited by the program. What was open under that number is closed.
+pub fn dup_to(fd: BorrowedFd<'_>, number: c_int) -> Result<()> {
+    // SAFETY: takes integers only; callers choose numbers that no live Rust value owns.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
+}
+
+/// Drops all supplementary groups.
+pub fn clear_groups() -> Result<()> {
+    // SAFETY: a count of 0 reads nothing from the pointer.
+    check(unsafe { libc::setgroups(0, std::ptr::null()) }).map(drop)
+}
+
+/// setresgid(2) with the same id three times.
+pub fn set_gid(gid: u32) -> Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::setresgid(gid, gid, gid) }).map(drop)
+}
+
+/// setresuid(2) with the same id three times.
+pub fn set_uid(uid: u32) -> Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::setresuid(uid, uid, uid) }).map(drop)
+}
+
+/// prctl(2) of those operations that take one or two integers.
+pub fn prctl(operation: c_int, first: c_ulong, second: c_ulong) -> Result<c_int> {
+    let none: c_ulong = 0;
+    // SAFETY: callers use operations that take integers only.
+    check(unsafe { libc::prctl(operation, first, second, none, none) })
+}
+
+/// Names the process (for `ps`), cut to 15 bytes.
+pub fn set_process_name(name: &[u8]) {
+    let mut buffer = [0u8; 16];
+    for (to, from) in buffer.iter_mut().take(15).zip(name) {
+        *to = *from;
+    }
+    // SAFETY: `buffer` ends with NUL within the 16 bytes the kernel reads.
+    unsafe { libc::prctl(libc::PR_SET_NAME, buffer.as_ptr()) };
+}
+
+/// Sets the effective, permitted and inheritable capabilities of the calling process.
+pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let low = |set: u64| (set & 0xFFFF_FFFF) as u32;
+    let high = |set: u64| (set >> 32) as u32;
+    let header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    let data: [u32; 6] = [
+        low(effective),
+        low(permitted),
+        low(inheritable),
+        high(effective),
+        high(permitted),
+        high(inheritable),
+    ];
+    // SAFETY: version 3 reads a header of 8 bytes and two records of three u32 each.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+}
+
+/// The permitted capabilities of the calling process.
+pub fn permitted_capabilities() -> Result<u64> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let mut header: [u32; 2] = [VERSION_3, 0];
+    let mut data = [0u32; 6];
+    // SAFETY: version 3 writes two records of three u32 each.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) })?;
+    let [_, low, _, _, high, _] = data;
+    Ok(u64::from(low) | u64::from(high) << 32)
+}
+
+/// Installs a classic BPF program as system call filter. `program` is whole instructions of 8 bytes.
+pub fn install_filter(program: &[u8]) -> Result<()> {
+    let filter: Vec<libc::sock_filter> = program
+        .chunks_exact(8)
+        .filter_map(|chunk| <[u8; 8]>::try_from(chunk).ok())
+        .map(|[a, b, jt, jf, k0, k1, k2, k3]| libc::sock_filter {
+            code: u16::from_ne_bytes([a, b]),
+            jt,
+            jf,
+            k: u32::from_ne_bytes([k0, k1, k2, k3]),
+        })
+        .collect();
+    let len = u16::try_from(filter.len()).map_err(|_| Errno(libc::EINVAL))?;
+    let program = libc::sock_fprog {
+        len,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    let flags: c_ulong = 0;
+    // SAFETY: `program` names `len` instructions; the kernel copies and verifies them.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    })
+    .map(drop)
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    let mut out: Vec<*const c_char> = strings.iter().map(|one| one.as_ptr()).collect();
+    out.push(std::ptr::null());
+    out
+}
+
+/// execveat(2): `path` below `dir`, or with an empty `path` and `AT_EMPTY_PATH` the file `dir` itself. Returns only on failure.
+pub fn exec(dir: RawFd, path: &CStr, argv: &[CString], env: &[CString], flags: c_int) -> Errno {
+    let (argv, env) = (pointers(argv), pointers(env));
+    // SAFETY: all strings end with NUL, both arrays with a null pointer, and they live until the call returns.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            dir,
+            path.as_ptr(),
+            argv.as_ptr(),
+            env.as_ptr(),
+            flags,
+        );
+    }
+    last_errno()
+}

@@ -1,0 +1,120 @@
+//! System calls about mounts.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use libc::{c_char, c_uint, c_ulong};
+
+use super::{check, check_fd, Result};
+
+/// Changes how mounts spread (`MS_PRIVATE`, `MS_SLAVE`), for the whole tree.
+pub fn set_propagation(flag: c_ulong) -> Result<()> {
+    let nothing: *const c_char = std::ptr::null();
+    // SAFETY: the kernel takes no source, type or data for a change of propagation.
+    check(unsafe {
+        libc::mount(
+            nothing,
+            c"/".as_ptr(),
+            nothing,
+            flag | libc::MS_REC,
+            nothing.cast(),
+        )
+    })
+    .map(drop)
+}
+
+/// A new, detached mount of `fstype` with these parameters and `MOUNT_ATTR_*` flags.
+pub fn new_mount(fstype: &CStr, parameters: &[(&CStr, &CStr)], attributes: u64) -> Result<OwnedFd> {
+    // SAFETY: `fstype` ends with NUL.
+    let context = check_fd(unsafe {
+        libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), libc::FSOPEN_CLOEXEC)
+    })?;
+    let configure = |command: c_uint, key: *const c_char, value: *const c_char| {
+        // SAFETY: `key` and `value` are NUL-terminated or null, as the command wants.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_fsconfig,
+                context.as_raw_fd(),
+                command,
+                key,
+                value,
+                0,
+            )
+        })
+    };
+    for (key, value) in parameters {
+        configure(libc::FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?;
+    }
+    configure(
+        libc::FSCONFIG_CMD_CREATE,
+        std::ptr::null(),
+        std::ptr::null(),
+    )?;
+    // SAFETY: takes integers only.
+    check_fd(unsafe {
+        libc::syscall(
+            libc::SYS_fsmount,
+            context.as_raw_fd(),
+            libc::FSMOUNT_CLOEXEC,
+            attributes,
+        )
+    })
+}
+
+/// A detached copy of the mount that holds what `fd` refers to, with that as its root.
+pub fn clone_mount(fd: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
+    let recurse = if recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = (recurse | libc::AT_EMPTY_PATH).unsigned_abs()
+        | libc::OPEN_TREE_CLONE
+        | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: the path is empty and ends with NUL.
+    check_fd(unsafe { libc::syscall(libc::SYS_open_tree, fd.as_raw_fd(), c"".as_ptr(), flags) })
+}
+
+/// Adds `MOUNT_ATTR_*` flags to a mount. None is ever taken away, so flags that the kernel has locked stay.
+pub fn add_mount_attributes(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -> Result<()> {
+    let change = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let recurse = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is empty and ends with NUL; the pointer and the size are those of `change`.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            recurse | libc::AT_EMPTY_PATH,
+            &raw const change,
+            std::mem::size_of_val(&change),
+        )
+    })
+    .map(drop)
+}
+
+/// Attaches a detached mount to the place `target` refers to.
+pub fn attach_mount(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: both paths are empty and end with NUL.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
+/// Makes the working directory the root of the mount namespace and takes the old root away.
+pub fn pivot_here() -> Result<()> {
+    // SAFETY: both paths end with NUL.
+    check(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) })?;
+    // The old root now lies on top of the new one (pivot_root(2), "pivot_root(".", ".")").
+    // SAFETY: the path ends with NUL.
+    check(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) }).map(drop)
+}
