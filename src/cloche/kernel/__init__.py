@@ -1,1 +1,1 @@
-"""cloche.kernel"""
+"""The guest kernels: built, fetched, the host's own, and their initramfs (layer 3)."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cloche.errors import HostError, KernelError
 from cloche.kernel.modules import needed_modules
 from cloche.kernel.packages import PackageSource, unpack_package
-from cloche.kernel.store import FETCHED, KernelInfo, kernels_home, publish_kernel, stored_kernels
+from cloche.kernel.store import FETCHED, KernelInfo, cache_home, publish_kernel, stored_kernels
 from cloche.kernel.tools import exclusive_workspace, file_sha256, no_progress
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ def fetch_kernel(progress: Progress = no_progress) -> KernelInfo:
         HostError: The cache directory cannot be written.
     """
     try:
-        with exclusive_workspace(kernels_home(), "fetch") as work:
+        with exclusive_workspace(cache_home(), "fetch") as work:
             kernel = _fetch(work, progress)
     except OSError as error:
-        raise HostError(f"cannot keep a kernel in {kernels_home()}: {error.strerror}") from error
+        raise HostError(f"cannot keep a kernel in {cache_home()}: {error.strerror}") from error
     progress("done", 1.0)
     return kernel
 
@@ -61,12 +61,21 @@ def _fetch(work: str, progress: Progress) -> KernelInfo:
 def _prepare(identifier: str, tree: str, prepared: str) -> tuple[KernelInfo, str]:
     """Copy image and needed modules out of an unpacked package, and describe them."""
     boot = os.path.join(tree, "boot")
-    images = sorted(name for name in os.listdir(boot) if name.startswith("vmlinuz-")) if os.path.isdir(boot) else []
+    images = (
+        sorted(name for name in os.listdir(boot) if name.startswith("vmlinuz-"))
+        if os.path.isdir(boot)
+        else []
+    )
     if not images:
         raise KernelError(f"the package of {identifier} holds no kernel")
     release = images[-1].removeprefix("vmlinuz-")
     modules_tree = next(
-        (path for lib in ("lib", "usr/lib") if os.path.isdir(path := os.path.join(tree, lib, "modules", release))), None
+        (
+            path
+            for lib in ("lib", "usr/lib")
+            if os.path.isdir(path := os.path.join(tree, lib, "modules", release))
+        ),
+        None,
     )
     if modules_tree is None:
         raise KernelError(f"the package of {identifier} holds no modules")

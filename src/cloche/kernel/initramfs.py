@@ -43,7 +43,9 @@ def ensure_initramfs(kernel: KernelInfo, agent: str) -> str:
     try:
         status = os.stat(agent)
     except OSError as error:
-        raise HostError(f"cannot read the agent {agent}: {error.strerror}", hint="'make' builds it") from error
+        raise HostError(
+            f"cannot read the agent {agent}: {error.strerror}", hint="'make' builds it"
+        ) from error
     directory = os.path.join(cache_home(), "initramfs")
     bare = kernel.kind == BUILT
     name = f"{FORMAT}-{'bare' if bare else kernel.id}-{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}.cpio"
@@ -54,7 +56,7 @@ def ensure_initramfs(kernel: KernelInfo, agent: str) -> str:
         binary = file.read()
     modules: Sequence[tuple[str, bytes]] = ()
     if not bare:
-        from cloche.kernel.modules import read_modules  # noqa: PLC0415 - only for kernels that have modules
+        from cloche.kernel.modules import read_modules
 
         modules = read_modules(kernel)
     try:

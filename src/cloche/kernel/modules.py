@@ -49,7 +49,7 @@ _SUFFIXES = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
 
 
 def needed_modules(tree: str, wanted: Iterable[str] = WANTED) -> tuple[str, ...]:
-    """Return the files of a kernel's module tree (``.../lib/modules/VERSION``) to load, as absolute paths in load order.
+    """Return the files of a module tree (``.../lib/modules/VERSION``) to load: absolute paths in load order.
 
     Raises:
         KernelError: One of :data:`REQUIRED` is neither there nor built in, or a module is damaged.
@@ -105,11 +105,11 @@ def read_module(path: str) -> bytes:
         with open(path, "rb") as file:
             data = file.read()
         if path.endswith(".xz"):
-            import lzma  # noqa: PLC0415 - rarely needed
+            import lzma
 
             return lzma.decompress(data)
         if path.endswith(".gz"):
-            import gzip  # noqa: PLC0415 - rarely needed
+            import gzip
 
             return gzip.decompress(data)
     except (OSError, EOFError, ValueError) as error:

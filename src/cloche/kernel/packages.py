@@ -38,11 +38,12 @@ class PackageSource:
             if attempt == 0:
                 self._update()
         raise KernelError(
-            f"the distribution has no package {' or '.join(names)}", hint="look at the sources in /etc/apt/sources.list*"
+            f"the distribution has no package {' or '.join(names)}",
+            hint="look into /etc/apt/sources.list*",
         )
 
     def dependency(self, name: str, prefix: str) -> str:
-        """Return the first package that ``name`` depends on whose name begins with ``prefix``; ``name`` if there is none."""
+        """Return the first dependency of ``name`` that begins with ``prefix``; ``name`` if there is none."""
         for line in run_tool(["apt-cache", *self._options, "depends", "--important", name]).splitlines():
             kind, _, target = line.strip().lstrip("|").partition(": ")
             if kind == "Depends" and target.startswith(prefix):
@@ -65,9 +66,8 @@ class PackageSource:
 
     def _known(self, name: str) -> bool:
         output = run_tool(["apt-cache", *self._options, "policy", name])
-        return any(
-            line.strip().startswith("Candidate:") and not line.strip().endswith("(none)") for line in output.splitlines()
-        )
+        lines = [line.strip() for line in output.splitlines()]
+        return any(line.startswith("Candidate:") and not line.endswith("(none)") for line in lines)
 
     def _download(self, name: str) -> str:
         directory = os.path.join(self.directory, "download")

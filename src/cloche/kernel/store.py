@@ -30,11 +30,16 @@ _BZIMAGE_OFFSET, _BZIMAGE = 0x202, b"HdrS"
 class KernelInfo(NamedTuple):
     """One guest kernel.
 
-    ``id`` names it on the command line; ``kind`` is ``built``, ``fetched`` or ``host``; ``version`` is what its
-    ``uname -r`` says; ``machines`` are the QEMU machine types it can run on, the best first; ``image`` is the absolute
-    path of the file QEMU loads, ``size_bytes`` and ``sha256`` (hex; empty for a host's kernel, which nobody recorded)
-    what it must be; ``modules`` are absolute paths of module files (``.ko``, maybe compressed) in the order in which they
-    must be loaded; ``directory`` is its place in the store, empty for the host's own.
+    Attributes:
+        id: Its name on the command line.
+        kind: ``built``, ``fetched`` or ``host``.
+        version: What its ``uname -r`` says.
+        machines: The QEMU machine types it can run on, the best first.
+        image: The absolute path of the file QEMU loads.
+        size_bytes: The size the image must have.
+        sha256: The hash the image must have, in hex; empty for a host's kernel, which nobody recorded.
+        modules: Absolute paths of module files (``.ko``, maybe compressed) in the order they must be loaded in.
+        directory: Its place in the store; empty for the host's own.
     """
 
     id: str
@@ -139,7 +144,9 @@ def use_kernel(wanted: str | None) -> KernelInfo | None:
         return None
     kernel = find_kernel(wanted)
     if not kernel.directory or os.path.dirname(kernel.directory) != kernels_home():
-        raise UsageError(f"kernel {kernel.id} is not in the store", hint=f"name it at each run: --kernel {wanted}")
+        raise UsageError(
+            f"kernel {kernel.id} is not in the store", hint=f"name it at each run: --kernel {wanted}"
+        )
     temporary = f"{link}.{os.getpid()}"
     _unlink(temporary)
     os.symlink(kernel.id, temporary)
@@ -155,7 +162,12 @@ def remove_kernel(wanted: str) -> str:
     """
     home = kernels_home()
     path = os.path.join(home, wanted)
-    if wanted in ("", ".", "..", DEFAULT_LINK) or "/" in wanted or not os.path.isdir(path) or os.path.islink(path):
+    if (
+        wanted in ("", ".", "..", DEFAULT_LINK)
+        or "/" in wanted
+        or not os.path.isdir(path)
+        or os.path.islink(path)
+    ):
         path = _find_wanted(wanted).directory
     if not path or os.path.dirname(path) != home:
         raise KernelError(f"kernel {wanted} is not in the store", hint="'cloche kernel list' shows what is")
@@ -175,9 +187,10 @@ def remove_kernel(wanted: str) -> str:
 def publish_kernel(kernel: KernelInfo, prepared: str) -> KernelInfo:
     """Put a prepared directory into the store in one step and return the kernel as it is known from then on.
 
-    ``prepared`` is a directory below :func:`kernels_home` that holds image and modules at the paths ``kernel`` names;
+    ``prepared`` is a directory below :func:`cache_home` that holds image and modules at the paths ``kernel`` names;
     ``info`` is written here. A kernel of the same id is replaced.
     """
+    os.makedirs(kernels_home(), exist_ok=True)
     final = os.path.join(kernels_home(), kernel.id)
     data = format_info(kernel, prepared)
     with open(os.path.join(prepared, INFO), "wb") as file:
@@ -213,9 +226,9 @@ def format_info(kernel: KernelInfo, root: str) -> bytes:
 def read_info(directory: str) -> KernelInfo:
     """Read a kernel's ``info``: lines of ``KEY VALUE``, the first one ``cloche-kernel 1``.
 
-    Keys: ``kind``, ``version``, ``machines`` (separated by spaces), ``image`` (relative to the directory), ``size`` (bytes),
-    ``sha256`` (hex), and one ``module`` for each module in load order (relative). It is no JSON because importing a JSON
-    parser would cost more than the rest of this module.
+    Keys: ``kind``, ``version``, ``machines`` (separated by spaces), ``image`` (relative to the directory),
+    ``size`` (bytes), ``sha256`` (hex), and one ``module`` for each module in load order (relative). It is no JSON
+    because importing a JSON parser would cost more than the rest of this module.
 
     Raises:
         KernelError: The file is missing or not of this form.
@@ -285,7 +298,7 @@ def verify_kernel(kernel: KernelInfo) -> None:
     Raises:
         KernelError: It is not the same.
     """
-    from hashlib import sha256  # noqa: PLC0415 - not needed on the way to a start
+    from hashlib import sha256
 
     check_image(kernel)
     if not kernel.sha256:
@@ -320,7 +333,7 @@ def check_image(kernel: KernelInfo) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Delete a directory and all below it, following no link. (``shutil`` would cost its import.)"""
+    """Delete a directory and all below it, following no link; ``shutil`` would cost its import."""
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -363,7 +376,9 @@ def _names(kernels: Iterable[KernelInfo]) -> str:
 
 
 def _damaged(name: str, why: str) -> KernelError:
-    return KernelError(f"kernel {name} is damaged: {why}", hint=f"'cloche kernel remove {name}', then {HINT_GET}")
+    return KernelError(
+        f"kernel {name} is damaged: {why}", hint=f"'cloche kernel remove {name}', then {HINT_GET}"
+    )
 
 
 def _unlink(path: str) -> None:

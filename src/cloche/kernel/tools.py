@@ -24,9 +24,19 @@ if TYPE_CHECKING:
     Progress = Callable[[str, float], None]
 
 _TAIL_LINES = 15
-#: What a build may depend on. Everything else of the user's environment (CFLAGS, KCONFIG_*, ...) would change its bytes.
+#: What a build may depend on. All else of the user's environment (CFLAGS, KCONFIG_*, ...) could change its bytes.
 _PASSED = frozenset(
-    {"PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
+    {
+        "PATH",
+        "HOME",
+        "TMPDIR",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+    }
 )
 
 
@@ -56,8 +66,9 @@ def run_tool(
 ) -> str:
     """Run a program to its end and return what it said on its standard output.
 
-    ``on_line`` is given each line as it comes, without its end. Messages are in English, whatever the user's language, and
-    standard input is empty. If this is interrupted (Ctrl-C) the program and all it started are ended first.
+    ``on_line`` is given each line as it comes, without its end. Messages are in English, whatever the user's
+    language, and standard input is empty. If this is interrupted (Ctrl-C) the program and all it started are
+    ended first.
 
     Raises:
         KernelError: It could not be started or failed; the last lines it wrote are in the hint.
@@ -66,7 +77,7 @@ def run_tool(
     env.update({"LC_ALL": "C.UTF-8", **(extra_env or {})})
     lines: list[str] = []
     try:
-        process = subprocess.Popen(  # noqa: S603 - a list, no shell
+        process = subprocess.Popen(
             argv,
             cwd=cwd,
             env=env,
@@ -92,7 +103,9 @@ def run_tool(
         raise
     if status != 0:
         tail = "".join(lines[-_TAIL_LINES:]).strip()
-        raise KernelError(f"{os.path.basename(argv[0])} failed with status {status}", hint=f"its last words:\n{tail}")
+        raise KernelError(
+            f"{os.path.basename(argv[0])} failed with status {status}", hint=f"its last words:\n{tail}"
+        )
     return "".join(lines)
 
 
