@@ -1,3 +1,51 @@
-"""cloche: run any program of this machine inside a virtual machine of its own."""
+"""cloche: run any program of this machine inside a virtual machine of its own.
+
+``run`` and ``Sandbox`` follow ``subprocess`` in names and behaviour; ``cloche.aio`` follows asyncio. The names are
+loaded when they are first used, so that importing the package costs nothing on the way to starting a machine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cloche.api import (
+        DEVNULL,
+        PIPE,
+        STDOUT,
+        CalledProcessError,
+        CompletedProcess,
+        Popen,
+        Sandbox,
+        TimeoutExpired,
+        run,
+    )
+    from cloche.errors import ClocheError
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "CalledProcessError",
+    "ClocheError",
+    "CompletedProcess",
+    "Popen",
+    "Sandbox",
+    "TimeoutExpired",
+    "__version__",
+    "run",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "ClocheError":
+        from cloche.errors import ClocheError
+
+        return ClocheError
+    if name in __all__:
+        from cloche import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'cloche' has no attribute {name!r}")

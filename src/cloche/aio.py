@@ -1,0 +1,228 @@
+"""The asyncio API (layer 5b): ``run``, ``Sandbox`` and processes, named as in ``asyncio.subprocess``.
+
+The same machinery as ``cloche.api``: a thread per sandbox talks to the guest. What would block there is awaited here in
+worker threads, and pipes are asyncio streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+from cloche import api
+from cloche.api import DEVNULL, PIPE, STDOUT, CompletedProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from cloche.api import File, Word
+
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "Process", "Sandbox", "run"]
+
+
+async def run(
+    args: Sequence[Word], *, timeout: float | None = None, sandbox: Sandbox | None = None, **options: Any
+) -> CompletedProcess[Any]:
+    """Run a program in a machine of its own; the arguments are those of ``cloche.run``.
+
+    Cancelling it ends the program.
+
+    Raises:
+        CalledProcessError, TimeoutExpired, ClocheError: As ``cloche.run``.
+    """
+    running = {name: options.pop(name) for name in api.RUN_OPTIONS if name in options}
+    if sandbox is not None:
+        return await sandbox.run(args, timeout=timeout, **running)
+    async with Sandbox(**options) as fresh:
+        return await fresh.run(args, timeout=timeout, **running)
+
+
+class Sandbox:
+    """``cloche.Sandbox`` for asyncio: an asynchronous context manager with the same arguments."""
+
+    def __init__(self, **options: Any) -> None:
+        self._sandbox = api.Sandbox(**options)
+
+    async def __aenter__(self) -> Sandbox:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Start the machine. Cancelling it ends the machine again.
+
+        Raises:
+            ClocheError: It could not be started.
+        """
+        starting = asyncio.ensure_future(asyncio.to_thread(self._sandbox.start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped: let it come to its end, then undo what it did.
+            await asyncio.wait([starting])
+            await asyncio.to_thread(self._sandbox.close)
+            raise
+
+    async def close(self) -> None:
+        """End the machine."""
+        await asyncio.to_thread(self._sandbox.close)
+
+    async def create_subprocess_exec(
+        self,
+        program: Word,
+        *args: Word,
+        stdin: File = None,
+        stdout: File = None,
+        stderr: File = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Word | None = None,
+        user: str | None = None,
+    ) -> Process:
+        """Start a program, like ``asyncio.create_subprocess_exec``.
+
+        Raises:
+            ClocheError: It could not be started.
+        """
+        popen = await asyncio.to_thread(
+            self._sandbox.popen,
+            [program, *args],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+            user=user,
+        )
+        process = Process(popen)
+        await process.connect()
+        return process
+
+    async def run(
+        self,
+        args: Sequence[Word],
+        *,
+        input: str | bytes | None = None,
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        text: bool = False,
+        stdin: File = None,
+        stdout: File = None,
+        stderr: File = None,
+        **options: Any,
+    ) -> CompletedProcess[Any]:
+        """Run a program to its end, like ``Sandbox.run`` of ``cloche``. Cancelling it ends the program.
+
+        Raises:
+            CalledProcessError, TimeoutExpired, ClocheError: As ``cloche.run``.
+        """
+        if input is not None:
+            stdin = PIPE
+        if capture_output:
+            stdout = stderr = PIPE
+        if not args:
+            raise api.UsageError("no program was named")
+        process = await self.create_subprocess_exec(
+            *args, stdin=stdin, stdout=stdout, stderr=stderr, **options
+        )
+        data = input.encode() if isinstance(input, str) else input
+        try:
+            out, err = await asyncio.wait_for(process.communicate(data), timeout)
+        except asyncio.TimeoutError:
+            process.kill()
+            await process.wait()
+            raise api.TimeoutExpired(list(args), timeout or 0.0) from None
+        except asyncio.CancelledError:
+            process.kill()
+            raise
+        status = await process.wait()
+        texts = [piece.decode() if text and piece is not None else piece for piece in (out, err)]
+        if check and status:
+            raise api.CalledProcessError(status, list(args), texts[0], texts[1])
+        return CompletedProcess(list(args), status, texts[0], texts[1])
+
+
+class Process:
+    """A program in the guest, like ``asyncio.subprocess.Process``.
+
+    Attributes:
+        stdin: A StreamWriter for PIPE, else None.
+        stdout, stderr: StreamReaders for PIPE, else None.
+    """
+
+    def __init__(self, popen: api.Popen) -> None:
+        self._popen = popen
+        self.stdin: asyncio.StreamWriter | None = None
+        self.stdout: asyncio.StreamReader | None = None
+        self.stderr: asyncio.StreamReader | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id in the guest."""
+        return self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its status, negative for a signal; None while it runs."""
+        return self._popen.returncode
+
+    async def connect(self) -> None:
+        """Turn the pipes into asyncio streams."""
+        loop = asyncio.get_running_loop()
+        if self._popen.stdin is not None:
+            transport, protocol = await loop.connect_write_pipe(
+                lambda: asyncio.streams.FlowControlMixin(loop=loop), self._popen.stdin
+            )
+            self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
+        for name in ("stdout", "stderr"):
+            pipe = getattr(self._popen, name)
+            if pipe is not None:
+                reader = asyncio.StreamReader(loop=loop)
+                raw = os.fdopen(os.dup(pipe.fileno()), "rb", buffering=0)
+                pipe.close()
+                await loop.connect_read_pipe(lambda reader=reader: asyncio.StreamReaderProtocol(reader, loop=loop), raw)
+                setattr(self, name, reader)
+
+    async def wait(self) -> int:
+        """Wait for the program and return its status."""
+        return await asyncio.to_thread(self._popen.wait)
+
+    async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
+        """Write ``input``, read everything, wait."""
+        _, out, err = await asyncio.gather(self._feed(input), _drain(self.stdout), _drain(self.stderr))
+        await self.wait()
+        return out, err
+
+    async def _feed(self, data: bytes | None) -> None:
+        if self.stdin is None:
+            return
+        try:
+            if data:
+                self.stdin.write(data)
+                await self.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the program did not want all of it
+        finally:
+            self.stdin.close()
+
+    def send_signal(self, signo: int) -> None:
+        """Send a signal to the program."""
+        self._popen.send_signal(signo)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._popen.terminate()
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._popen.kill()
+
+
+async def _drain(reader: asyncio.StreamReader | None) -> bytes | None:
+    return None if reader is None else await reader.read()

@@ -1,0 +1,173 @@
+"""The one door for host programs that belong to no domain (layer 3): compilers, ``--version``, package tools.
+
+Never on the way to a domain's start: its processes are the warden's children (``cloche.host.warden``). What runs here
+gets an environment from an allow-list, no descriptors, no terminal as standard input, and never outlives the call.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, NamedTuple
+
+from cloche.errors import LaunchError, MissingToolError
+from cloche.host.text import escape_untrusted
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Mapping, Sequence
+
+#: Variables of the caller's that programs may see. Others (tokens, agents' sockets, preloads) are nobody's business.
+ENVIRONMENT = frozenset((
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "LOGNAME",
+    "PATH",
+    "TERM",
+    "TMPDIR",
+    "TZ",
+    "USER",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+))
+_PREFIXES = ("LC_", "XDG_")
+
+#: Between the request to end and the kill, in seconds.
+GRACE_S = 5.0
+_TAIL_LINES = 20
+
+
+class Completed(NamedTuple):
+    """A program that has ended. ``status`` is its exit status, or 128 + N when signal N killed it."""
+
+    stdout: bytes
+    stderr: bytes
+    status: int
+
+
+class CommandError(LaunchError):
+    """A host program failed.
+
+    Attributes:
+        argv: What was run.
+        status: As in Completed; None when it was ended for taking too long.
+        log_tail: The last lines it wrote, made safe to show.
+    """
+
+    def __init__(self, message: str, *, argv: Sequence[str], status: int | None, log_tail: tuple[str, ...]) -> None:
+        last = f": {log_tail[-1]}" if log_tail else ""
+        super().__init__(message + last)
+        self.argv = tuple(argv)
+        self.status = status
+        self.log_tail = log_tail
+
+
+def allowed_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the caller's variables that are on the allow-list, with ``extra`` added."""
+    kept = {name: value for name, value in os.environ.items() if name in ENVIRONMENT or name.startswith(_PREFIXES)}
+    return {**kept, **(extra or {})}
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    input: bytes | None = None,  # noqa: A002 - subprocess.run's name for it
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    cwd: str | None = None,
+    check: bool = False,
+) -> Completed:
+    """Run a program to its end and return what it wrote.
+
+    Args:
+        argv: Program and arguments; a name without a slash is searched in PATH.
+        input: Its standard input; /dev/null without.
+        env: Variables besides those on the allow-list.
+        timeout: Seconds until its process group gets SIGTERM, and GRACE_S later SIGKILL.
+        cwd: Its working directory.
+        check: Raise for a status that is not 0.
+
+    Raises:
+        MissingToolError: There is no such program.
+        CommandError: It took too long, or ``check`` and its status is not 0.
+        LaunchError: It could not be started for another reason.
+    """
+    child = _start(argv, has_input=input is not None, env=allowed_environment(env), cwd=cwd)
+    # The class is at hand only once subprocess is imported, which costs milliseconds.
+    from subprocess import TimeoutExpired
+
+    try:
+        stdout, stderr = child.communicate(input, timeout)
+    except TimeoutExpired:
+        tail = _tail(_end(child))
+        message = f"{argv[0]} did not end within {timeout:g} seconds"
+        raise CommandError(message, argv=argv, status=None, log_tail=tail) from None
+    except BaseException:
+        _end(child)
+        raise
+    status = child.returncode if child.returncode >= 0 else 128 - child.returncode
+    if check and status != 0:
+        raise CommandError(
+            f"{argv[0]} failed with status {status}",
+            argv=argv,
+            status=status,
+            log_tail=_tail(stderr) or _tail(stdout),
+        )
+    return Completed(stdout, stderr, status)
+
+
+def _start(
+    argv: Sequence[str], *, has_input: bool, env: Mapping[str, str], cwd: str | None
+) -> subprocess.Popen[bytes]:
+    import subprocess
+
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            cwd=cwd,
+            process_group=0,
+        )
+    except FileNotFoundError as error:
+        if cwd is not None and not os.path.isdir(cwd):
+            raise LaunchError(f"cannot run {argv[0]}: there is no directory {cwd}") from error
+        raise MissingToolError(argv[0]) from error
+    except OSError as error:
+        raise LaunchError(f"cannot run {argv[0]}: {error.strerror}") from error
+
+
+def _end(child: subprocess.Popen[bytes]) -> bytes:
+    """End the child's process group, politely first, and return what it wrote to its standard error."""
+    from subprocess import TimeoutExpired
+
+    for signo in (signal.SIGTERM, signal.SIGKILL):
+        _signal_group(child, signo)
+        # A stopped program would not notice.
+        _signal_group(child, signal.SIGCONT)
+        try:
+            return child.communicate(timeout=GRACE_S)[1]
+        except TimeoutExpired as error:
+            written = error.stderr or b""
+    # Something has left the group and holds the pipes open; the program itself is dead.
+    for stream in (child.stdin, child.stdout, child.stderr):
+        if stream is not None:
+            stream.close()
+    child.wait()
+    return written
+
+
+def _signal_group(child: subprocess.Popen[bytes], signo: int) -> None:
+    try:
+        os.killpg(child.pid, signo)
+    except ProcessLookupError:
+        return
+
+
+def _tail(output: bytes) -> tuple[str, ...]:
+    lines = output.strip().splitlines()[-_TAIL_LINES:]
+    return tuple(escape_untrusted(line) for line in lines)
