@@ -168,8 +168,7 @@ impl Init<'_> {
             return Err(Failure::new("descriptors were lost", Errno(libc::EMFILE)));
         }
         let (reader, writer) = sys::pipe().step("pipe")?;
-        let pid_namespace =
-            (spawn.jail.namespaces & libc::CLONE_NEWPID.unsigned_abs()).cast_signed();
+        let pid_namespace = sys::flags(spawn.jail.namespaces) & libc::CLONE_NEWPID;
         match sys::fork(pid_namespace, true).step("fork")? {
             Forked::Child => spawn::run(spawn, fds, &self.null, &writer),
             Forked::Parent(pid, pidfd) => {

@@ -21,6 +21,7 @@ const DEV_LINKS: [(&[u8], &str); 5] = [
     (b"/proc/self/fd/2", "stderr"),
     (b"pts/ptmx", "ptmx"),
 ];
+const CAP_SETFCAP: u64 = 1 << 31;
 const NOTHING_SPECIAL: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
 /// Builds the root of `jail` in the calling process's own mount namespace and moves into it.
@@ -36,6 +37,7 @@ pub fn build(jail: &Jail, fds: &[OwnedFd]) -> Outcome {
     let mut root = Root {
         top,
         own: vec![device],
+        whole_proc: sys::ids().0 != 0 || jail.keep_caps & CAP_SETFCAP != 0,
     };
     for op in &jail.root {
         root.apply(op, fds)?;
@@ -52,6 +54,10 @@ struct Root {
     top: OwnedFd,
     /// Devices of the tmpfs mounts made here: only on these are files made, never on what was bound from the host.
     own: Vec<u64>,
+    /// Whether a /proc shows more than processes. Most of /proc/sys, sysrq-trigger and others ask for root's user id
+    /// and for no capability, so a process of root's must not have them. The exception is a process that is to make
+    /// user namespaces (for root that takes CAP_SETFCAP): the kernel lets them have a /proc only where a whole one is.
+    whole_proc: bool,
 }
 
 impl Root {
@@ -162,7 +168,13 @@ impl Root {
     fn mount_proc(&self, path: &Path<'_>) -> Outcome {
         let attributes = NOTHING_SPECIAL | libc::MOUNT_ATTR_NOEXEC;
         let mut what = path.what("mount proc ");
-        let mount = sys::new_mount(c"proc", &[], attributes).map_err(|errno| {
+        let only_processes = [(c"subset", c"pid")];
+        let parameters = if self.whole_proc {
+            [].as_slice()
+        } else {
+            &only_processes
+        };
+        let mount = sys::new_mount(c"proc", parameters, attributes).map_err(|errno| {
             if errno == Errno(libc::EPERM) {
                 // The kernel gives a user namespace no view of /proc that shows more than the one it came from.
                 what.extend_from_slice(b" (parts of the host's /proc are covered by other mounts)");

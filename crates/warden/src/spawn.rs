@@ -82,7 +82,7 @@ fn c_strings(strings: &[Vec<u8>]) -> sys::Result<Vec<CString>> {
 /// Makes the jail's namespaces but for pid, which the fork made, and user, which comes last.
 fn enter_namespaces(jail: &Jail) -> Outcome {
     let done_elsewhere = libc::CLONE_NEWPID | libc::CLONE_NEWUSER;
-    let namespaces = jail.namespaces.cast_signed() & !done_elsewhere;
+    let namespaces = sys::flags(jail.namespaces) & !done_elsewhere;
     if jail.flags & jail_flags::KEEP_ROOT == 0 && namespaces & libc::CLONE_NEWNS == 0 {
         return Err(Failure::new(
             "a root needs a mount namespace",

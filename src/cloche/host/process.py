@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 #: Variables of the caller's that programs may see. Others (tokens, agents' sockets, preloads) are nobody's business.
-ENVIRONMENT = frozenset((
-    "HOME",
-    "LANG",
-    "LANGUAGE",
-    "LOGNAME",
-    "PATH",
-    "TERM",
-    "TMPDIR",
-    "TZ",
-    "USER",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-))
+ENVIRONMENT = frozenset(
+    (
+        "HOME",
+        "LANG",
+        "LANGUAGE",
+        "LOGNAME",
+        "PATH",
+        "TERM",
+        "TMPDIR",
+        "TZ",
+        "USER",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+    )
+)
 _PREFIXES = ("LC_", "XDG_")
 
 #: Between the request to end and the kill, in seconds.
@@ -56,7 +58,9 @@ class CommandError(LaunchError):
         log_tail: The last lines it wrote, made safe to show.
     """
 
-    def __init__(self, message: str, *, argv: Sequence[str], status: int | None, log_tail: tuple[str, ...]) -> None:
+    def __init__(
+        self, message: str, *, argv: Sequence[str], status: int | None, log_tail: tuple[str, ...]
+    ) -> None:
         last = f": {log_tail[-1]}" if log_tail else ""
         super().__init__(message + last)
         self.argv = tuple(argv)
@@ -66,7 +70,9 @@ class CommandError(LaunchError):
 
 def allowed_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the caller's variables that are on the allow-list, with ``extra`` added."""
-    kept = {name: value for name, value in os.environ.items() if name in ENVIRONMENT or name.startswith(_PREFIXES)}
+    kept = {
+        name: value for name, value in os.environ.items() if name in ENVIRONMENT or name.startswith(_PREFIXES)
+    }
     return {**kept, **(extra or {})}
 
 
@@ -145,6 +151,7 @@ def _end(child: subprocess.Popen[bytes]) -> bytes:
     """End the child's process group, politely first, and return what it wrote to its standard error."""
     from subprocess import TimeoutExpired
 
+    written = b""
     for signo in (signal.SIGTERM, signal.SIGKILL):
         _signal_group(child, signo)
         # A stopped program would not notice.

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloche.errors import HostError, LaunchError, ProtocolError
 from cloche.host.codec import Reader, Writer
@@ -19,6 +19,7 @@ from cloche.model.jail import Bind, BindFd, Dev, Dir, File, Proc, Symlink, Tmpfs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Self
 
     from cloche.model.jail import Jail, RootOp, SpawnSpec
 
@@ -69,7 +70,7 @@ class Exited(NamedTuple):
     signal: int = 0
 
 
-Event = Union[Ready, Spawned, Failed, Exited]
+Event = Ready | Spawned | Failed | Exited
 
 
 class Warden:
@@ -111,7 +112,7 @@ class Warden:
             raise
         return cls(ours, pid)
 
-    def __enter__(self) -> Warden:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -131,7 +132,9 @@ class Warden:
         """
         expected = len(spec.fds) + spec.exe_fd
         if len(fds) != expected or expected > MAX_DESCRIPTORS:
-            raise ValueError(f"{len(fds)} descriptors given, {expected} named, at most {MAX_DESCRIPTORS} allowed")
+            raise ValueError(
+                f"{len(fds)} descriptors given, {expected} named, at most {MAX_DESCRIPTORS} allowed"
+            )
         self._send(encode_spawn(spec), fds)
 
     def kill(self, ident: int, signo: int) -> None:
@@ -170,7 +173,9 @@ class Warden:
                 break
             except ConnectionResetError:
                 data, ancillary, message_flags = b"", [], 0
-            fds = [int.from_bytes(rights[:4], sys.byteorder) for _, _, rights in ancillary if len(rights) >= 4]
+            fds = [
+                int.from_bytes(rights[:4], sys.byteorder) for _, _, rights in ancillary if len(rights) >= 4
+            ]
             if not data:
                 if events:
                     break  # the next call says it

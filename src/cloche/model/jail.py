@@ -7,7 +7,7 @@ Paths are bytes because the names of files are.
 from __future__ import annotations
 
 from enum import IntFlag
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 #: As ``uid`` or ``gid`` of a jail: the one the warden has, which is the caller's.
 AS_IS = 0xFFFF_FFFF
@@ -119,7 +119,7 @@ class BindFd(NamedTuple):
     flags: int
 
 
-RootOp = Union[Dir, Bind, File, Symlink, Tmpfs, Proc, Dev, BindFd]
+RootOp = Dir | Bind | File | Symlink | Tmpfs | Proc | Dev | BindFd
 
 
 class Jail(NamedTuple):

@@ -50,6 +50,11 @@ pub fn c_string(bytes: &[u8]) -> Result<CString> {
     CString::new(bytes).map_err(|_| Errno(libc::EINVAL))
 }
 
+/// The flags of a message as the C type of flags.
+pub fn flags(bits: u32) -> c_int {
+    c_int::from_ne_bytes(bits.to_ne_bytes())
+}
+
 /// Takes possession of a descriptor that this process was started with or was sent.
 pub fn adopt_fd(fd: RawFd) -> OwnedFd {
     // SAFETY: callers name descriptors that belong to this process and that nothing else owns.

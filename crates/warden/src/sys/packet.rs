@@ -51,11 +51,12 @@ pub fn receive_packet(
         while !message.is_null() {
             if (*message).cmsg_level == libc::SOL_SOCKET && (*message).cmsg_type == libc::SCM_RIGHTS
             {
-                let bytes = (*message).cmsg_len - libc::CMSG_LEN(0) as usize;
-                let first = libc::CMSG_DATA(message).cast::<c_int>();
-                for index in 0..bytes / 4 {
-                    fds.push(adopt_fd(first.add(index).read_unaligned()));
-                }
+                let length = (*message)
+                    .cmsg_len
+                    .saturating_sub(libc::CMSG_LEN(0) as usize);
+                let data = std::slice::from_raw_parts(libc::CMSG_DATA(message), length);
+                let numbers = data.chunks_exact(4).filter_map(|one| one.first_chunk());
+                fds.extend(numbers.map(|one| adopt_fd(c_int::from_ne_bytes(*one))));
             }
             message = libc::CMSG_NXTHDR(&raw const header, message);
         }
@@ -88,9 +89,8 @@ pub fn send_packet(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'
             (*message).cmsg_level = libc::SOL_SOCKET;
             (*message).cmsg_type = libc::SCM_RIGHTS;
             (*message).cmsg_len = libc::CMSG_LEN(4) as usize;
-            libc::CMSG_DATA(message)
-                .cast::<c_int>()
-                .write_unaligned(fd.as_raw_fd());
+            let number = fd.as_raw_fd().to_ne_bytes();
+            std::ptr::copy_nonoverlapping(number.as_ptr(), libc::CMSG_DATA(message), 4);
         }
     }
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
