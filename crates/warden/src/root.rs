@@ -38,9 +38,14 @@ pub fn build(jail: &Jail, fds: &[OwnedFd]) -> Outcome {
         top,
         own: vec![device],
         whole_proc: sys::ids().0 != 0 || jail.keep_caps & CAP_SETFCAP != 0,
+        devices: Vec::new(),
     };
     for op in &jail.root {
         root.apply(op, fds)?;
+    }
+    for dev in &root.devices {
+        sys::add_mount_attributes(dev.as_fd(), libc::MOUNT_ATTR_RDONLY, false)
+            .step("make the devices read-only")?;
     }
     let writable = jail.flags & jail_flags::ROOT_WRITABLE != 0;
     let read_only = if writable { 0 } else { libc::MOUNT_ATTR_RDONLY };
@@ -58,6 +63,8 @@ struct Root {
     /// and for no capability, so a process of root's must not have them. The exception is a process that is to make
     /// user namespaces (for root that takes CAP_SETFCAP): the kernel lets them have a /proc only where a whole one is.
     whole_proc: bool,
+    /// The device directories, made read-only when everything is in its place: a later BIND may add a device.
+    devices: Vec<OwnedFd>,
 }
 
 impl Root {
@@ -212,8 +219,8 @@ impl Root {
             0o1777,
             NOTHING_SPECIAL,
         )?;
-        sys::add_mount_attributes(dev.as_fd(), libc::MOUNT_ATTR_RDONLY, false)
-            .step(path.what("make read-only "))
+        self.devices.push(dev);
+        Ok(())
     }
 
     fn attach(&self, mount: &OwnedFd, path: &Path<'_>, directory: bool, what: &[u8]) -> Outcome {
