@@ -197,9 +197,7 @@ class Mux:
         self.detached()
         self.state = ATTACHING
         self._nonce = nonce or os.urandom(wire.KEY_SIZE // 2).hex().encode()
-        for receiver in self._receivers.values():
-            receiver.renew()
-        table = tuple(receiver.row() for receiver in self._receivers.values())
+        table = tuple(receiver.reattach() for receiver in self._receivers.values())
         payload = wire.encode_attach(wire.Attach(wire.VERSION, self._nonce, table))
         self._first = [wire.preface(self.session or wire.FIRST_KEY), wire.frame(wire.ATTACH, 0, payload)]
 

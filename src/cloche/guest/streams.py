@@ -250,7 +250,7 @@ class Receiver:
             # What was dropped on the way (after STOP, or by a broken source) counts as received.
             if final < self.received or final >= 1 << 63:
                 raise ProtocolError(f"stream {self.stream} is aborted at an impossible offset")
-        elif final != self.received or (self.final is not None and not self.aborted and self.final != final):
+        elif final != self.received:
             raise ProtocolError(f"stream {self.stream} ends at {final} instead of {self.received}")
         self.known = True
         self.aborted = aborted
@@ -304,6 +304,13 @@ class Receiver:
         self.granted = self.consumed
         self.limit = max(self.limit, self.consumed + wire.WINDOW_SIZE)
 
-    def row(self) -> wire.TableRow:
-        """What an ATTACH says of this stream."""
+    def reattach(self) -> wire.TableRow:
+        """What an ATTACH says of this stream.
+
+        An end that was known is forgotten: the agent tells it again for every stream that is listed, and a stream
+        finished before that would be unknown when it comes.
+        """
+        self.final = None
+        self.aborted = False
+        self.renew()
         return wire.TableRow(self.stream, self.received, self.consumed, self.limit)
