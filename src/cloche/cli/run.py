@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from cloche import log
 from cloche.cli.terminal import Terminal
 from cloche.domain.domain import Domain, State
-from cloche.domain.outcome import failure
 from cloche.domain.prepare import prepare_plan
 from cloche.domain.timings import Timings
 from cloche.errors import ClocheError, TimeLimitError, UsageError
@@ -171,6 +170,8 @@ class _Run:
     def _done(self, job: Job) -> None:
         self._timings.mark("program ended")
         if job.failure is not None:
+            from cloche.domain.outcome import failure
+
             self._fail(failure(job, self._plan.command, ()))
             return
         assert job.exited is not None

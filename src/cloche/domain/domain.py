@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 from cloche.domain.launcher import Launcher
 from cloche.domain.timings import Timings
 from cloche.errors import BootTimeoutError, ClocheError, DomainError, LaunchError
-from cloche.guest.messages import SetupFailed
-from cloche.guest.session import AgentSession
 from cloche.host.text import escape_untrusted
 from cloche.model.plan import EndpointKind
 
@@ -27,9 +25,9 @@ if TYPE_CHECKING:
 
     from cloche.domain.remote import RemoteLauncher
     from cloche.guest.job import Job
-    from cloche.guest.messages import Ready, SetupDone
-    from cloche.guest.session import Sink, Source
-    from cloche.host.reactor import Reactor
+    from cloche.guest.messages import Ready, SetupDone, SetupFailed
+    from cloche.guest.session import AgentSession, Sink, Source
+    from cloche.host.reactor import Reactor, Timer
     from cloche.model.guest import GuestCommand
     from cloche.model.plan import LaunchPlan
 
@@ -74,12 +72,8 @@ class Domain:
         self._reactor = reactor
         self._launcher = launcher(reactor, plan, self.timings)
         self._launcher.ended = self._ended
-        resume = any(e.name == plan.control and e.kind == EndpointKind.LISTEN for e in plan.endpoints)
-        self._session = AgentSession(reactor, self._launcher.connect, resume=resume)
-        self._session.on_ready = self._ready
-        self._session.on_lost = self._ended
-        self._session.on_log = self._agent_log
-        self._deadline = None
+        self._session: AgentSession | None = None
+        self._deadline: Timer | None = None
 
     @property
     def ident(self) -> str:
@@ -89,7 +83,7 @@ class Domain:
     @property
     def agent_version(self) -> str:
         """The agent's version, once it has answered."""
-        ready = self._session.ready
+        ready = self._session.ready if self._session else None
         return escape_untrusted(ready.agent_version, 40) if ready else ""
 
     def require(self, *states: State) -> None:
@@ -116,18 +110,33 @@ class Domain:
         try:
             self._launcher.start()
             self._deadline = self._reactor.call_later(self.plan.boot_timeout_s, self._too_late)
-            self._session.attach()
+            self._greet()
         except BaseException:
             self.close()
             raise
+
+    def _greet(self) -> None:
+        # Imported while the machine boots, so that it takes no time of the start.
+        from cloche.guest.session import AgentSession
+
+        plan = self.plan
+        resume = any(e.name == plan.control and e.kind == EndpointKind.LISTEN for e in plan.endpoints)
+        self._session = session = AgentSession(self._reactor, self._launcher.connect, resume=resume)
+        session.on_ready = self._ready
+        session.on_lost = self._ended
+        session.on_log = self._agent_log
+        session.attach()
 
     def _ready(self, ready: Ready) -> None:
         del ready
         self.timings.mark("agent answers")
         self.state = State.SETTING_UP
+        assert self._session is not None
         self._session.setup(self.plan.setup, self._set_up)
 
     def _set_up(self, answer: SetupDone | SetupFailed) -> None:
+        from cloche.guest.messages import SetupFailed
+
         self._cancel_deadline()
         if isinstance(answer, SetupFailed):
             what = escape_untrusted(answer.what, 200)
@@ -163,13 +172,14 @@ class Domain:
             DomainError: The domain is not open.
         """
         self.require(State.OPEN)
+        assert self._session is not None
         return self._session.exec(
             command, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal, linger=linger
         )
 
     def finish(self, then: Callable[[], None]) -> None:
         """End the domain in an orderly way: what programs wrote to shares is on the host before ``then`` is called."""
-        if self.state is not State.OPEN or not self.plan.writable_shares:
+        if self.state is not State.OPEN or self._session is None or not self.plan.writable_shares:
             self.close()
             then()
             return
@@ -190,7 +200,8 @@ class Domain:
         """End the domain now. Harmless when it has ended."""
         self.state = State.ENDED
         self._cancel_deadline()
-        self._session.close()
+        if self._session is not None:
+            self._session.close()
         self._launcher.close()
 
     def _ended(self, error: ClocheError) -> None:

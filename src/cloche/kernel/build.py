@@ -19,9 +19,8 @@ from cloche.kernel.store import (
     KernelInfo,
     cache_home,
     check_image,
-    kernels_home,
     publish_kernel,
-    read_info,
+    stored_kernels,
 )
 from cloche.kernel.tools import exclusive_workspace, file_sha256, no_progress, require_tools, run_tool
 
@@ -180,10 +179,9 @@ def lost_options(fragment: str, config: str) -> list[str]:
 
 
 def _known(digest: str) -> KernelInfo | None:
-    for name in os.listdir(kernels_home()):
-        if name.endswith(f"-{digest[:12]}") and not name.startswith("."):
+    for kernel in stored_kernels():
+        if kernel.id.endswith(f"-{digest[:12]}"):
             try:
-                kernel = read_info(os.path.join(kernels_home(), name))
                 check_image(kernel)
             except KernelError:
                 continue  # Damaged: it is built again and replaced.

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -90,17 +91,17 @@ def run_tool(
         )
     except OSError as error:
         raise KernelError(f"cannot start {argv[0]}: {error.strerror}") from error
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            lines.append(line)
-            if on_line is not None:
-                on_line(line.rstrip("\n"))
-        status = process.wait()
-    except BaseException:
-        os.killpg(process.pid, 9)
-        process.wait()
-        raise
+    with process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if on_line is not None:
+                    on_line(line.rstrip("\n"))
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    status = process.returncode
     if status != 0:
         tail = "".join(lines[-_TAIL_LINES:]).strip()
         raise KernelError(
