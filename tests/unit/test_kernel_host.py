@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from cloche.kernel.store import host_kernel
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

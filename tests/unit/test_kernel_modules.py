@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import lzma
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cloche.errors import KernelError
 from cloche.kernel.modules import dependencies, module_name, needed_modules, read_module, read_modules
 from cloche.kernel.store import KernelInfo
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
