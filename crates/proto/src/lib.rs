@@ -5,5 +5,9 @@
 
 pub mod codec;
 pub mod frame;
+mod link;
 pub mod message;
+pub mod mux;
+mod ring;
+mod stream;
 pub mod warden;

@@ -1,0 +1,371 @@
+//! What both ends do with whole frames: the streams, the attach, and what is to be said next.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::frame::{preface, Attach, Attached, Frame, Key, TableEntry, VERSION, ZERO_KEY};
+use crate::mux::{Event, Role, TO_AGENT, TO_HOST};
+use crate::ring::WINDOW;
+use crate::stream::{Contradiction, Receiver, Sender};
+
+/// Frames are put together until this many bytes wait to be written.
+const OUTPUT_SIZE: usize = 32768;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Looking for the preface; everything else is thrown away.
+    Searching,
+    /// The preface was there: ATTACH or ATTACHED is next.
+    Greeting,
+    /// Frames flow.
+    Attached,
+}
+
+/// Why a frame was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// No frame, or not here.
+    Malformed,
+    /// It contradicts what is known of this stream.
+    Contradiction(u32),
+    /// Nobody knows this stream.
+    Unknown(u32),
+}
+
+/// Everything of a [`crate::mux::Mux`] but its input, so that a frame may borrow from the input while it is handled.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) role: Role,
+    pub(crate) state: State,
+    /// Agent: its own session key. Host: the agent's, once known.
+    pub(crate) session: Key,
+    pub(crate) senders: BTreeMap<u32, Sender>,
+    pub(crate) receivers: BTreeMap<u32, Receiver>,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) ignored: u64,
+    /// Host: no attach has succeeded yet. Agent: the last preface had the key of the first attach.
+    fresh: bool,
+    /// A frame came after an attach, so the peer has read our greeting.
+    confirmed: bool,
+    output: Vec<u8>,
+    written: usize,
+    /// Something may have to be put into the output.
+    dirty: bool,
+    /// The sender served last, for taking turns.
+    turn: u32,
+}
+
+impl Link {
+    pub(crate) fn new(role: Role, session: Key) -> Self {
+        let (to_peer, from_peer) = match role {
+            Role::Agent => (TO_HOST, TO_AGENT),
+            Role::Host => (TO_AGENT, TO_HOST),
+        };
+        Self {
+            role,
+            state: State::Searching,
+            session,
+            senders: BTreeMap::from([(to_peer, Sender::new(WINDOW as u64))]),
+            receivers: BTreeMap::from([(from_peer, Receiver::new(true))]),
+            events: VecDeque::new(),
+            ignored: 0,
+            fresh: true,
+            confirmed: false,
+            output: Vec::new(),
+            written: 0,
+            dirty: false,
+            turn: 0,
+        }
+    }
+
+    pub(crate) fn open_sender(&mut self, stream: u32) -> bool {
+        let limit = match self.role {
+            Role::Agent => WINDOW as u64,
+            Role::Host => 0,
+        };
+        if self.senders.contains_key(&stream) {
+            return false;
+        }
+        self.senders.insert(stream, Sender::new(limit));
+        true
+    }
+
+    pub(crate) fn open_receiver(&mut self, stream: u32) -> bool {
+        if self.receivers.contains_key(&stream) {
+            return false;
+        }
+        let granted = self.role == Role::Host;
+        self.receivers.insert(stream, Receiver::new(granted));
+        self.dirty = true;
+        true
+    }
+
+    /// A sender about to be changed.
+    pub(crate) fn sender(&mut self, stream: u32) -> Option<&mut Sender> {
+        self.dirty = true;
+        self.senders.get_mut(&stream)
+    }
+
+    /// A receiver about to be changed.
+    pub(crate) fn receiver(&mut self, stream: u32) -> Option<&mut Receiver> {
+        self.dirty = true;
+        self.receivers.get_mut(&stream)
+    }
+
+    /// Nothing flows until the next attach.
+    pub(crate) fn lose(&mut self) {
+        self.state = State::Searching;
+        self.drop_output();
+    }
+
+    /// A preface was there; the agent is told whether it was that of the first attach.
+    pub(crate) fn greeting(&mut self, zero_key: bool) {
+        self.state = State::Greeting;
+        if self.role == Role::Agent {
+            self.fresh = zero_key;
+            self.drop_output();
+        }
+    }
+
+    fn drop_output(&mut self) {
+        self.output.clear();
+        self.written = 0;
+    }
+
+    pub(crate) const fn is_confirmed(&self) -> bool {
+        self.confirmed
+    }
+
+    /// Host: what a new byte stream starts with.
+    pub(crate) fn greet_agent(&mut self, nonce: Key) {
+        self.lose();
+        let key = if self.fresh { ZERO_KEY } else { self.session };
+        self.output.extend_from_slice(&preface(&key));
+        Frame::Attach(Attach {
+            version: VERSION,
+            nonce,
+            table: self.table(),
+        })
+        .encode(&mut self.output);
+    }
+
+    fn table(&self) -> Vec<TableEntry> {
+        self.receivers
+            .iter()
+            .map(|(stream, receiver)| receiver.entry(*stream))
+            .collect()
+    }
+
+    pub(crate) fn take_frame(
+        &mut self,
+        frame: Frame<'_>,
+        direct: &mut dyn FnMut(u32, &[u8]) -> usize,
+    ) -> Result<(), Refusal> {
+        match (frame, self.state, self.role) {
+            (Frame::Attach(attach), State::Greeting, Role::Agent) => self.attach(&attach),
+            (Frame::Attached(attached), State::Greeting, Role::Host) => self.attached(&attached),
+            (Frame::Attach(_) | Frame::Attached(_), _, _) => Err(Refusal::Malformed),
+            (frame, State::Attached, _) => {
+                self.dirty = true;
+                self.confirmed = true;
+                self.take_stream_frame(&frame, direct)
+            }
+            _ => Err(Refusal::Malformed),
+        }
+    }
+
+    fn attach(&mut self, attach: &Attach) -> Result<(), Refusal> {
+        let same = attach.version == VERSION;
+        if same {
+            self.check_table(&attach.table)?;
+        }
+        self.output.extend_from_slice(&preface(&attach.nonce));
+        Frame::Attached(Attached {
+            version: VERSION,
+            session: self.session,
+            fresh: self.fresh,
+            table: if same { self.table() } else { Vec::new() },
+        })
+        .encode(&mut self.output);
+        if same {
+            self.begin(self.fresh, &attach.table);
+        } else {
+            self.state = State::Searching;
+            self.events.push_back(Event::OtherVersion {
+                version: attach.version,
+            });
+        }
+        Ok(())
+    }
+
+    fn attached(&mut self, attached: &Attached) -> Result<(), Refusal> {
+        if attached.version != VERSION {
+            self.state = State::Searching;
+            self.events.push_back(Event::OtherVersion {
+                version: attached.version,
+            });
+            return Ok(());
+        }
+        // The key that opened the agent said which it must be.
+        if attached.fresh != self.fresh || (!self.fresh && attached.session != self.session) {
+            return Err(Refusal::Malformed);
+        }
+        self.check_table(&attached.table)?;
+        self.session = attached.session;
+        self.begin(attached.fresh, &attached.table);
+        Ok(())
+    }
+
+    fn check_table(&self, table: &[TableEntry]) -> Result<(), Refusal> {
+        table.iter().try_for_each(|entry| {
+            let known = self.senders.get(&entry.stream);
+            known
+                .map_or(Ok(()), |sender| sender.check_entry(entry))
+                .map_err(|_| Refusal::Contradiction(entry.stream))
+        })
+    }
+
+    /// Frames flow from here on; `table` was checked.
+    fn begin(&mut self, fresh: bool, table: &[TableEntry]) {
+        self.state = State::Attached;
+        self.fresh = false;
+        self.dirty = true;
+        self.events.push_back(Event::Attached { fresh });
+        let mut listed: BTreeMap<u32, &TableEntry> = BTreeMap::new();
+        listed.extend(table.iter().map(|entry| (entry.stream, entry)));
+        let events = &mut self.events;
+        self.senders.retain(|stream, sender| {
+            let stream = *stream;
+            if let Some(entry) = listed.get(&stream) {
+                sender.reattach(entry);
+                events.push_back(Event::Credit { stream });
+            } else if sender.is_finished_if_unlisted() {
+                events.push_back(Event::Finished { stream });
+                return false;
+            }
+            true
+        });
+        self.receivers.values_mut().for_each(Receiver::reattach);
+    }
+
+    fn take_stream_frame(
+        &mut self,
+        frame: &Frame<'_>,
+        direct: &mut dyn FnMut(u32, &[u8]) -> usize,
+    ) -> Result<(), Refusal> {
+        match *frame {
+            Frame::Data {
+                stream,
+                offset,
+                bytes,
+            } => {
+                let receiver = find(&mut self.receivers, stream)?;
+                if receiver
+                    .data(offset, bytes, |bytes| direct(stream, bytes))
+                    .map_err(contradiction(stream))?
+                {
+                    self.events.push_back(Event::Data { stream });
+                }
+            }
+            Frame::Eof {
+                stream,
+                offset,
+                aborted,
+            } => {
+                let receiver = find(&mut self.receivers, stream)?;
+                // The control streams have no end.
+                if stream <= TO_HOST {
+                    return Err(Refusal::Contradiction(stream));
+                }
+                if receiver
+                    .eof(offset, aborted)
+                    .map_err(contradiction(stream))?
+                {
+                    self.events.push_back(Event::Eof { stream });
+                }
+            }
+            Frame::Window {
+                stream,
+                consumed,
+                limit,
+                fin,
+            } => {
+                let sender = find(&mut self.senders, stream)?;
+                if sender
+                    .window(consumed, limit, fin)
+                    .map_err(contradiction(stream))?
+                {
+                    self.senders.remove(&stream);
+                    self.events.push_back(Event::Finished { stream });
+                } else {
+                    self.events.push_back(Event::Credit { stream });
+                }
+            }
+            Frame::Stop { stream } => {
+                let sender = find(&mut self.senders, stream)?;
+                if stream <= TO_HOST {
+                    return Err(Refusal::Contradiction(stream));
+                }
+                if sender.stop() {
+                    self.events.push_back(Event::Stopped { stream });
+                }
+            }
+            Frame::Attach(_) | Frame::Attached(_) => return Err(Refusal::Malformed),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn output(&mut self) -> &[u8] {
+        if self.written == self.output.len() {
+            self.drop_output();
+        }
+        if self.dirty && self.state == State::Attached && self.output.len() < OUTPUT_SIZE {
+            self.fill();
+        }
+        &self.output[self.written..]
+    }
+
+    pub(crate) fn sent(&mut self, count: usize) {
+        self.written = (self.written + count).min(self.output.len());
+    }
+
+    fn fill(&mut self) {
+        let output = &mut self.output;
+        self.receivers
+            .retain(|stream, receiver| !receiver.fill(*stream, output));
+        self.dirty = false;
+        if let Some(control) = self.senders.get_mut(&TO_HOST) {
+            self.dirty |= control.fill(TO_HOST, output);
+        }
+        if let Some(control) = self.senders.get_mut(&TO_AGENT) {
+            self.dirty |= control.fill(TO_AGENT, output);
+        }
+        self.fill_in_turn();
+    }
+
+    /// One DATA frame for each sender in turn, from the one after the last served on.
+    fn fill_in_turn(&mut self) {
+        let turn = self.turn.max(TO_HOST);
+        let Self {
+            senders, output, ..
+        } = self;
+        let (before, after): (Vec<_>, Vec<_>) = senders
+            .range_mut(TO_HOST + 1..)
+            .partition(|(stream, _)| **stream <= turn);
+        for (stream, sender) in after.into_iter().chain(before) {
+            if output.len() >= OUTPUT_SIZE {
+                self.dirty = true;
+                return;
+            }
+            self.dirty |= sender.fill(*stream, output);
+            self.turn = *stream;
+        }
+    }
+}
+
+fn find<T>(map: &mut BTreeMap<u32, T>, stream: u32) -> Result<&mut T, Refusal> {
+    map.get_mut(&stream).ok_or(Refusal::Unknown(stream))
+}
+
+fn contradiction(stream: u32) -> impl FnOnce(Contradiction) -> Refusal {
+    move |_| Refusal::Contradiction(stream)
+}
