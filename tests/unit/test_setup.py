@@ -105,6 +105,7 @@ def test_cargo_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PATH", f"{path_value}:/usr/bin:/bin")
     found = cargo.find()
     assert found == cargo.Cargo(str(tmp_path / "new" / "cargo"), (1, 999))
+    assert found is not None
     assert cargo.environment(found)["PATH"].startswith(f"{tmp_path / 'new'}:")
 
 
