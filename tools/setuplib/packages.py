@@ -31,7 +31,7 @@ CARGO = (
 )
 #: For the Python environment.
 PYTHON = ("ca-certificates", "python3-venv")
-#: To compile the guest kernel.
+#: To compile the guest kernel. (Its source is fetched without being installed, by `cloche kernel build`.)
 KERNEL = (
     "bc",
     "bison",
@@ -40,7 +40,6 @@ KERNEL = (
     "flex",
     "kmod",
     "libelf-dev",
-    "linux-source-6.12",
     "xz-utils",
 )
 #: What the tests run, on the host and in the guest (which sees the host's /usr).
