@@ -1,1 +1,1 @@
-"""cloche.cli"""
+"""The command line (layer 6): the only code that prints, prompts or exits."""

@@ -74,20 +74,30 @@ def _tools(facts: HostFacts) -> list[Finding]:
     findings = []
     major, minor = facts.tools.qemu_version
     if not facts.tools.qemu:
-        findings.append(Finding("qemu", "bad", "not installed", "make setup (or install the package qemu-system-x86)"))
+        findings.append(
+            Finding("qemu", "bad", "not installed", "make setup (or install the package qemu-system-x86)")
+        )
     elif (major, minor) < (7, 2):
-        findings.append(Finding("qemu", "bad", f"version {major}.{minor} is too old", "install QEMU 7.2 or newer"))
+        findings.append(
+            Finding("qemu", "bad", f"version {major}.{minor} is too old", "install QEMU 7.2 or newer")
+        )
     elif (major, minor) < (10, 0):
         detail = f"{facts.tools.qemu} {major}.{minor}: no file server in a template, no virtio sound"
-        findings.append(Finding("qemu", "note", detail, "make setup (QEMU 10 comes from the distribution's backports)"))
+        findings.append(
+            Finding("qemu", "note", detail, "make setup (QEMU 10 comes from the distribution's backports)")
+        )
     else:
         findings.append(Finding("qemu", "ok", f"{facts.tools.qemu} {major}.{minor}"))
     for name, path in (("warden", facts.tools.warden), ("agent", facts.tools.agent), ("fs", facts.tools.fs)):
-        findings.append(Finding(name, "ok", path) if path else Finding(name, "bad", "not built", "make setup"))
+        findings.append(
+            Finding(name, "ok", path) if path else Finding(name, "bad", "not built", "make setup")
+        )
     if facts.tools.bwrap:
         findings.append(Finding("bwrap", "ok", facts.tools.bwrap))
     else:
-        findings.append(Finding("bwrap", "note", "not installed: no bwrap driver", "install the package bubblewrap"))
+        findings.append(
+            Finding("bwrap", "note", "not installed: no bwrap driver", "install the package bubblewrap")
+        )
     return findings
 
 
@@ -108,16 +118,33 @@ def _emulation(facts: HostFacts) -> Finding:
     trial = try_run(facts, accelerator="tcg")
     if trial.works:
         return Finding("emulation", "ok", f"a program ran in an emulated machine after {trial.seconds:.2f} s")
-    return Finding("emulation", "bad", trial.why, "cloche run --accel tcg --boot-log --agent-log -- true shows where it stops")
+    return Finding(
+        "emulation",
+        "bad",
+        trial.why,
+        "cloche run --accel tcg --boot-log --agent-log -- true shows where it stops",
+    )
 
 
 def _kvm(facts: HostFacts) -> Finding:
     if not os.path.exists("/dev/kvm"):
-        return Finding("kvm", "note", "there is no /dev/kvm: machines are emulated", "enable virtualization in the firmware, load kvm_intel or kvm_amd")
+        return Finding(
+            "kvm",
+            "note",
+            "there is no /dev/kvm: machines are emulated",
+            "enable virtualization in the firmware, load kvm_intel or kvm_amd",
+        )
     if not accel.kvm_accessible():
-        return Finding("kvm", "note", "/dev/kvm may not be opened by you: machines are emulated", f"sudo setfacl -m u:{facts.user.name}:rw /dev/kvm")
+        return Finding(
+            "kvm",
+            "note",
+            "/dev/kvm may not be opened by you: machines are emulated",
+            f"sudo setfacl -m u:{facts.user.name}:rw /dev/kvm",
+        )
     trial = try_run(facts, accelerator="kvm", deadline_s=KVM_DEADLINE_S)
     accel.remember_kvm(trial.works, trial.why)
     if trial.works:
         return Finding("kvm", "ok", f"a program ran under KVM after {trial.seconds:.2f} s")
-    return Finding("kvm", "note", f"/dev/kvm opens but cannot run a guest ({trial.why}): machines are emulated")
+    return Finding(
+        "kvm", "note", f"/dev/kvm opens but cannot run a guest ({trial.why}): machines are emulated"
+    )

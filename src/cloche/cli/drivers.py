@@ -36,8 +36,16 @@ def main(parsed: Parsed) -> int:
     for row in rows:
         capabilities = row["capabilities"]
         assert isinstance(capabilities, dict)
-        can = [key.replace("_", " ") for key, value in capabilities.items() if value is True and key != "needs_kernel"]
-        lacks = [key.replace("_", " ") for key, value in capabilities.items() if value is False and key != "needs_kernel"]
+        can = [
+            key.replace("_", " ")
+            for key, value in capabilities.items()
+            if value is True and key != "needs_kernel"
+        ]
+        lacks = [
+            key.replace("_", " ")
+            for key, value in capabilities.items()
+            if value is False and key != "needs_kernel"
+        ]
         sys.stdout.write(f"{row['name']:<8}{capabilities['isolation']:<14}{row['detail']}\n")
         sys.stdout.write(f"        can:     {', '.join(can) or 'nothing of this'}\n")
         sys.stdout.write(f"        cannot:  {', '.join(lacks) or 'nothing is missing'}\n")

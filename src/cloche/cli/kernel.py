@@ -82,13 +82,17 @@ def list_(parsed: Parsed) -> int:
         sys.stdout.write("\n")
         return 0
     if not kernels:
-        sys.stdout.write("There is no guest kernel yet: `cloche kernel build` or `cloche kernel fetch` makes one.\n")
+        sys.stdout.write(
+            "There is no guest kernel yet: `cloche kernel build` or `cloche kernel fetch` makes one.\n"
+        )
         return 0
     width = max(len(kernel.id) for kernel in kernels)
     for kernel in kernels:
         mark = "*" if kernel.id == default else " "
         size = f"{kernel.size_bytes / 1048576:.0f} MiB"
-        sys.stdout.write(f"{mark} {kernel.id:<{width}}  {kernel.kind:<8} {kernel.version:<24} {kernel.machines[0]:<8} {size}\n")
+        sys.stdout.write(
+            f"{mark} {kernel.id:<{width}}  {kernel.kind:<8} {kernel.version:<24} {kernel.machines[0]:<8} {size}\n"
+        )
     return 0
 
 
@@ -106,7 +110,10 @@ def remove(parsed: Parsed) -> int:
 
 def _one_name(parsed: Parsed) -> str:
     if len(parsed.operands) != 1:
-        raise UsageError(f"`cloche {' '.join(parsed.path)}` needs one kernel's name", hint="`cloche kernel list` lists them.")
+        raise UsageError(
+            f"`cloche {' '.join(parsed.path)}` needs one kernel's name",
+            hint="`cloche kernel list` lists them.",
+        )
     return parsed.operands[0]
 
 

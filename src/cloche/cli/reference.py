@@ -228,7 +228,9 @@ def _fish() -> str:
     lines = ["# fish completion for cloche"]
     for verb in VERBS:
         if not verb.hidden:
-            lines.append(f"complete -c cloche -n __fish_use_subcommand -a {verb.name} -d {quoted(verb.summary)}")
+            lines.append(
+                f"complete -c cloche -n __fish_use_subcommand -a {verb.name} -d {quoted(verb.summary)}"
+            )
     for option in RUN.options:
         words = "".join(
             f" -l {name[2:]}" if name.startswith("--") else f" -s {name[1:]}" for name in option.names

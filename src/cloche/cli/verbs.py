@@ -25,7 +25,9 @@ RUN_OPTIONS = (
         metavar="GUEST=HOST",
         repeat=True,
     ),
-    Option(("-u", "--user"), "Run as this user of the guest (root, nobody, you, or a number).", metavar="USER"),
+    Option(
+        ("-u", "--user"), "Run as this user of the guest (root, nobody, you, or a number).", metavar="USER"
+    ),
     Option(("--privileged",), "Run as root inside."),
     Option(
         ("-e", "--env"),
@@ -34,18 +36,35 @@ RUN_OPTIONS = (
         repeat=True,
     ),
     Option(("-w", "--workdir"), "Start in this directory of the guest.", metavar="PATH"),
-    Option(("-m", "--memory"), "The most memory the machine may use (512M, 2G).", metavar="SIZE", convert=parse_size_mib),
+    Option(
+        ("-m", "--memory"),
+        "The most memory the machine may use (512M, 2G).",
+        metavar="SIZE",
+        convert=parse_size_mib,
+    ),
     Option(("-c", "--cpus"), "The number of virtual CPUs.", metavar="N", convert=parse_count),
-    Option(("--timeout",), "End the program after this time (30s, 5m); status 124.", metavar="TIME", convert=parse_duration_s),
+    Option(
+        ("--timeout",),
+        "End the program after this time (30s, 5m); status 124.",
+        metavar="TIME",
+        convert=parse_duration_s,
+    ),
     Option(("--pids",), "The most processes the program may have.", metavar="N", convert=parse_count),
     Option(("--tty",), "Give the program a terminal.", dest="tty"),
     Option(("--no-tty",), "Give the program no terminal.", dest="tty", value=False),
     Option(("-t", "--temporary"), "Leave nothing behind (every run does, until there are profiles)."),
     Option(("--cold",), "Boot from nothing (every run does, until there are templates)."),
     Option(("--driver",), "What isolates the program: qemu (the default) or bwrap (weaker).", metavar="NAME"),
-    Option(("--accel",), "Use kvm or tcg instead of what was found to work.", metavar="NAME", dest="accelerator"),
+    Option(
+        ("--accel",), "Use kvm or tcg instead of what was found to work.", metavar="NAME", dest="accelerator"
+    ),
     Option(("--kernel",), "Boot this kernel (see `cloche kernel list`).", metavar="NAME"),
-    Option(("--boot-timeout",), "Give up when the guest does not answer in time.", metavar="TIME", convert=parse_duration_s),
+    Option(
+        ("--boot-timeout",),
+        "Give up when the guest does not answer in time.",
+        metavar="TIME",
+        convert=parse_duration_s,
+    ),
     Option(("--boot-log",), "Show the guest kernel's messages on stderr."),
     Option(("--agent-log",), "Show the agent's messages on stderr."),
     Option(("--shell-on-failure",), "Open a shell in the guest when the program fails."),
@@ -77,9 +96,22 @@ VERBS = (
         ),
     ),
     Verb("doctor", "Say what works on this host, what does not, and what mends it.", "doctor:main", (_JSON,)),
-    Verb("drivers", "List the drivers, what they can do and how well they isolate.", "drivers:main", (_JSON,)),
-    Verb("completion", "Print a completion script for a shell.", "reference:completion", operands="bash|zsh|fish"),
+    Verb(
+        "drivers", "List the drivers, what they can do and how well they isolate.", "drivers:main", (_JSON,)
+    ),
+    Verb(
+        "completion",
+        "Print a completion script for a shell.",
+        "reference:completion",
+        operands="bash|zsh|fish",
+    ),
     Verb("man", "Print the manual page (pipe it into `man -l -`).", "reference:man_page"),
     Verb("help", "Show help.", "reference:help_", operands="[VERB]"),
-    Verb("supervise", "Own a domain for a program that uses the Python API.", "supervise:main", operands="FD", hidden=True),
+    Verb(
+        "supervise",
+        "Own a domain for a program that uses the Python API.",
+        "supervise:main",
+        operands="FD",
+        hidden=True,
+    ),
 )

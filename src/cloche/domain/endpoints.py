@@ -34,7 +34,7 @@ class Endpoints:
             listener.bind(reachable)
             listener.listen(8)
             if endpoint.kind == EndpointKind.LINK:
-                # The backend's queue holds the connection until it comes to accept it; nobody else can connect any more.
+                # The backend's queue holds the connection until it accepts it; nobody else can connect any more.
                 self._sides[name, "connect"] = connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 connected.connect(reachable)
                 os.unlink(path)

@@ -42,7 +42,8 @@ class Timings:
 
 
 def _process_start() -> float:
-    # Field 22 of stat(5): clock ticks since boot at which the process began (10 ms steps; the interpreter's start is in it).
+    # Field 22 of stat(5): clock ticks since boot at which the process began, in steps of 10 ms.
+    # The interpreter's own start is in it.
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")

@@ -1,1 +1,1 @@
-"""cloche.drivers"""
+"""What starts and controls machines (layer 4)."""

@@ -78,7 +78,9 @@ class BwrapDriver:
             writable_shares=False,
             boot_timeout_s=request.boot_timeout_s or 10.0,
             timeout_s=request.timeout_s,
-            notices=("the bwrap driver isolates by namespaces only: the program uses the host's own kernel.",),
+            notices=(
+                "the bwrap driver isolates by namespaces only: the program uses the host's own kernel.",
+            ),
         )
 
 
@@ -97,7 +99,9 @@ def _refuse_unsupported(request: RunRequest, facts: HostFacts) -> None:
     )
     for option, given in refused:
         if given:
-            raise UsageError(f"the bwrap driver cannot do {option}", hint="The qemu driver can; leave out --driver.")
+            raise UsageError(
+                f"the bwrap driver cannot do {option}", hint="The qemu driver can; leave out --driver."
+            )
 
 
 def _setup(request: RunRequest, facts: HostFacts) -> tuple[Step, ...]:

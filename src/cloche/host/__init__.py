@@ -1,1 +1,1 @@
-"""cloche.host"""
+"""What touches the host (layer 3a)."""

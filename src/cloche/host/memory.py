@@ -17,7 +17,9 @@ def first_time(line: str) -> bool:
     key = f"{zlib.crc32(f'{os.uname().release} {line}'.encode('utf-8', 'surrogateescape')):08x}"
     try:
         directory = xdg.ensure_directory(os.path.join(xdg.cache_dir(), "said"))
-        os.close(os.open(os.path.join(directory, key), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        os.close(
+            os.open(os.path.join(directory, key), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        )
     except FileExistsError:
         return False
     except (OSError, HostError):

@@ -35,7 +35,9 @@ def share_here() -> Share:
     try:
         here = os.getcwd()
     except OSError:
-        raise ShareError("the working directory does not exist any more", hint="Change to one that does.") from None
+        raise ShareError(
+            "the working directory does not exist any more", hint="Change to one that does."
+        ) from None
     return Share(_real_directory(here), here, True)
 
 
@@ -68,7 +70,8 @@ def _real_directory(path: str) -> str:
         raise ShareError(f"cannot share {path}: {why}") from None
     if not stat.S_ISDIR(mode):
         raise ShareError(
-            f"cannot share {path}: it is not a directory", hint=f"Copy a single file in with --include {path}={path}."
+            f"cannot share {path}: it is not a directory",
+            hint=f"Copy a single file in with --include {path}={path}.",
         )
     if real == "/":
         raise ShareError(

@@ -42,7 +42,9 @@ def require_own_binary(name: str) -> str:
     path = find_own_binary(name)
     if not path:
         raise MissingToolError(
-            name, tried=tuple(os.path.normpath(p) for p in _OWN_PATH), hint="Run `make setup` in cloche's directory."
+            name,
+            tried=tuple(os.path.normpath(p) for p in _OWN_PATH),
+            hint="Run `make setup` in cloche's directory.",
         )
     return path
 

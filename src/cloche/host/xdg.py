@@ -17,7 +17,9 @@ def _home() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
-        raise HostError("no home directory is known for this user", hint="Set HOME to a directory of yours.") from None
+        raise HostError(
+            "no home directory is known for this user", hint="Set HOME to a directory of yours."
+        ) from None
 
 
 def _base(variable: str, default: str) -> str:
@@ -67,7 +69,7 @@ def ensure_directory(path: str) -> str:
     except OSError as error:
         raise HostError(
             f"cannot make the directory {path}: {error.strerror}",
-            hint="Make it writable for you, or point the XDG variables (XDG_CACHE_HOME, XDG_RUNTIME_DIR) to a place that is.",
+            hint="Make it writable for you, or point XDG_CACHE_HOME and XDG_RUNTIME_DIR to a place that is.",
         ) from None
     if not is_private_directory(path):
         raise HostError(

@@ -1,1 +1,1 @@
-"""cloche.model"""
+"""Frozen data (layer 1)."""

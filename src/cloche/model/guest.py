@@ -6,7 +6,7 @@ of these; ``cloche.guest.messages`` turns them into bytes.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 
 class BindDevice(NamedTuple):
@@ -110,22 +110,22 @@ class WaitPath(NamedTuple):
     timeout_ms: int
 
 
-Step = Union[
-    BindDevice,
-    Mkdir,
-    Mount,
-    SwitchRoot,
-    WriteFile,
-    MakeSymlink,
-    CopyTree,
-    Hostname,
-    Clock,
-    Entropy,
-    Loopback,
-    Sysctl,
-    Rlimit,
-    WaitPath,
-]
+Step = (
+    BindDevice
+    | Mkdir
+    | Mount
+    | SwitchRoot
+    | WriteFile
+    | MakeSymlink
+    | CopyTree
+    | Hostname
+    | Clock
+    | Entropy
+    | Loopback
+    | Sysctl
+    | Rlimit
+    | WaitPath
+)
 
 #: Flags of mount(2) that plans use (linux/mount.h).
 MS_RDONLY = 1

@@ -33,8 +33,8 @@ class Endpoint(NamedTuple):
 class Descriptor(NamedTuple):
     """One end of an endpoint as a process receives it.
 
-    ``side`` is ``listen`` or ``connect`` for LISTEN and LINK, ``there`` for PAIR. ``number`` is the descriptor's number in
-    the process.
+    ``side`` is ``listen`` or ``connect`` for LISTEN and LINK, ``there`` for PAIR. ``number`` is the descriptor's
+    number in the process.
     """
 
     endpoint: str

@@ -1,1 +1,1 @@
-"""cloche.plan"""
+"""From facts to plans, purely (layer 2)."""

@@ -31,14 +31,28 @@ if TYPE_CHECKING:
 SYSTEM_TAG = b"system"
 SHARES_TAG = b"shares"
 
-#: Index, metadata copies and redirects would tie the upper layer to the inodes of a lower one that may change (DESIGN D2).
+#: Index, metadata copies and redirects would tie the upper layer to the inodes of a lower one that may change
+#: (DESIGN D2).
 OVERLAY_OPTIONS = b"index=off,metacopy=off,redirect_dir=off,xino=off"
 
 _USER_PATH = b"/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 _ROOT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #: Variables of the caller that say how a person wants programs to speak, and nothing about the host.
-_PASSED_ON = (b"TERM", b"COLORTERM", b"LANG", b"LANGUAGE", b"TZ", b"NO_COLOR", b"CLICOLOR", b"LS_COLORS", b"EDITOR", b"VISUAL", b"PAGER", b"LESS")
+_PASSED_ON = (
+    b"TERM",
+    b"COLORTERM",
+    b"LANG",
+    b"LANGUAGE",
+    b"TZ",
+    b"NO_COLOR",
+    b"CLICOLOR",
+    b"LS_COLORS",
+    b"EDITOR",
+    b"VISUAL",
+    b"PAGER",
+    b"LESS",
+)
 
 
 def build_machine_steps(user: User, shares: tuple[Share, ...], *, hostname: str) -> tuple[Step, ...]:
@@ -60,7 +74,8 @@ def build_machine_steps(user: User, shares: tuple[Share, ...], *, hostname: str)
             b"cloche",
             root,
             0,
-            b"lowerdir=/cloche/system,upperdir=/cloche/layer/upper,workdir=/cloche/layer/work," + OVERLAY_OPTIONS,
+            b"lowerdir=/cloche/system,upperdir=/cloche/layer/upper,workdir=/cloche/layer/work,"
+            + OVERLAY_OPTIONS,
         ),
     ]
     steps += build_home_steps(user, prefix=root)
@@ -92,7 +107,9 @@ def resolve_user(request: RunRequest, user: User) -> User:
     Raises:
         UsageError: A name the guest does not know (it knows root, nobody and the caller), or contradictory options.
     """
-    root = user._replace(name="root", uid=0, gid=0, group="root", home="/root", shell="/bin/bash", gecos="root")
+    root = user._replace(
+        name="root", uid=0, gid=0, group="root", home="/root", shell="/bin/bash", gecos="root"
+    )
     if request.privileged and request.user not in (None, "root", "0"):
         raise UsageError("--privileged and --user contradict each other", hint="Give one of them.")
     if request.privileged or request.user in ("root", "0"):
@@ -100,17 +117,23 @@ def resolve_user(request: RunRequest, user: User) -> User:
     if request.user is None or request.user in (user.name, str(user.uid)):
         return user
     if request.user in ("nobody", "65534"):
-        return user._replace(name="nobody", uid=65534, gid=65534, group="nogroup", home="/", shell="/bin/sh", gecos="")
+        return user._replace(
+            name="nobody", uid=65534, gid=65534, group="nogroup", home="/", shell="/bin/sh", gecos=""
+        )
     if request.user.isascii() and request.user.isdigit() and int(request.user) < 2**32 - 1:
         number = int(request.user)
-        return user._replace(name=request.user, uid=number, gid=number, group=request.user, home="/", gecos="")
+        return user._replace(
+            name=request.user, uid=number, gid=number, group=request.user, home="/", gecos=""
+        )
     raise UsageError(
         f"the guest knows no user {request.user!r}",
         hint=f"It knows root, {user.name} and nobody; a number is taken as it is.",
     )
 
 
-def build_environment(request: RunRequest, facts: HostFacts, person: User, shown: tuple[str, ...]) -> tuple[bytes, ...]:
+def build_environment(
+    request: RunRequest, facts: HostFacts, person: User, shown: tuple[str, ...]
+) -> tuple[bytes, ...]:
     """Return the program's environment as ``NAME=value``.
 
     Nothing of the host's environment is taken but language, time zone and terminal; the directories of the caller's
@@ -142,10 +165,14 @@ def guest_path(caller_path: bytes, person: User, shown: tuple[str, ...]) -> byte
 
 def is_below(path: bytes, roots: tuple[bytes, ...]) -> bool:
     """Tell whether an absolute path is one of ``roots`` or inside one."""
-    return path.startswith(b"/") and any(path == root or path.startswith(root.rstrip(b"/") + b"/") for root in roots)
+    return path.startswith(b"/") and any(
+        path == root or path.startswith(root.rstrip(b"/") + b"/") for root in roots
+    )
 
 
-def build_command(request: RunRequest, facts: HostFacts, person: User, shown: tuple[str, ...]) -> GuestCommand:
+def build_command(
+    request: RunRequest, facts: HostFacts, person: User, shown: tuple[str, ...]
+) -> GuestCommand:
     """Return the program with everything it inherits.
 
     ``shown`` are the trees of the host that the guest sees at the same place. The working directory is the one asked

@@ -7,7 +7,21 @@ from typing import NamedTuple
 from cloche.errors import ShareError, UsageError
 
 #: Places in the guest that are cloche's to fill; a share on top of one would take the ground away under the guest.
-_RESERVED = ("/", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/dev", "/proc", "/sys", "/run")
+_RESERVED = (
+    "/",
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc",
+    "/dev",
+    "/proc",
+    "/sys",
+    "/run",
+)
 _MAX_SHARES = 64
 
 
@@ -50,7 +64,8 @@ def parse_include(word: str) -> tuple[str, str]:
     guest, separator, host = word.partition("=")
     if not separator or not host or not guest.startswith("/"):
         raise UsageError(
-            f"--include {word!r} is not of the form GUEST=HOST", hint="For example --include /etc/app.conf=./app.conf."
+            f"--include {word!r} is not of the form GUEST=HOST",
+            hint="For example --include /etc/app.conf=./app.conf.",
         )
     return normalize_guest_path(guest), host
 
@@ -92,7 +107,12 @@ def check_targets(targets: tuple[str, ...]) -> None:
                 hint="Share the directories the program needs, for example --share ~/project:rw.",
             )
         if target in _RESERVED:
-            raise ShareError(f"a share cannot be at {target}: that is the guest's own", hint="Choose another place with :at=PATH.")
+            raise ShareError(
+                f"a share cannot be at {target}: that is the guest's own",
+                hint="Choose another place with :at=PATH.",
+            )
         if target in seen:
-            raise ShareError(f"two shares are at {target}", hint="Give one of them another place with :at=PATH.")
+            raise ShareError(
+                f"two shares are at {target}", hint="Give one of them another place with :at=PATH."
+            )
         seen.add(target)

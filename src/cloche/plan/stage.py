@@ -15,11 +15,23 @@ if TYPE_CHECKING:
     from cloche.model.jail import RootOp
 
 #: Trees of programs and data. On a usr-merged system all but /usr and /opt are links, and stay links.
-SYSTEM_TREES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store", "/gnu/store")
+SYSTEM_TREES = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/opt",
+    "/nix/store",
+    "/gnu/store",
+)
 
 #: The parts of /etc that software needs and that hold no secret. Everything else of /etc is made by ``etc_files``
 #: or does not exist. Left out on purpose: shadow and its kin, ssh, ssl/private, sudoers, machine-id, hostname, hosts,
-#: resolv.conf, NetworkManager, wpa_supplicant, cups, cron, systemd, fstab, crypttab, apt (may hold passwords), npmrc, pip.conf, krb5*.
+#: resolv.conf, NetworkManager, wpa_supplicant, cups, cron, systemd, fstab, crypttab, krb5*, and what may hold
+#: passwords or tokens: apt, npmrc, pip.conf.
 ETC_ENTRIES = (
     # which program a name means
     "alternatives",

@@ -39,7 +39,11 @@ class QemuDriver:
         major, minor = facts.tools.qemu_version
         oldest = ".".join(map(str, MINIMUM_VERSION))
         if not facts.tools.qemu:
-            return DriverStatus(False, "QEMU is not installed", "Install qemu-system-x86: run `make setup` in cloche's directory.")
+            return DriverStatus(
+                False,
+                "QEMU is not installed",
+                "Install qemu-system-x86: run `make setup` in cloche's directory.",
+            )
         if (major, minor) == (0, 0):
             return DriverStatus(
                 False,

@@ -91,7 +91,13 @@ def _accelerator(machine: Machine) -> tuple[str, ...]:
 
 def build_kernel_command_line(machine: Machine, options: MachineOptions) -> str:
     """Return the guest kernel's command line for this machine and accelerator."""
-    words = ["panic=-1", "reboot=t", "random.trust_cpu=on", "mitigations=off" if machine.accelerator == Accelerator.TCG else "", "quiet"]
+    words = [
+        "panic=-1",
+        "reboot=t",
+        "random.trust_cpu=on",
+        "mitigations=off" if machine.accelerator == Accelerator.TCG else "",
+        "quiet",
+    ]
     if machine.accelerator == Accelerator.TCG:
         words += ["tsc=reliable", "no_timer_check"]
     if options.serial:

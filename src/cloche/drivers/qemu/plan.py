@@ -53,7 +53,9 @@ _OWNER_CAPS = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7
 def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
     """Compute the launch of a machine for ``request``. Pure."""
     if kernel is None:
-        raise HostError("the qemu driver needs a guest kernel", hint="Run `cloche kernel build` or `cloche kernel fetch`.")
+        raise HostError(
+            "the qemu driver needs a guest kernel", hint="Run `cloche kernel build` or `cloche kernel fetch`."
+        )
     machine, notices = choose_machine(request, facts, kernel)
     person = resolve_user(request, facts.user)
     ident = "cloche"
@@ -101,11 +103,13 @@ def choose_machine(request: RunRequest, facts: HostFacts, kernel: Kernel) -> tup
     memory = DEFAULT_MEMORY_MIB if request.memory_mib is None else request.memory_mib
     if memory < MIN_MEMORY_MIB:
         raise UsageError(
-            f"{memory} MiB of memory are too little to boot a machine", hint=f"Give at least --memory {MIN_MEMORY_MIB}M."
+            f"{memory} MiB of memory are too little to boot a machine",
+            hint=f"Give at least --memory {MIN_MEMORY_MIB}M.",
         )
     if memory > facts.memory_mib:
         raise UsageError(
-            f"{memory} MiB of memory are more than this host has ({facts.memory_mib} MiB)", hint="Give less with --memory."
+            f"{memory} MiB of memory are more than this host has ({facts.memory_mib} MiB)",
+            hint="Give less with --memory.",
         )
     cpus = 1 if request.cpus is None else request.cpus
     if not 1 <= cpus <= MAX_CPUS:
@@ -113,13 +117,21 @@ def choose_machine(request: RunRequest, facts: HostFacts, kernel: Kernel) -> tup
     notices: list[str] = []
     accelerator = request.accelerator
     if accelerator == Accelerator.KVM and facts.kvm is False:
-        raise HostError("KVM does not work here", hint="`cloche doctor` tries it again and says why; leave out --accel to emulate.")
+        raise HostError(
+            "KVM does not work here",
+            hint="`cloche doctor` tries it again and says why; leave out --accel to emulate.",
+        )
     if accelerator is None:
         accelerator = Accelerator.KVM if facts.kvm else Accelerator.TCG
         if facts.kvm is None:
-            notices.append("KVM was not tried yet on this host kernel, so this machine is emulated; `cloche doctor` tries it.")
+            notices.append(
+                "KVM was not tried yet on this host kernel, so this machine is emulated; `cloche doctor` tries it."
+            )
     if kernel.machine != "microvm":
-        notices.append(f"the {kernel.kind} kernel {kernel.ident} starts slowly (no template); `cloche kernel build` makes a fast one.")
+        notices.append(
+            f"the {kernel.kind} kernel {kernel.ident} starts slowly (no template); "
+            "`cloche kernel build` makes a fast one."
+        )
     return Machine(memory, cpus, accelerator, kernel), tuple(notices)
 
 
@@ -141,7 +153,7 @@ def _with_includes(steps: tuple[Step, ...], request: RunRequest, uid: int, gid: 
 
 
 def _server_jail(facts: HostFacts, ops: tuple[RootOp, ...], *, keep_caps: int = 0) -> Jail:
-    # The server opens files again by /proc/self/fd; the stage itself lies beside it, so the guest never sees that /proc.
+    # The server opens files again by /proc/self/fd; the stage lies beside it, so the guest never sees that /proc.
     return Jail(
         namespaces=_ALONE,
         uid=AS_IS,
@@ -213,8 +225,16 @@ def _vmm(facts: HostFacts, machine: Machine, options: command.MachineOptions) ->
         Bind(b"/usr/share/seabios", b"/usr/share/seabios", _READ_ONLY),
         Bind(b"/etc/ld.so.cache", b"/etc/ld.so.cache", _READ_ONLY),
         Bind(facts.tools.qemu.encode(), facts.tools.qemu.encode(), _READ_ONLY),
-        Bind(machine.kernel.path.encode(), command.KERNEL_PATH.encode(), BindFlag.READ_ONLY | BindFlag.NOSUID | BindFlag.NODEV),
-        Bind(machine.kernel.initrd.encode(), command.INITRD_PATH.encode(), BindFlag.READ_ONLY | BindFlag.NOSUID | BindFlag.NODEV),
+        Bind(
+            machine.kernel.path.encode(),
+            command.KERNEL_PATH.encode(),
+            BindFlag.READ_ONLY | BindFlag.NOSUID | BindFlag.NODEV,
+        ),
+        Bind(
+            machine.kernel.initrd.encode(),
+            command.INITRD_PATH.encode(),
+            BindFlag.READ_ONLY | BindFlag.NOSUID | BindFlag.NODEV,
+        ),
         Dev(b"/dev"),
         Tmpfs(b"/tmp", 1 << 20, 0o700),
     ]
@@ -228,7 +248,10 @@ def _vmm(facts: HostFacts, machine: Machine, options: command.MachineOptions) ->
         root.append(Bind(b"/dev/kvm", b"/dev/kvm", BindFlag.NOSUID))
     return ProcessPlan(
         name="vmm",
-        argv=tuple(word.encode("utf-8", "surrogateescape") for word in command.build_vmm_argv(facts.tools.qemu, machine, options)),
+        argv=tuple(
+            word.encode("utf-8", "surrogateescape")
+            for word in command.build_vmm_argv(facts.tools.qemu, machine, options)
+        ),
         env=(b"TMPDIR=/tmp",),
         descriptors=tuple(descriptors),
         jail=Jail(
