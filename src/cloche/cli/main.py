@@ -14,7 +14,20 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit status."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] in (["--version"], ["version"]):
+    _fill_standard_descriptors()
+    try:
+        status = _answer(words)
+        # Now, while a reader that left or a full disk can still be told from our own mistakes.
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        return _system_failure(error)
+    return status
+
+
+def _answer(words: list[str]) -> int:
+    if words[:1] == ["--version"]:
         # The commonest question of scripts is answered before anything is imported.
         from cloche import __version__
 
@@ -27,12 +40,43 @@ def main(argv: list[str] | None = None) -> int:
     except ClocheError as error:
         report(error)
         return int(error.exit_code)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read our listing has gone; the interpreter must not complain about it again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _fill_standard_descriptors() -> None:
+    """Put /dev/null where the caller closed a standard stream: no other file may get its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    if sys.__stdout__ is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+
+
+def _system_failure(error: OSError) -> int:
+    """Tell what nobody below could: the host refused something."""
+    if isinstance(error, BrokenPipeError) and _reader_left():
+        _silence_stdout()
         return 141
+    from cloche.errors import ClocheError
+
+    where = f": {error.filename}" if error.filename else ""
+    report(ClocheError(f"the host refused what cloche needs: {error.strerror or error}{where}"))
+    _silence_stdout()
+    return 125
+
+
+def _reader_left() -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(1, 0)
+    return bool(poll.poll(0))
+
+
+def _silence_stdout() -> None:
+    # What is still buffered cannot be written, and the interpreter must not complain about it again at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -73,8 +117,11 @@ def report(error: ClocheError) -> None:
 
 
 def _write_line(text: str) -> None:
+    # A file's name may hold an escape sequence: only line ends reach the terminal as they are.
+    if not text.isprintable():
+        text = os.fsencode(text).decode("utf-8", "backslashreplace")
+        text = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
     try:
-        # Unencodable characters (file names that are not UTF-8) are shown escaped instead of failing.
         os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
     except OSError:
         return

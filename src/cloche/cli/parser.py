@@ -58,7 +58,7 @@ class Verb(NamedTuple):
     options: tuple[Option, ...] = ()
     operands: str = ""
     program: bool = False
-    verbs: tuple[Verb, ...] = ()  # type: ignore[misc]
+    verbs: tuple[Verb, ...] = ()
     hidden: bool = False
 
 
@@ -98,7 +98,8 @@ def parse(argv: list[str], verbs: tuple[Verb, ...], default: Verb, common: tuple
     while verb.verbs and rest and not rest[0].startswith("-"):
         inner = next((inner for inner in verb.verbs if inner.name == rest[0]), None)
         if inner is None:
-            raise UsageError(f"`cloche {' '.join(path)}` knows no {rest[0]!r}", hint=_suggest(rest[0], [v.name for v in verb.verbs]))
+            hint = _suggest(rest[0], [inner.name for inner in verb.verbs])
+            raise UsageError(f"`cloche {' '.join(path)}` knows no {rest[0]!r}", hint=hint)
         verb, path, rest = inner, (*path, inner.name), rest[1:]
     return _parse_options(verb, path, rest, common)
 
@@ -124,12 +125,17 @@ def _parse_options(verb: Verb, path: tuple[str, ...], words: list[str], common: 
             if option.metavar is None:
                 _store(values, option, option.value)
                 continue
-            if attached is None:
+            given = attached
+            if given is None:
                 if index >= len(words):
                     raise UsageError(f"{option.names[-1]} needs a value ({option.metavar})")
-                attached = words[index]
+                given = words[index]
                 index += 1
-            _store(values, option, option.convert(attached))
+            try:
+                value = option.convert(given)
+            except UsageError as error:
+                raise UsageError(f"{option.names[-1]}: {error.message}", hint=error.hint) from None
+            _store(values, option, value)
     if operands and not verb.operands:
         raise UsageError(f"`cloche {' '.join(path)}` takes no argument {operands[0]!r}")
     return Parsed(verb, path, values, tuple(operands))
@@ -183,22 +189,25 @@ def _suggest(word: str, candidates: list[str]) -> str:
     return f"Did you mean {near[0]}?" if near else "`cloche help` lists what there is."
 
 
+#: What may stand behind a size, in KiB.
+_UNITS_KIB = {"": 1024} | {
+    letter + rest: kib
+    for letter, kib in (("K", 1), ("M", 1024), ("G", 1024**2), ("T", 1024**3))
+    for rest in ("", "B", "IB")
+}
+
+
 def parse_size_mib(word: str) -> int:
     """Read a memory size and return MiB: ``512``, ``512M`` and ``1G`` (also ``MiB``, ``GiB``); a bare number is MiB.
 
     Raises:
         UsageError: It is not a positive size.
     """
-    text = word.strip().upper().removesuffix("IB").removesuffix("B")
-    factor = 1
-    if text[-1:] in ("K", "M", "G", "T"):
-        factor = {"K": 0, "M": 1, "G": 1024, "T": 1024 * 1024}[text[-1]]
-        number = text[:-1]
-    else:
-        number = text
-    if not (number.isascii() and number.isdigit() and len(number) < 12) or int(number) == 0:
+    number = word.rstrip("bBiIkKmMgGtT")
+    kib = _UNITS_KIB.get(word[len(number) :].upper())
+    if kib is None or not (number.isascii() and number.isdigit() and len(number) < 12) or int(number) == 0:
         raise UsageError(f"{word!r} is not a size", hint="Write for example 512M or 2G.")
-    return int(number) * factor if factor else max(1, int(number) // 1024)
+    return max(1, int(number) * kib // 1024)
 
 
 def parse_count(word: str) -> int:
@@ -220,10 +229,9 @@ def parse_duration_s(word: str) -> float:
     """
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     number, factor = (word[:-1], units[word[-1]]) if word[-1:] in units else (word, 1.0)
-    try:
-        seconds = float(number) * factor
-    except ValueError:
-        seconds = -1.0
+    # float() would also take "nan", "1e3", "1_0" and blanks.
+    plain = number.isascii() and number.replace(".", "", 1).isdigit()
+    seconds = float(number) * factor if plain else 0.0
     if not 0 < seconds < 1e9:
         raise UsageError(f"{word!r} is not a duration", hint="Write for example 30s, 5m or 2h.")
     return seconds

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from cloche.drivers.registry import find_driver
 from cloche.errors import HostError, MissingToolError
+from cloche.host.programs import check_program
 from cloche.model.machine import Kernel
+from cloche.plan.stage import SYSTEM_TREES
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
@@ -23,6 +26,7 @@ def prepare_plan(request: RunRequest, facts: HostFacts) -> LaunchPlan:
         HostError: The driver cannot work here, or cloche's own binaries are missing.
         KernelError: No kernel, or a damaged one.
         UsageError: The request asks for what the driver cannot do.
+        CommandNotFoundError, CommandNotExecutableError: The program cannot be there.
     """
     driver = find_driver(request.driver)
     for field, binary in _OWN:
@@ -34,7 +38,11 @@ def prepare_plan(request: RunRequest, facts: HostFacts) -> LaunchPlan:
     kernel = None
     if driver.capabilities(facts).needs_kernel:
         kernel = choose_kernel(request.kernel, facts.tools.agent)
-    return driver.plan(request, facts, kernel)
+    plan = driver.plan(request, facts, kernel)
+    if not request.includes:
+        shown = (*SYSTEM_TREES, *(share.target for share in request.shares if share.target == share.source))
+        check_program(plan.command, tuple(os.fsencode(path) for path in shown))
+    return plan
 
 
 def choose_kernel(wanted: str | None, agent: str) -> Kernel:

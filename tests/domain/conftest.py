@@ -1,0 +1,42 @@
+"""Running cloche as its users do, for the tests with real machines."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.runs import Runner
+from support.users import ROOT, OrdinaryUser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def cloche(ordinary: OrdinaryUser) -> Runner:
+    """Return cloche as an ordinary user runs it."""
+    return Runner(ordinary)
+
+
+@pytest.fixture(scope="session")
+def cloche_as_caller() -> Runner:
+    """Return cloche as whoever runs the tests does: root, where pytest runs as root."""
+    entry = pwd.getpwuid(os.getuid())
+    return Runner(OrdinaryUser(entry, Path(os.environ.get("HOME") or entry.pw_dir), ROOT))
+
+
+@pytest.fixture
+def folder(ordinary: OrdinaryUser) -> Iterator[Path]:
+    """Provide an empty directory of the ordinary user's."""
+    import shutil
+    import tempfile
+
+    path = Path(tempfile.mkdtemp(dir=ordinary.home, prefix="folder-"))
+    if ordinary.entry.pw_uid != os.geteuid():
+        os.chown(path, ordinary.entry.pw_uid, ordinary.entry.pw_gid)
+    yield path
+    shutil.rmtree(path)
