@@ -1,5 +1,6 @@
 //! The root of a jail: a small tmpfs and what is mounted and made on it.
 
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use cloche_proto::warden::{bind_flags, jail_flags, Jail, RootOp};
@@ -7,11 +8,15 @@ use cloche_proto::warden::{bind_flags, jail_flags, Jail, RootOp};
 use crate::failure::{Failure, Outcome, Step};
 use crate::sys::{self, Errno};
 
+/// Where the new root is built and where the host's tree waits, in the tmpfs they share for that time.
+const NEW: &CStr = c"new";
+const OLD: &CStr = c"old";
+const BASE_SIZE: &[u8] = b"65536";
 const ROOT_SIZE: &[u8] = b"8388608";
 const DEV_SIZE: &[u8] = b"65536";
 const SHM_SIZE: &[u8] = b"67108864";
 /// Most files on one tmpfs, because each costs kernel memory that its size does not count.
-const MOST_INODES: &std::ffi::CStr = c"65536";
+const MOST_INODES: &CStr = c"65536";
 /// Device files bound from the host, all of them harmless.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const DEV_LINKS: [(&[u8], &str); 5] = [
@@ -24,24 +29,27 @@ const DEV_LINKS: [(&[u8], &str); 5] = [
 const CAP_SETFCAP: u64 = 1 << 31;
 const NOTHING_SPECIAL: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
-/// Builds the root of `jail` in the calling process's own mount namespace and moves into it.
+/// Builds the root of `jail` in the calling process's own mount namespace and moves into it. `own_process` is the
+/// process's directory in the host's /proc.
 ///
 /// # Errors
 /// When an operation fails; `what` names it and its paths.
-pub fn build(jail: &Jail, fds: &[OwnedFd]) -> Outcome {
+pub fn build(jail: &Jail, fds: &[OwnedFd], own_process: &OwnedFd) -> Outcome {
     sys::umask(0);
+    let host = open_directory(c"/")?;
+    step_aside(&host)?;
     let (top, device) = new_tmpfs(ROOT_SIZE, 0o755).step("mount the root")?;
-    // On top of the old root, which absolute paths still reach until the pivot.
-    let old = sys::open_at(sys::CWD, c"/", libc::O_PATH | libc::O_DIRECTORY, 0).step("open /")?;
-    sys::attach_mount(top.as_fd(), old.as_fd()).step("mount the root")?;
+    let place = open_directory(NEW)?;
+    sys::attach_mount(top.as_fd(), place.as_fd()).step("mount the root")?;
     let mut root = Root {
         top,
+        host,
         own: vec![device],
         whole_proc: sys::ids().0 != 0 || jail.keep_caps & CAP_SETFCAP != 0,
         devices: Vec::new(),
     };
     for op in &jail.root {
-        root.apply(op, fds)?;
+        root.apply(op, fds, own_process)?;
     }
     for dev in &root.devices {
         sys::add_mount_attributes(dev.as_fd(), libc::MOUNT_ATTR_RDONLY, false)
@@ -52,11 +60,33 @@ pub fn build(jail: &Jail, fds: &[OwnedFd]) -> Outcome {
     sys::add_mount_attributes(root.top.as_fd(), read_only, false)
         .step("make the root read-only")?;
     sys::fchdir(root.top.as_fd()).step("enter the root")?;
-    sys::pivot_here().step("pivot to the root")
+    // The old root lands on top of the new one (pivot_root(2), "pivot_root(".", ".")") and is taken away with all in it.
+    sys::pivot_root(c".", c".").step("pivot to the root")?;
+    sys::detach_mount(c".").step("leave the old root")
+}
+
+/// Moves the host's tree below a tmpfs, beside the place of the new root: whatever is bound from the host, the whole
+/// tree with all its mounts too, does not hold the new root itself.
+fn step_aside(host: &OwnedFd) -> Outcome {
+    let what = "put the host's tree aside";
+    let (base, _) = new_tmpfs(BASE_SIZE, 0o700).step(what)?;
+    sys::attach_mount(base.as_fd(), host.as_fd()).step(what)?;
+    for name in [NEW, OLD] {
+        sys::mkdir_at(base.as_fd(), name, 0o700).step(what)?;
+    }
+    sys::fchdir(base.as_fd()).step(what)?;
+    sys::pivot_root(c".", OLD).step(what)
+}
+
+/// Opens a directory to refer to it.
+fn open_directory(path: &CStr) -> Outcome<OwnedFd> {
+    sys::open_at(sys::CWD, path, libc::O_PATH | libc::O_DIRECTORY, 0).step(path.to_bytes())
 }
 
 struct Root {
     top: OwnedFd,
+    /// The root of the host's tree.
+    host: OwnedFd,
     /// Devices of the tmpfs mounts made here: only on these are files made, never on what was bound from the host.
     own: Vec<u64>,
     /// Whether a /proc shows more than processes. Most of /proc/sys, sysrq-trigger and others ask for root's user id
@@ -68,7 +98,7 @@ struct Root {
 }
 
 impl Root {
-    fn apply(&mut self, op: &RootOp, fds: &[OwnedFd]) -> Outcome {
+    fn apply(&mut self, op: &RootOp, fds: &[OwnedFd], own_process: &OwnedFd) -> Outcome {
         let path = Path::new(op.path())?;
         match op {
             RootOp::Dir { mode, .. } => self.make_directory(&path, *mode),
@@ -88,7 +118,7 @@ impl Root {
                     .ok()
                     .and_then(|index| fds.get(index));
                 let fd = fd.ok_or_else(|| Failure::new(what.as_slice(), Errno(libc::EBADF)))?;
-                let source = reopen(fd.as_fd()).step(what.as_slice())?;
+                let source = self.reopen(fd.as_fd(), own_process).step(what.as_slice())?;
                 self.bind_opened(source.as_fd(), &path, *flags, &what)
             }
         }
@@ -133,10 +163,25 @@ impl Root {
             0
         };
         let name = sys::c_string(source).step(what.as_slice())?;
-        match sys::open_at(sys::CWD, &name, libc::O_PATH | nofollow, 0) {
+        match sys::open_in_root(self.host.as_fd(), &name, libc::O_PATH | nofollow) {
             Err(Errno(libc::ENOENT | libc::ENOTDIR)) if flags & bind_flags::OPTIONAL != 0 => Ok(()),
             Err(errno) => Err(Failure::new(what, errno)),
             Ok(fd) => self.bind_opened(fd.as_fd(), path, flags, &what),
+        }
+    }
+
+    /// Opens what `fd` refers to once more, through this mount namespace: the kernel binds only what is mounted in the
+    /// caller's own. The path is taken from /proc and must lead to the very same file, else `ESTALE`.
+    fn reopen(&self, fd: BorrowedFd<'_>, own_process: &OwnedFd) -> sys::Result<OwnedFd> {
+        let link = sys::c_string(format!("fd/{}", fd.as_raw_fd()).as_bytes())?;
+        let path = sys::c_string(&sys::read_link_at(own_process.as_fd(), &link)?)?;
+        let again = sys::open_in_root(self.host.as_fd(), &path, libc::O_PATH | libc::O_NOFOLLOW)?;
+        let (device, inode, _) = sys::stat(fd)?;
+        let (same_device, same_inode, _) = sys::stat(again.as_fd())?;
+        if (device, inode) == (same_device, same_inode) {
+            Ok(again)
+        } else {
+            Err(Errno(libc::ESTALE))
         }
     }
 
@@ -263,7 +308,7 @@ impl Root {
     }
 
     /// The directory above `path`, on one of our own tmpfs, and the last name of `path`.
-    fn parent(&self, path: &Path<'_>) -> Outcome<(OwnedFd, std::ffi::CString)> {
+    fn parent(&self, path: &Path<'_>) -> Outcome<(OwnedFd, CString)> {
         let what = path.what("make ");
         let (above, name) = path.split().step(what.as_slice())?;
         let parent = self.directory(&above)?;
@@ -308,7 +353,7 @@ impl<'a> Path<'a> {
         [b"/".as_slice(), &self.names.join(&b'/')].concat()
     }
 
-    fn name(&self) -> sys::Result<std::ffi::CString> {
+    fn name(&self) -> sys::Result<CString> {
         sys::c_string(&self.bytes())
     }
 
@@ -360,19 +405,4 @@ fn new_tmpfs(size: &[u8], mode: u32) -> sys::Result<(OwnedFd, u64)> {
     let mount = sys::new_mount(c"tmpfs", &parameters, NOTHING_SPECIAL)?;
     let (device, _, _) = sys::stat(mount.as_fd())?;
     Ok((mount, device))
-}
-
-/// Opens what `fd` refers to once more, through this mount namespace: the kernel binds only what is mounted in the
-/// caller's own. The path is taken from /proc and must lead to the very same file, else `ESTALE`.
-fn reopen(fd: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
-    let link = sys::c_string(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_bytes())?;
-    let path = sys::c_string(&sys::read_link(&link)?)?;
-    let again = sys::open_at(sys::CWD, &path, libc::O_PATH | libc::O_NOFOLLOW, 0)?;
-    let ((device, inode, _), (same_device, same_inode, _)) =
-        (sys::stat(fd)?, sys::stat(again.as_fd())?);
-    if (device, inode) == (same_device, same_inode) {
-        Ok(again)
-    } else {
-        Err(Errno(libc::ESTALE))
-    }
 }

@@ -47,7 +47,7 @@ fn start(
     let argv = c_strings(&spawn.argv).step("argv")?;
     let env = c_strings(&spawn.env).step("env")?;
     let program = if spawn.exe_fd { fds.pop() } else { None };
-    // For the maps of a nested user namespace, before the host's /proc is out of sight.
+    // Before the host's /proc is out of sight.
     let own_process = namespace::process_directory(c"/proc/self")?;
     let own_process = move_away(&own_process).step("descriptors")?;
 
@@ -56,7 +56,7 @@ fn start(
     }
     enter_namespaces(jail)?;
     if jail.flags & jail_flags::KEEP_ROOT == 0 {
-        root::build(jail, &fds)?;
+        root::build(jail, &fds, &own_process)?;
     }
     change_directory(jail)?;
     let program = place_descriptors(spawn, fds, null, program)?;

@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use libc::{c_char, c_int, c_long, c_uint, c_ulong, pid_t};
 
 pub use mount::{
-    add_mount_attributes, attach_mount, clone_mount, new_mount, pivot_here, set_propagation,
+    add_mount_attributes, attach_mount, clone_mount, detach_mount, new_mount, pivot_root,
+    set_propagation,
 };
 pub use packet::{receive_packet, send_packet};
 
@@ -330,11 +331,12 @@ pub fn stat(fd: BorrowedFd<'_>) -> Result<(u64, u64, u32)> {
 }
 
 /// What a symbolic link holds; `ENAMETOOLONG` past `PATH_MAX`.
-pub fn read_link(path: &CStr) -> Result<Vec<u8>> {
+pub fn read_link_at(dir: BorrowedFd<'_>, path: &CStr) -> Result<Vec<u8>> {
     let mut buffer = vec![0; 4096];
+    let room = buffer.as_mut_ptr().cast();
     // SAFETY: `path` ends with NUL; the pointer and the length are those of `buffer`.
     let count =
-        check(unsafe { libc::readlink(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })?;
+        check(unsafe { libc::readlinkat(dir.as_raw_fd(), path.as_ptr(), room, buffer.len()) })?;
     if count.unsigned_abs() == buffer.len() {
         return Err(Errno(libc::ENAMETOOLONG));
     }

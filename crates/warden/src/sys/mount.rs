@@ -110,11 +110,14 @@ pub fn attach_mount(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()>
     .map(drop)
 }
 
-/// Makes the working directory the root of the mount namespace and takes the old root away.
-pub fn pivot_here() -> Result<()> {
+/// pivot_root(2).
+pub fn pivot_root(new: &CStr, old: &CStr) -> Result<()> {
     // SAFETY: both paths end with NUL.
-    check(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) })?;
-    // The old root now lies on top of the new one (pivot_root(2), "pivot_root(".", ".")").
+    check(unsafe { libc::syscall(libc::SYS_pivot_root, new.as_ptr(), old.as_ptr()) }).map(drop)
+}
+
+/// Takes a mount and everything below it out of the tree.
+pub fn detach_mount(path: &CStr) -> Result<()> {
     // SAFETY: the path ends with NUL.
-    check(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) }).map(drop)
+    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }).map(drop)
 }
