@@ -5,11 +5,12 @@ use std::os::unix::io::FromRawFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use cloche_fs::args::Args;
+use cloche_fs::args::{Args, Cache};
 use cloche_fs::backend::{Backend, Served};
 use cloche_fs::limits::raise_fd_limit;
 use cloche_fs::logger;
 use cloche_fs::share::{ShareConfig, ShareFs};
+use cloche_fs::tree::TreeFs;
 use vhost::vhost_user::{Error as SocketError, Listener};
 use vhost_user_backend::{Error, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -37,13 +38,18 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> io::Result<()> {
     let fd_limit = raise_fd_limit(args.fd_limit)?;
-    let files = ShareFs::new(&ShareConfig {
-        root: args.root.clone(),
-        ids: args.ids,
-        fd_limit,
-        is_readonly: args.is_readonly,
-    })?;
-    serve(&files, args)
+    match args.cache {
+        Cache::Forever => serve(&TreeFs::new(&args.root, args.ids, fd_limit)?, args),
+        Cache::Coherent => {
+            let config = ShareConfig {
+                root: args.root.clone(),
+                ids: args.ids,
+                fd_limit,
+                is_readonly: args.is_readonly,
+            };
+            serve(&ShareFs::new(&config)?, args)
+        }
+    }
 }
 
 /// Serves one connection until the VMM ends it.
