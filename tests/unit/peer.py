@@ -89,7 +89,7 @@ class AgentPeer:
                 del self.inbox[: at + 1]
                 return True
             payload = bytes(self.inbox[head + 12 : head + 12 + length])
-            self.confirmed |= self.inbox[at + len(PREFACE) : head] == self.session
+            self.confirmed |= bytes(self.inbox[at + len(PREFACE) : head]) == self.session
             rest = self.inbox[head + 13 + length :]
             del self.inbox[at:]
             while self._frame(len(self.inbox)):  # whole frames before the preface still count

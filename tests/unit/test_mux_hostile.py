@@ -6,6 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cloche.errors import ProtocolError
 from cloche.guest import wire
@@ -266,3 +268,52 @@ def test_another_agent_is_refused(fresh: bool) -> None:
     session = KEY if fresh else b"ef" * 16
     with pytest.raises(ProtocolError, match="another agent"):
         answer_with(wire.encode_attached(wire.Attached(1, KEY, fresh, (ZERO,))), session=session)
+
+
+FRAMES = st.lists(
+    st.one_of(
+        st.builds(
+            frame,
+            st.integers(0, 8),
+            st.integers(0, 8),
+            st.binary(max_size=40),
+            st.integers(0, 2),
+        ),
+        st.builds(
+            data, st.sampled_from([1, 3]), st.sampled_from([0, 23, 26]), st.binary(min_size=1, max_size=9)
+        ),
+        st.builds(
+            wire.window_frame,
+            st.sampled_from([0, 2]),
+            st.integers(0, 3),
+            st.sampled_from([WINDOW, WINDOW + 3]),
+            fin=st.booleans(),
+        ),
+        st.builds(wire.eof_frame, st.just(3), st.integers(0, 9), aborted=st.booleans()),
+        st.just(wire.stop_frame(2)),
+        st.binary(max_size=30),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(FRAMES, st.integers(1, 50))
+def test_any_bytes_are_taken_or_refused(frames: list[bytes], step: int) -> None:
+    """Whatever an agent sends is either taken or a protocol error, and nothing else is raised."""
+    mux, sender, receiver = attached()
+    mux.write(sender, b"abc")
+    mux.data_to_send()
+    sent = b"".join(frames)
+    try:
+        for start in range(0, len(sent), step):
+            mux.receive(sent[start : start + step])
+            while mux.next_control():
+                pass
+            mux.take_touched()
+            if chunk := receiver.peek():
+                mux.consumed(receiver, len(chunk))
+            mux.data_to_send()
+    except ProtocolError:
+        return
+    assert len(mux._partial) < 70_000

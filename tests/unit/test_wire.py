@@ -37,7 +37,7 @@ def test_primitives_check_every_length(size: int) -> None:
     encoded = bytes.fromhex("01 0200 03000000 0400000000000000 02000000 6162 01000000 05")[:size]
     data = Reader(encoded)
     with pytest.raises(ProtocolError):
-        (data.u8(), data.u16(), data.u32(), data.u64(), data.blob(), data.many(1, Reader.u8))
+        _ = (data.u8(), data.u16(), data.u32(), data.u64(), data.blob(), data.many(1, Reader.u8))
 
 
 def test_forged_counts_are_refused_at_once() -> None:

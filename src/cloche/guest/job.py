@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cloche.errors import ProtocolError
 from cloche.guest.messages import KIND_SIGNAL, Exited, Failed, Resize, Signal, Started, Stopped
 from cloche.host.text import escape_untrusted
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

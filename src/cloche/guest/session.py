@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from time import time_ns
-from typing import TYPE_CHECKING
 
 from cloche import log
 from cloche.errors import ClocheError, DomainError, ProtocolError, UsageError
@@ -21,6 +20,7 @@ from cloche.guest.streams import Receiver, Sender
 from cloche.host.reactor import READ, WRITE
 from cloche.host.text import escape_untrusted
 from cloche.model.guest import Clock, Entropy
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     Source = int | bytes | Callable[[int], bytes | None] | None
     Sink = int | Callable[[bytes], None] | None
     SetupAnswer = Callable[[SetupDone | SetupFailed], None]
+
+#: As ``stderr``: the same stream as ``stdout``, so that their order is kept (the value of subprocess.STDOUT).
+STDOUT = -2
 
 _RECEIVE = 262144
 #: Bytes sent in one turn before others get theirs.
@@ -155,7 +158,7 @@ class AgentSession:
             stdin: A descriptor of any kind (duplicated, never switched to non-blocking), bytes, a callable
                 (see ``SourcePump``), or None for /dev/null.
             stdout: A descriptor, a callable that takes bytes, or None for /dev/null.
-            stderr: Like ``stdout``; must be None with ``terminal``.
+            stderr: Like ``stdout``, or STDOUT; must be None with ``terminal``.
             terminal: Rows and columns: run it on a pty. Needs stdin and stdout.
             linger: Background processes may go on writing after the program ended.
 
@@ -167,15 +170,17 @@ class AgentSession:
             raise ValueError("a terminal needs stdin and stdout and has no stderr")
         job = Job(self._next_job, self._tell)
         sender = self.mux.open_sender() if stdin is not None else None
-        receivers = [self.mux.open_receiver() if sink is not None else None for sink in (stdout, stderr)]
+        out = self.mux.open_receiver() if stdout is not None else None
+        merged = stderr == STDOUT
+        err = out if merged else self.mux.open_receiver() if stderr is not None else None
         flags = messages.FLAG_STRACE if command.strace else 0
         flags |= (messages.FLAG_TTY if terminal else 0) | (messages.FLAG_LINGER if linger else 0)
         rows, cols = terminal or (0, 0)
         message = messages.Exec(
             job.number,
             sender.stream if sender else 0,
-            receivers[0].stream if receivers[0] else 0,
-            receivers[1].stream if receivers[1] else 0,
+            out.stream if out else 0,
+            err.stream if err else 0,
             flags,
             rows,
             cols,
@@ -189,12 +194,12 @@ class AgentSession:
             command.env,
         )
         job.sender = sender
-        job.receivers = [receiver for receiver in receivers if receiver is not None]
+        job.receivers = [receiver for receiver in (out, None if merged else err) if receiver is not None]
         try:
             encoded = messages.encode(message)
             job.stdin = self._input(sender, stdin)
-            job.stdout = self._output(receivers[0], stdout)
-            job.stderr = self._output(receivers[1], stderr)
+            job.stdout = self._output(out, stdout)
+            job.stderr = None if merged else self._output(err, stderr)
         except (OSError, ValueError) as error:
             self._forget(job)
             for pump in (job.stdin, job.stdout, job.stderr):
@@ -374,6 +379,10 @@ class AgentSession:
 
     def _maybe_done(self, job: Job) -> None:
         if job.settle():
+            if job.sender is not None:
+                self.mux.end(
+                    job.sender, aborted=True
+                )  # whoever still reads in the guest gets the end of file
             self._jobs.pop(job.number, None)
             if job.on_done is not None:
                 job.on_done(job)

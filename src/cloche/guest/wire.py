@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from cloche.errors import ProtocolError
 from cloche.host.codec import Reader, Writer
+from cloche.record import Record
 
 VERSION = 1
 
@@ -56,7 +56,7 @@ _RULES = {
 _HEX = frozenset(b"0123456789abcdef")
 
 
-class TableRow(NamedTuple):
+class TableRow(Record):
     """What one receiver tells at an attach: offsets in bytes from the start of the stream."""
 
     stream: int
@@ -65,7 +65,7 @@ class TableRow(NamedTuple):
     limit: int
 
 
-class Attach(NamedTuple):
+class Attach(Record):
     """Payload of ATTACH."""
 
     version: int
@@ -73,7 +73,7 @@ class Attach(NamedTuple):
     table: tuple[TableRow, ...]
 
 
-class Attached(NamedTuple):
+class Attached(Record):
     """Payload of ATTACHED."""
 
     version: int
@@ -82,7 +82,7 @@ class Attached(NamedTuple):
     table: tuple[TableRow, ...]
 
 
-class Header(NamedTuple):
+class Header(Record):
     """The fixed part of a frame; ``length`` is the payload's size in bytes."""
 
     kind: int
