@@ -6,9 +6,9 @@ loaded when they are first used, so that importing the package costs nothing on 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from cloche.api import (

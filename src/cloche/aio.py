@@ -186,7 +186,9 @@ class Process:
                 reader = asyncio.StreamReader(loop=loop)
                 raw = os.fdopen(os.dup(pipe.fileno()), "rb", buffering=0)
                 pipe.close()
-                await loop.connect_read_pipe(lambda reader=reader: asyncio.StreamReaderProtocol(reader, loop=loop), raw)
+                await loop.connect_read_pipe(
+                    lambda reader=reader: asyncio.StreamReaderProtocol(reader, loop=loop), raw
+                )
                 setattr(self, name, reader)
 
     async def wait(self) -> int:

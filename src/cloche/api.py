@@ -39,7 +39,9 @@ CompletedProcess = subprocess.CompletedProcess
 TimeoutExpired = subprocess.TimeoutExpired
 
 
-def run(args: Sequence[Word], *, timeout: float | None = None, sandbox: Sandbox | None = None, **options: Any) -> CompletedProcess[Any]:
+def run(
+    args: Sequence[Word], *, timeout: float | None = None, sandbox: Sandbox | None = None, **options: Any
+) -> CompletedProcess[Any]:
     """Run a program in a machine of its own and return when it has ended, like ``subprocess.run``.
 
     Args:
@@ -62,7 +64,20 @@ def run(args: Sequence[Word], *, timeout: float | None = None, sandbox: Sandbox 
         return fresh.run(args, timeout=timeout, **running)
 
 
-RUN_OPTIONS = ("input", "capture_output", "text", "encoding", "errors", "check", "stdin", "stdout", "stderr", "env", "cwd", "user")
+RUN_OPTIONS = (
+    "input",
+    "capture_output",
+    "text",
+    "encoding",
+    "errors",
+    "check",
+    "stdin",
+    "stdout",
+    "stderr",
+    "env",
+    "cwd",
+    "user",
+)
 
 
 class Sandbox:
@@ -228,7 +243,9 @@ class Sandbox:
 
     def _require_loop(self) -> _Loop:
         if self._loop is None:
-            raise DomainError("the sandbox was not started", hint="Use it in a `with` statement, or call start().")
+            raise DomainError(
+                "the sandbox was not started", hint="Use it in a `with` statement, or call start()."
+            )
         return self._loop
 
     def _command(
@@ -236,7 +253,9 @@ class Sandbox:
     ) -> GuestCommand:
         assert self._base is not None
         if isinstance(args, (str, bytes)):
-            raise UsageError("the program must be given as a list of words: there is no shell to take a string apart")
+            raise UsageError(
+                "the program must be given as a list of words: there is no shell to take a string apart"
+            )
         if not args:
             raise UsageError("no program was named")
         command = self._base._replace(argv=tuple(os.fsencode(word) for word in args))
@@ -409,7 +428,9 @@ class Popen:
         if self._error is not None:
             raise self._error
 
-    def _open_files(self, files: tuple[File, File, File], theirs: list[int]) -> tuple[int | None, int | None, int | None]:
+    def _open_files(
+        self, files: tuple[File, File, File], theirs: list[int]
+    ) -> tuple[int | None, int | None, int | None]:
         ends: list[int | None] = []
         for number, file in enumerate(files):
             if file is None:
@@ -423,7 +444,9 @@ class Popen:
                 mine, guests = (write, read) if number == 0 else (read, write)
                 theirs.append(guests)
                 ends.append(guests)
-                setattr(self, ("stdin", "stdout", "stderr")[number], self._file(mine, "w" if number == 0 else "r"))
+                setattr(
+                    self, ("stdin", "stdout", "stderr")[number], self._file(mine, "w" if number == 0 else "r")
+                )
             else:
                 ends.append(file if isinstance(file, int) else file.fileno())
         return ends[0], ends[1], ends[2]
@@ -434,7 +457,9 @@ class Popen:
         encoding, errors = self._text
         return open(fd, mode, encoding=encoding, errors=errors)
 
-    def _start(self, domain: Domain, command: GuestCommand, ends: tuple[int | None, int | None, int | None]) -> None:
+    def _start(
+        self, domain: Domain, command: GuestCommand, ends: tuple[int | None, int | None, int | None]
+    ) -> None:
         job = domain.execute(command, stdin=ends[0], stdout=ends[1], stderr=ends[2])
         self._job = job
 

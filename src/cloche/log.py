@@ -6,7 +6,7 @@ program of the API may install another. Without one, messages vanish.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -37,7 +37,7 @@ def test_system_is_roots_and_can_only_be_changed_in_its_own_layer(cloche: Runner
 
 @pytest.mark.parametrize(
     "path",
-    ["/etc/ssh", "/etc/sudoers", "/etc/ssl/private", "/root/.ssh", "/var/lib/dpkg", "/var/log/dpkg.log", "/home/ubuntu", "/boot/vmlinuz"],
+    ["/etc/ssh", "/etc/sudoers", "/etc/ssl/private", "/root/.profile", "/var/lib/dpkg", "/var/log/dpkg.log", "/home/ubuntu", "/boot/vmlinuz"],
 )
 def test_secrets_do_not_exist(cloche: Runner, path: str) -> None:
     """Secret and private places of the host do not even have a name in the guest."""

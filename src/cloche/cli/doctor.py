@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple
 
 from cloche.domain.trial import KVM_DEADLINE_S, try_run
 from cloche.errors import ClocheError
 from cloche.host import accel, xdg
 from cloche.host.facts import collect_facts
 from cloche.host.userns import probe_namespaces
+from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed
     from cloche.model.facts import HostFacts
 
 
-class Finding(NamedTuple):
+class Finding(Record):
     """One line of the report: ``state`` is ``ok``, ``note`` (works, but less well) or ``bad``."""
 
     name: str

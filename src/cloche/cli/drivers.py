@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
 
 from cloche.drivers.registry import DRIVER_NAMES, find_driver
 from cloche.host.facts import collect_facts
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed

@@ -6,10 +6,10 @@ import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from cloche.errors import UsageError
 from cloche.kernel import store
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed

@@ -7,15 +7,14 @@ words of the program alone without tricks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from cloche.errors import UsageError
+from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Option(NamedTuple):
+class Option(Record):
     """One option.
 
     Attributes:
@@ -42,7 +41,7 @@ class Option(NamedTuple):
         return self.dest or self.names[-1].lstrip("-").replace("-", "_")
 
 
-class Verb(NamedTuple):
+class Verb(Record):
     """One verb.
 
     Attributes:
@@ -62,7 +61,7 @@ class Verb(NamedTuple):
     hidden: bool = False
 
 
-class Parsed(NamedTuple):
+class Parsed(Record):
     """What the parser found."""
 
     verb: Verb

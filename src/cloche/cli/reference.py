@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 from cloche import __version__
 from cloche.cli.verbs import COMMON, RUN, VERBS
 from cloche.errors import UsageError
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.cli.parser import Option, Parsed, Verb
@@ -76,7 +76,8 @@ def help_(parsed: Parsed) -> int:
 
 
 def _find(path: tuple[str, ...]) -> Verb:
-    verbs, found = VERBS, None
+    verbs: tuple[Verb, ...] = VERBS
+    found = None
     for word in path:
         found = next((verb for verb in verbs if verb.name == word), None)
         if found is None:
@@ -135,8 +136,9 @@ def man_page(parsed: Parsed) -> int:
     ]
     for verb, path in _leaves(VERBS):
         out += [f'.SS "{_roff(_usage(verb, path))}"', _roff(verb.summary)]
-        for option in verb.options:
-            out += [".TP", rf"\fB{_roff(_full(option))}\fR", _roff(option.help)]
+        out += _roff_options(verb.options)
+    out += [".SH OPTIONS OF EVERY VERB", *_roff_options(COMMON)]
+    out += [".TP", rf"\fB{_roff('--version')}\fR", "Print the version; only as the first word."]
     out += [".SH EXIT STATUS"]
     for status, meaning in _EXIT_STATUS:
         out += [".TP", f".B {status}", _roff(meaning)]
@@ -157,8 +159,23 @@ def _leaves(verbs: tuple[Verb, ...], path: tuple[str, ...] = ()) -> list[tuple[V
     return found
 
 
+def _roff_options(options: tuple[Option, ...]) -> list[str]:
+    lines = []
+    for option in options:
+        lines += [".TP", rf"\fB{_roff(_full(option))}\fR", _roff(option.help)]
+    return lines
+
+
 def _roff(text: str) -> str:
-    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    for char, escape in (
+        ("\\", "\\e"),
+        ("-", "\\-"),
+        ("'", "\\(aq"),
+        ('"', "\\(dq"),
+        ("`", "\\(ga"),
+        ("~", "\\(ti"),
+    ):
+        text = text.replace(char, escape)
     return "\\&" + text if text.startswith(".") else text
 
 
@@ -168,7 +185,9 @@ def completion(parsed: Parsed) -> int:
     Raises:
         UsageError: A shell there is no completion for.
     """
-    shell = parsed.operands[0] if parsed.operands else ""
+    if len(parsed.operands) != 1:
+        raise UsageError("`cloche completion` needs one shell's name", hint="Choose bash, zsh or fish.")
+    shell = parsed.operands[0]
     scripts = {"bash": _bash, "zsh": _zsh, "fish": _fish}
     if shell not in scripts:
         raise UsageError(f"there is no completion for {shell!r}", hint="Choose bash, zsh or fish.")
@@ -176,42 +195,69 @@ def completion(parsed: Parsed) -> int:
     return 0
 
 
-def _names(options: tuple[Option, ...]) -> str:
+def _long_names(options: tuple[Option, ...]) -> str:
     return " ".join(name for option in options for name in option.names if name.startswith("--"))
 
 
+def _words_after(verb: Verb) -> str:
+    """Return what may follow a verb: its verbs or the choices of its operand, and its options."""
+    choices = " ".join(inner.name for inner in verb.verbs)
+    if verb.operands == "[VERB]":
+        choices = _verb_names()
+    elif "|" in verb.operands:
+        choices = verb.operands.replace("|", " ")
+    return f"{choices} {_long_names((*verb.options, *COMMON))}".strip()
+
+
+def _verb_names() -> str:
+    return " ".join(verb.name for verb in VERBS if not verb.hidden)
+
+
 def _bash() -> str:
-    verbs = [verb for verb in VERBS if not verb.hidden]
+    cases = ""
+    for verb in VERBS:
+        if verb.hidden or verb.program:
+            continue
+        for inner in verb.verbs:
+            cases += f'    "{verb.name} {inner.name}") words="{_words_after(inner)}";;\n'
+        cases += f'    "{verb.name} "*) words="{_words_after(verb)}";;\n'
     taking = "|".join(name for option in RUN.options if option.metavar for name in option.names)
-    cases = "".join(
-        f'    {verb.name}) COMPREPLY=($(compgen -W "{" ".join(v.name for v in verb.verbs)} {_names(verb.options)}" -- "$cur"));;\n'
-        for verb in verbs
-        if not verb.program
-    )
+    options = f"{_long_names((*RUN.options, *COMMON))} --version"
     return f"""# bash completion for cloche; source it or put it into bash_completion.d
 _cloche() {{
-  local cur="${{COMP_WORDS[COMP_CWORD]}}" i=1
-  case "${{COMP_WORDS[1]}}" in
-{cases}    *)
-      [ "${{COMP_WORDS[1]}}" = run ] && i=2
-      while [ "$i" -lt "$COMP_CWORD" ]; do
-        case "${{COMP_WORDS[i]}}" in
-          {taking}) i=$((i + 2));;
-          --) i=$((i + 1)); break;;
-          -*) i=$((i + 1));;
-          *) break;;
-        esac
-      done
-      if [ "$i" -lt "$COMP_CWORD" ]; then
-        if declare -F _command_offset >/dev/null; then _command_offset "$i"; else COMPREPLY=($(compgen -f -- "$cur")); fi
-      elif [ "$i" -gt "$COMP_CWORD" ]; then
-        COMPREPLY=($(compgen -f -- "$cur"))
-      elif [[ "$cur" == -* ]]; then
-        COMPREPLY=($(compgen -W "{_names(RUN.options)} --help --verbose --version" -- "$cur"))
-      else
-        COMPREPLY=($(compgen -W "{" ".join(verb.name for verb in verbs)}" -- "$cur") $(compgen -c -- "$cur"))
-      fi;;
-  esac
+  local cur="${{COMP_WORDS[COMP_CWORD]}}" verb="" inner="" words="" i=1
+  COMPREPLY=()
+  [ "$COMP_CWORD" -gt 1 ] && verb="${{COMP_WORDS[1]}}"
+  [ "$COMP_CWORD" -gt 2 ] && inner="${{COMP_WORDS[2]}}"
+  case "$verb $inner" in
+{cases}  esac
+  if [ -n "$words" ]; then
+    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    return
+  fi
+  [ "$verb" = run ] && i=2
+  while [ "$i" -lt "$COMP_CWORD" ]; do
+    case "${{COMP_WORDS[i]}}" in
+      {taking})
+        # The shell has cut --option=value, and a value with colons, into words of their own.
+        i=$((i + 1))
+        [ "${{COMP_WORDS[i]}}" = "=" ] || i=$((i + 1))
+        while [[ "${{COMP_WORDS[i]}}" == [=:]* ]]; do i=$((i + 2)); done;;
+      --) i=$((i + 1)); break;;
+      -*) i=$((i + 1));;
+      *) break;;
+    esac
+  done
+  if [ "$i" -gt "$COMP_CWORD" ]; then
+    return  # an option's value: the shell offers file names
+  elif [ "$i" -lt "$COMP_CWORD" ]; then
+    if declare -F _command_offset >/dev/null; then _command_offset "$i"; fi
+  elif [[ "$cur" == -* ]]; then
+    COMPREPLY=($(compgen -W "{options}" -- "$cur"))
+  else
+    [ "$i" -eq 1 ] && words="{_verb_names()}"
+    COMPREPLY=($(compgen -W "$words" -- "$cur") $(compgen -c -- "$cur"))
+  fi
 }}
 complete -o default -F _cloche cloche
 """
@@ -222,19 +268,37 @@ def _zsh() -> str:
 
 
 def _fish() -> str:
-    def quoted(text: str) -> str:
-        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
     lines = ["# fish completion for cloche"]
     for verb in VERBS:
-        if not verb.hidden:
-            lines.append(
-                f"complete -c cloche -n __fish_use_subcommand -a {verb.name} -d {quoted(verb.summary)}"
-            )
-    for option in RUN.options:
-        words = "".join(
-            f" -l {name[2:]}" if name.startswith("--") else f" -s {name[1:]}" for name in option.names
+        if verb.hidden:
+            continue
+        lines.append(
+            f"complete -c cloche -n __fish_use_subcommand -a {verb.name} -d {_fish_word(verb.summary)}"
         )
-        value = " -r" if option.metavar else ""
-        lines.append(f"complete -c cloche -n __fish_use_subcommand{words}{value} -d {quoted(option.help)}")
+        for inner in verb.verbs:
+            lines.append(_fish_line(verb.name, f" -a {inner.name} -d {_fish_word(inner.summary)}"))
+        if not verb.program:
+            inner_options = tuple(option for inner in verb.verbs for option in inner.options)
+            lines += [
+                _fish_line(verb.name, _fish_option(option)) for option in (*verb.options, *inner_options)
+            ]
+    lines += [
+        f"complete -c cloche -n __fish_use_subcommand{_fish_option(option)}"
+        for option in (*RUN.options, *COMMON)
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _fish_line(verb: str, rest: str) -> str:
+    return f"complete -c cloche -n '__fish_seen_subcommand_from {verb}'{rest}"
+
+
+def _fish_option(option: Option) -> str:
+    words = "".join(
+        f" -l {name[2:]}" if name.startswith("--") else f" -s {name[1:]}" for name in option.names
+    )
+    return f"{words}{' -r' if option.metavar else ''} -d {_fish_word(option.help)}"
+
+
+def _fish_word(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from cloche import log
 from cloche.cli.terminal import Terminal
@@ -16,6 +15,7 @@ from cloche.host import rundir
 from cloche.host.facts import collect_facts
 from cloche.host.reactor import Reactor
 from cloche.host.text import escape_untrusted
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed
@@ -90,7 +90,9 @@ def build_request(parsed: Parsed) -> RunRequest:
 def _variable(word: str) -> tuple[bytes, bytes]:
     name, equals, value = os.fsencode(word).partition(b"=")
     if not name:
-        raise UsageError(f"--env {word!r} names no variable", hint="Write NAME=VALUE, or NAME to pass on the host's.")
+        raise UsageError(
+            f"--env {word!r} names no variable", hint="Write NAME=VALUE, or NAME to pass on the host's."
+        )
     if equals:
         return name, value
     passed = os.environb.get(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
 
 from cloche.domain.launcher import Launcher
 from cloche.domain.remote import pack_error, receive_message, send_message
@@ -12,6 +11,7 @@ from cloche.domain.timings import Timings
 from cloche.errors import ClocheError, UsageError
 from cloche.host import rundir
 from cloche.host.reactor import READ, Reactor
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed

@@ -6,7 +6,8 @@ import fcntl
 import os
 import signal
 import struct
-from typing import TYPE_CHECKING
+
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,13 @@ class Terminal:
             self._saved = saved
         raw = list(saved)
         raw[0] &= ~(
-            termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON | termios.INLCR | termios.IGNCR
+            termios.BRKINT
+            | termios.ICRNL
+            | termios.INPCK
+            | termios.ISTRIP
+            | termios.IXON
+            | termios.INLCR
+            | termios.IGNCR
         )
         raw[1] &= ~termios.OPOST
         raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
@@ -78,7 +85,9 @@ class Terminal:
             signal.signal(signal.SIGTTOU, before)
             self._saved = None
 
-    def watch_signals(self, reactor: Reactor, passed_on: Callable[[int], None], resized: Callable[[], None]) -> None:
+    def watch_signals(
+        self, reactor: Reactor, passed_on: Callable[[int], None], resized: Callable[[], None]
+    ) -> None:
         """Hand signals of the caller to ``passed_on`` and changes of the terminal's size to ``resized``."""
         for signo in _PASSED_ON:
             # What the caller ignores (nohup) stays ignored.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cloche.host.text import escape_untrusted
 from cloche.model.jail import BindFlag, JailFlag, Namespace
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.plan import LaunchPlan, ProcessPlan

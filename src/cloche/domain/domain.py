@@ -12,13 +12,13 @@ Whatever happens, ``close`` ends it: every process, socket and file of the domai
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from cloche.domain.launcher import Launcher
 from cloche.domain.timings import Timings
 from cloche.errors import BootTimeoutError, ClocheError, DomainError, LaunchError
 from cloche.host.text import escape_untrusted
 from cloche.model.plan import EndpointKind
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,9 @@ class Domain:
             DomainError: The domain is in another one.
         """
         if self.state not in states:
-            raise DomainError(f"the domain is {self.state.value}, not {' or '.join(state.value for state in states)}")
+            raise DomainError(
+                f"the domain is {self.state.value}, not {' or '.join(state.value for state in states)}"
+            )
 
     def watch_console(self, sink: Callable[[bytes], None]) -> None:
         """Hand the guest's console output to ``sink`` as it comes (raw bytes of the guest: escape before showing)."""
@@ -140,7 +142,11 @@ class Domain:
         self._cancel_deadline()
         if isinstance(answer, SetupFailed):
             what = escape_untrusted(answer.what, 200)
-            self._ended(LaunchError(f"the guest could not be set up: {what}", hint="--agent-log and --boot-log tell more."))
+            self._ended(
+                LaunchError(
+                    f"the guest could not be set up: {what}", hint="--agent-log and --boot-log tell more."
+                )
+            )
             return
         self.timings.mark("guest set up")
         self.state = State.OPEN

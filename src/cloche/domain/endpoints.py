@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
 
 from cloche.model.plan import EndpointKind
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.host.rundir import RunDirectory

@@ -8,7 +8,6 @@ is told to go, and the kernel takes everything in its namespace with it.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cloche import log
 from cloche.domain.endpoints import Endpoints
@@ -19,6 +18,7 @@ from cloche.host.text import escape_untrusted
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import WARDEN_ID, Exited, Failed, Ready, Spawned, Warden
 from cloche.model.jail import File, SpawnSpec
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
@@ -107,7 +107,9 @@ class Launcher:
         try:
             program = os.open(process.executable, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
-            raise LaunchError(f"cannot open {process.executable}: {error.strerror}", hint="Run `make setup`.") from None
+            raise LaunchError(
+                f"cannot open {process.executable}: {error.strerror}", hint="Run `make setup`."
+            ) from None
         try:
             self._warden.send_spawn(spec, [*fds, program])
         finally:
@@ -149,7 +151,9 @@ class Launcher:
         if process.name.startswith("fs-") and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
         if process.essential:
-            self._end(DomainError(f"the domain ended: its process {process.name} {how}", hint=self._console_hint()))
+            self._end(
+                DomainError(f"the domain ended: its process {process.name} {how}", hint=self._console_hint())
+            )
 
     def _name(self, ident: int) -> str:
         return self.plan.processes[ident].name if ident < len(self.plan.processes) else f"process {ident}"
@@ -221,6 +225,8 @@ def _raise(error: LaunchError | DomainError) -> None:
 def _fresh(root: tuple[object, ...], machine_id: bytes) -> tuple:  # type: ignore[type-arg]
     """Give this domain a machine-id of its own, in place of the plan's zeros."""
     return tuple(
-        op._replace(content=machine_id + b"\n") if isinstance(op, File) and op.path.endswith(b"/etc/machine-id") else op
+        op._replace(content=machine_id + b"\n")
+        if isinstance(op, File) and op.path.endswith(b"/etc/machine-id")
+        else op
         for op in root
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from cloche.errors import ClocheError, CommandNotExecutableError, CommandNotFoundError, DomainError
 from cloche.host.text import escape_untrusted
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.guest.job import Job

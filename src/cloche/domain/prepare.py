@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cloche.drivers.registry import find_driver
 from cloche.errors import HostError, MissingToolError
 from cloche.host.programs import check_program
 from cloche.model.machine import Kernel
 from cloche.plan.stage import SYSTEM_TREES
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
@@ -34,7 +34,9 @@ def prepare_plan(request: RunRequest, facts: HostFacts) -> LaunchPlan:
             raise MissingToolError(binary, hint="Run `make setup` in cloche's directory.")
     status = driver.status(facts)
     if not status.usable:
-        raise HostError(f"the {driver.name} driver cannot work here: {status.detail}", hint=status.hint or None)
+        raise HostError(
+            f"the {driver.name} driver cannot work here: {status.detail}", hint=status.hint or None
+        )
     kernel = None
     if driver.capabilities(facts).needs_kernel:
         kernel = choose_kernel(request.kernel, facts.tools.agent)

@@ -14,11 +14,11 @@ import pickle
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING
 
 from cloche import errors
 from cloche.errors import ClocheError, DomainError, HostError, LaunchError
 from cloche.host.reactor import READ
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +166,9 @@ class RemoteLauncher:
 
 def _spawn_supervisor(connection: socket.socket) -> int:
     source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = f"import sys; sys.path.insert(0, {source!r}); from cloche.cli.main import main; sys.exit(main())"
+    program = (
+        f"import sys; sys.path.insert(0, {source!r}); from cloche.cli.main import main; sys.exit(main())"
+    )
     argv = [_INTERPRETER, "-I", "-S", "-c", program, "supervise", str(SUPERVISOR_FD)]
     import fcntl
 

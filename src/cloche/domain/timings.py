@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import NamedTuple
+
+from cloche.record import Record
 
 
-class Mark(NamedTuple):
+class Mark(Record):
     """Something that was reached, ``at_s`` seconds after the process began."""
 
     name: str

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from cloche.domain.domain import Domain
 from cloche.domain.prepare import prepare_plan
 from cloche.errors import ClocheError
 from cloche.host.reactor import Reactor
 from cloche.model.facts import HostFacts
 from cloche.model.request import RunRequest
+from cloche.record import Record
 
 #: A guest under KVM answers in a fraction of a second; one that runs but crawls is no use either. In seconds.
 KVM_DEADLINE_S = 5.0
 
 
-class Trial(NamedTuple):
+class Trial(Record):
     """What a trial showed: whether a program ran in the guest, after how many seconds, and if not, why."""
 
     works: bool
@@ -23,7 +22,9 @@ class Trial(NamedTuple):
     why: str
 
 
-def try_run(facts: HostFacts, *, accelerator: str | None = None, driver: str = "qemu", deadline_s: float | None = None) -> Trial:
+def try_run(
+    facts: HostFacts, *, accelerator: str | None = None, driver: str = "qemu", deadline_s: float | None = None
+) -> Trial:
     """Boot a guest, run ``true`` in it, and say how it went. Never raises for a guest that fails."""
     request = RunRequest(
         argv=(b"true",), driver=driver, accelerator=accelerator, boot_timeout_s=deadline_s, workdir="/"
@@ -39,7 +40,9 @@ def try_run(facts: HostFacts, *, accelerator: str | None = None, driver: str = "
 
         def opened() -> None:
             job = domain.execute(plan.command)
-            job.on_done = lambda done: outcome.append("" if done.status == 0 else f"`true` ended with status {done.status}")
+            job.on_done = lambda done: outcome.append(
+                "" if done.status == 0 else f"`true` ended with status {done.status}"
+            )
 
         domain.on_open = opened
         domain.on_end = lambda error: outcome.append(error.message)

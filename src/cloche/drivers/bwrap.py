@@ -5,8 +5,6 @@ It is used only when it is asked for: the program shares the host's kernel, and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cloche.drivers.contract import Capabilities, DriverStatus
 from cloche.errors import HostError, UsageError
 from cloche.model.guest import CopyTree, Step
@@ -16,6 +14,7 @@ from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, Pr
 from cloche.plan.guest import build_command, resolve_user
 from cloche.plan.shares import check_targets
 from cloche.plan.stage import SYSTEM_TREES, below, build_stage
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts

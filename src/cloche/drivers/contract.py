@@ -6,7 +6,7 @@ through this page; one test suite runs against every driver.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from cloche.record import TYPE_CHECKING, Protocol, Record
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cloche.model.request import RunRequest
 
 
-class Capabilities(NamedTuple):
+class Capabilities(Record):
     """What a driver can do. What it cannot is refused when planning, never skipped.
 
     Attributes:
@@ -41,7 +41,7 @@ class Capabilities(NamedTuple):
     save: bool
 
 
-class DriverStatus(NamedTuple):
+class DriverStatus(Record):
     """Whether a driver can work here, and if not, why and what would mend it."""
 
     usable: bool

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cloche.errors import UsageError
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.drivers.contract import Driver

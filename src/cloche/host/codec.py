@@ -7,14 +7,15 @@ reader checks every length against what is left before anything is allocated.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, TypeVar
 
 from cloche.errors import ProtocolError
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import TypeVar
 
-T = TypeVar("T")
+    T = TypeVar("T")
 
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, NamedTuple
 
 from cloche.errors import LaunchError, MissingToolError
 from cloche.host.text import escape_untrusted
+from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     import subprocess
@@ -41,7 +41,7 @@ GRACE_S = 5.0
 _TAIL_LINES = 20
 
 
-class Completed(NamedTuple):
+class Completed(Record):
     """A program that has ended. ``status`` is its exit status, or 128 + N when signal N killed it."""
 
     stdout: bytes

@@ -7,11 +7,11 @@ the guest has the last word.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cloche.errors import CommandNotExecutableError, CommandNotFoundError
 from cloche.host.text import escape_untrusted
 from cloche.plan.guest import is_below
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.guest import GuestCommand
@@ -49,7 +49,9 @@ def check_program(command: GuestCommand, shown: tuple[bytes, ...]) -> None:
             )
         return
     if not os.path.lexists(full):
-        raise CommandNotFoundError(f"{text} was not found in the guest", hint="It does not exist on the host either.")
+        raise CommandNotFoundError(
+            f"{text} was not found in the guest", hint="It does not exist on the host either."
+        )
     if os.path.isdir(full):
         raise CommandNotExecutableError(f"{text} is a directory and cannot be executed")
     try:
@@ -58,5 +60,6 @@ def check_program(command: GuestCommand, shown: tuple[bytes, ...]) -> None:
         return
     if not executable:
         raise CommandNotExecutableError(
-            f"{text} cannot be executed: it has no execute permission", hint=f"chmod +x {text}, or name its interpreter."
+            f"{text} cannot be executed: it has no execute permission",
+            hint=f"chmod +x {text}, or name its interpreter.",
         )

@@ -14,11 +14,13 @@ import select
 import signal
 from heapq import heappop, heappush
 from time import monotonic
-from typing import TYPE_CHECKING, Self
+
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+    from typing import Self
 
 #: Event bits for ``register`` (those of epoll). ERR and HUP are always reported, as epoll does.
 READ = select.EPOLLIN

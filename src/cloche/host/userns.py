@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from cloche.errors import ClocheError
 from cloche.host.tools import find_own_binary
 from cloche.host.warden import WARDEN_ID, Failed, Ready, Warden
 from cloche.model.jail import Bind, BindFlag, Dir, Jail, Namespace, Proc, SpawnSpec, Tmpfs
+from cloche.record import Record
 
 
-class NamespaceProbe(NamedTuple):
+class NamespaceProbe(Record):
     """What a trial showed, and the exact command that mends it."""
 
     works: bool

@@ -11,11 +11,11 @@ import errno
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, NamedTuple
 
 from cloche.errors import HostError, LaunchError, ProtocolError
 from cloche.host.codec import Reader, Writer
 from cloche.model.jail import Bind, BindFd, Dev, Dir, File, Proc, Symlink, Tmpfs
+from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,11 +38,11 @@ _EVENTS_AT_ONCE = 64
 _FD_SPACE = socket.CMSG_LEN(4)
 
 
-class Ready(NamedTuple):
+class Ready(Record):
     """The warden's PID 1 listens."""
 
 
-class Spawned(NamedTuple):
+class Spawned(Record):
     """A process runs. ``pid`` is its number in the domain; ``pidfd`` is the receiver's to close."""
 
     id: int
@@ -50,7 +50,7 @@ class Spawned(NamedTuple):
     pidfd: int
 
 
-class Failed(NamedTuple):
+class Failed(Record):
     """A process was not started; ``what`` names the step, ``errno`` the kernel's reason."""
 
     id: int
@@ -62,7 +62,7 @@ class Failed(NamedTuple):
         return f"{self.what}: {os.strerror(self.errno)}"
 
 
-class Exited(NamedTuple):
+class Exited(Record):
     """A process has ended: ``status`` when it exited, ``signal`` when one killed it (then status is -1)."""
 
     id: int

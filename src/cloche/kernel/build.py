@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
 
 from cloche.errors import HostError, KernelError
 from cloche.kernel.packages import PackageSource, unpack_package
@@ -23,6 +22,7 @@ from cloche.kernel.store import (
     stored_kernels,
 )
 from cloche.kernel.tools import exclusive_workspace, file_sha256, no_progress, require_tools, run_tool
+from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from cloche.kernel.tools import Progress
@@ -83,7 +83,7 @@ _STEP = re.compile(r"^  [A-Z][A-Z0-9_]* +\S")
 _UNPACKED, _CONFIGURED, _COMPILED = 0.10, 0.12, 0.98
 
 
-class Inputs(NamedTuple):
+class Inputs(Record):
     """All that decides about the bytes of a kernel: paths of files, and what the tools call themselves."""
 
     fragment: str

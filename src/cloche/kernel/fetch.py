@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
 
 from cloche.errors import HostError, KernelError
 from cloche.kernel.modules import needed_modules
 from cloche.kernel.packages import PackageSource, unpack_package
 from cloche.kernel.store import FETCHED, KernelInfo, cache_home, publish_kernel, stored_kernels
 from cloche.kernel.tools import exclusive_workspace, file_sha256, no_progress
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.kernel.tools import Progress

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from cloche.errors import HostError
 from cloche.kernel.store import BUILT, KernelInfo, cache_home
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,10 +8,10 @@ installed has no ``modules.dep`` yet, and so no program needs to be started.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cloche.errors import KernelError
 from cloche.kernel.store import HOST, KernelInfo
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,9 +11,9 @@ than a few hundred bytes. Hashes are checked by :func:`verify_kernel` only, when
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from cloche.errors import KernelError, UsageError
+from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +27,7 @@ _ELF = b"\x7fELF"
 _BZIMAGE_OFFSET, _BZIMAGE = 0x202, b"HdrS"
 
 
-class KernelInfo(NamedTuple):
+class KernelInfo(Record):
     """One guest kernel.
 
     Attributes:

@@ -13,10 +13,10 @@ import shutil
 import signal
 import subprocess
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from cloche.errors import KernelError, MissingToolError
 from cloche.kernel.store import remove_tree
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

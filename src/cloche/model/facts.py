@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from cloche.record import Record
 
 
-class PathFact(NamedTuple):
+class PathFact(Record):
     """What a host path is: ``kind`` is ``dir``, ``file`` or ``link`` (then ``target`` holds where it points)."""
 
     kind: str
     target: str = ""
 
 
-class User(NamedTuple):
+class User(Record):
     """The person who runs cloche, as the guest shall know them."""
 
     name: str
@@ -24,7 +24,7 @@ class User(NamedTuple):
     gecos: str
 
 
-class Tools(NamedTuple):
+class Tools(Record):
     """Programs found on the host; an empty string means "not there".
 
     Attributes:
@@ -39,7 +39,7 @@ class Tools(NamedTuple):
     fs: str
 
 
-class HostFacts(NamedTuple):
+class HostFacts(Record):
     """Everything a plan may depend on.
 
     Attributes:

@@ -6,16 +6,16 @@ of these; ``cloche.guest.messages`` turns them into bytes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from cloche.record import Record
 
 
-class BindDevice(NamedTuple):
+class BindDevice(Record):
     """Bind a platform device that was added after the guest was booted, for instance ``virtio-mmio.6``."""
 
     name: bytes
 
 
-class Mkdir(NamedTuple):
+class Mkdir(Record):
     """Make a directory and its missing parents (those 0755, root's)."""
 
     path: bytes
@@ -24,7 +24,7 @@ class Mkdir(NamedTuple):
     gid: int = 0
 
 
-class Mount(NamedTuple):
+class Mount(Record):
     """mount(2) in the guest; ``flags`` are the MS_* bits."""
 
     fstype: bytes
@@ -34,13 +34,13 @@ class Mount(NamedTuple):
     data: bytes = b""
 
 
-class SwitchRoot(NamedTuple):
+class SwitchRoot(Record):
     """Make ``path`` the root; /dev, /proc, /sys and /run move along."""
 
     path: bytes
 
 
-class WriteFile(NamedTuple):
+class WriteFile(Record):
     """Create or replace a file."""
 
     path: bytes
@@ -50,14 +50,14 @@ class WriteFile(NamedTuple):
     content: bytes
 
 
-class MakeSymlink(NamedTuple):
+class MakeSymlink(Record):
     """Make a symbolic link, replacing a link or file."""
 
     target: bytes
     path: bytes
 
 
-class CopyTree(NamedTuple):
+class CopyTree(Record):
     """Copy what is in ``source`` into ``to`` with that owner; a missing source is no error."""
 
     source: bytes
@@ -66,36 +66,36 @@ class CopyTree(NamedTuple):
     gid: int
 
 
-class Hostname(NamedTuple):
+class Hostname(Record):
     """Set the host name."""
 
     name: bytes
 
 
-class Clock(NamedTuple):
+class Clock(Record):
     """Set the real-time clock, nanoseconds since the epoch; 0 in a plan means "now, when it is sent"."""
 
     realtime_ns: int = 0
 
 
-class Entropy(NamedTuple):
+class Entropy(Record):
     """Credit ``seed`` to the guest's random generator; empty in a plan means "fresh bytes when it is sent"."""
 
     seed: bytes = b""
 
 
-class Loopback(NamedTuple):
+class Loopback(Record):
     """Bring ``lo`` up."""
 
 
-class Sysctl(NamedTuple):
+class Sysctl(Record):
     """Write to /proc/sys/``path``; a missing file is no error."""
 
     path: bytes
     value: bytes
 
 
-class Rlimit(NamedTuple):
+class Rlimit(Record):
     """A resource limit for every program started later."""
 
     resource: int
@@ -103,7 +103,7 @@ class Rlimit(NamedTuple):
     hard: int
 
 
-class WaitPath(NamedTuple):
+class WaitPath(Record):
     """Wait until ``path`` exists."""
 
     path: bytes
@@ -137,7 +137,7 @@ MS_BIND = 4096
 MS_REC = 16384
 
 
-class GuestCommand(NamedTuple):
+class GuestCommand(Record):
     """The program a domain is started for.
 
     ``pids_max`` 0 means no limit. ``strace`` runs it under the guest's own strace.

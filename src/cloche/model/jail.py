@@ -7,7 +7,8 @@ Paths are bytes because the names of files are.
 from __future__ import annotations
 
 from enum import IntFlag
-from typing import NamedTuple
+
+from cloche.record import Record
 
 #: As ``uid`` or ``gid`` of a jail: the one the warden has, which is the caller's.
 AS_IS = 0xFFFF_FFFF
@@ -61,14 +62,14 @@ class BindFlag(IntFlag):
     NOFOLLOW = 64
 
 
-class Dir(NamedTuple):
+class Dir(Record):
     """Make a directory; one that was bound from the host is left as it is."""
 
     path: bytes
     mode: int = 0o755
 
 
-class Bind(NamedTuple):
+class Bind(Record):
     """Bind a file or directory of the host; ``flags`` are BindFlag bits."""
 
     source: bytes
@@ -76,7 +77,7 @@ class Bind(NamedTuple):
     flags: int
 
 
-class File(NamedTuple):
+class File(Record):
     """Make a file with this content."""
 
     path: bytes
@@ -84,14 +85,14 @@ class File(NamedTuple):
     content: bytes
 
 
-class Symlink(NamedTuple):
+class Symlink(Record):
     """Make a symbolic link that holds ``target``."""
 
     target: bytes
     path: bytes
 
 
-class Tmpfs(NamedTuple):
+class Tmpfs(Record):
     """Mount an empty tmpfs of at most ``size`` bytes."""
 
     path: bytes
@@ -99,19 +100,19 @@ class Tmpfs(NamedTuple):
     mode: int = 0o755
 
 
-class Proc(NamedTuple):
+class Proc(Record):
     """Mount a proc file system of the process's pid namespace."""
 
     path: bytes
 
 
-class Dev(NamedTuple):
+class Dev(Record):
     """Mount a minimal device directory: null zero full random urandom tty, pts, shm, the links of standard streams."""
 
     path: bytes
 
 
-class BindFd(NamedTuple):
+class BindFd(Record):
     """Bind what the packet's descriptor ``fd_index`` refers to (opened with O_PATH); ``flags`` are BindFlag bits."""
 
     fd_index: int
@@ -122,7 +123,7 @@ class BindFd(NamedTuple):
 RootOp = Dir | Bind | File | Symlink | Tmpfs | Proc | Dev | BindFd
 
 
-class Jail(NamedTuple):
+class Jail(Record):
     """The confinement of one process.
 
     Attributes:
@@ -150,7 +151,7 @@ class Jail(NamedTuple):
     root: tuple[RootOp, ...] = ()
 
 
-class SpawnSpec(NamedTuple):
+class SpawnSpec(Record):
     """A process to start in a domain.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from cloche.record import Record
 
 MIB = 1024 * 1024
 
@@ -28,7 +28,7 @@ class Accelerator:
     TCG = "tcg"
 
 
-class Kernel(NamedTuple):
+class Kernel(Record):
     """A guest kernel that can be booted.
 
     Attributes:
@@ -46,7 +46,7 @@ class Kernel(NamedTuple):
     machine: str
 
 
-class Machine(NamedTuple):
+class Machine(Record):
     """The computer a domain gets.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from cloche.model.guest import GuestCommand, Step
@@ -23,14 +23,14 @@ class EndpointKind:
     PAIR = "pair"
 
 
-class Endpoint(NamedTuple):
+class Endpoint(Record):
     """A socket made before any process starts."""
 
     name: str
     kind: str
 
 
-class Descriptor(NamedTuple):
+class Descriptor(Record):
     """One end of an endpoint as a process receives it.
 
     ``side`` is ``listen`` or ``connect`` for LISTEN and LINK, ``there`` for PAIR. ``number`` is the descriptor's
@@ -42,7 +42,7 @@ class Descriptor(NamedTuple):
     number: int
 
 
-class ProcessPlan(NamedTuple):
+class ProcessPlan(Record):
     """One process of a domain, with its jail.
 
     Attributes:
@@ -60,7 +60,7 @@ class ProcessPlan(NamedTuple):
     essential: bool = True
 
 
-class LaunchPlan(NamedTuple):
+class LaunchPlan(Record):
     """A domain, before it exists.
 
     Attributes:

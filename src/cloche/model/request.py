@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from cloche.record import Record
 
 
-class Share(NamedTuple):
+class Share(Record):
     """A directory or file of the host that the guest may see.
 
     Attributes:
@@ -19,14 +19,14 @@ class Share(NamedTuple):
     writable: bool
 
 
-class Include(NamedTuple):
+class Include(Record):
     """A host file copied into the guest before the program starts."""
 
     source: str
     target: str
 
 
-class RunRequest(NamedTuple):
+class RunRequest(Record):
     """One run, as asked for.
 
     Attributes:

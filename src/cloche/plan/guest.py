@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cloche.errors import UsageError
 from cloche.model.guest import (
     MS_BIND,
@@ -23,6 +21,7 @@ from cloche.model.guest import (
     Step,
     SwitchRoot,
 )
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts, User

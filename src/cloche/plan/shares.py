@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from cloche.errors import ShareError, UsageError
+from cloche.record import Record
 
 #: Places in the guest that are cloche's to fill; a share on top of one would take the ground away under the guest.
 _RESERVED = (
@@ -25,7 +24,7 @@ _RESERVED = (
 _MAX_SHARES = 64
 
 
-class ShareWord(NamedTuple):
+class ShareWord(Record):
     """``DIR[:ro|:rw][:at=PATH]`` taken apart; ``target`` None means "where it is on the host"."""
 
     source: str

@@ -6,9 +6,8 @@ virtual machine and the root of a container. What is not named here does not exi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cloche.model.jail import Bind, BindFlag, Dir, File, Symlink
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts, PathFact, User
@@ -31,7 +30,7 @@ SYSTEM_TREES = (
 #: The parts of /etc that software needs and that hold no secret. Everything else of /etc is made by ``etc_files``
 #: or does not exist. Left out on purpose: shadow and its kin, ssh, ssl/private, sudoers, machine-id, hostname, hosts,
 #: resolv.conf, NetworkManager, wpa_supplicant, cups, cron, systemd, fstab, crypttab, krb5*, and what may hold
-#: passwords or tokens: apt, npmrc, pip.conf.
+#: passwords or tokens: apt, environment, gitconfig, maven/settings.xml, npmrc, php's server pools, pip.conf, wgetrc.
 ETC_ENTRIES = (
     # which program a name means
     "alternatives",
@@ -98,11 +97,16 @@ ETC_ENTRIES = (
     "java-17-openjdk",
     "java-21-openjdk",
     "lua",
-    "php",
+    *(
+        f"php/{version}/{part}"
+        for version in ("7.4", "8.1", "8.2", "8.3", "8.4")
+        for part in ("cli", "mods-available")
+    ),
     "ruby",
     "R",
     "ghc",
-    "maven",
+    "maven/logging",
+    "maven/m2.conf",
     "emacs",
     "vim",
     "vimrc",
@@ -123,10 +127,8 @@ ETC_ENTRIES = (
     "hunspell",
     "sgml",
     "xml",
-    "gitconfig",
     "screenrc",
     "tmux.conf",
-    "wgetrc",
     "rmt",
     "magic",
     "magic.mime",
@@ -155,7 +157,6 @@ ETC_ENTRIES = (
     "pam.d",
     "security/pam_env.conf",
     "security/limits.conf",
-    "environment",
 )
 
 #: Directories every system has and whose content is never the host's.
@@ -227,22 +228,41 @@ def _show(path: str, fact: PathFact) -> RootOp:
     return Bind(path.encode(), path.encode(), _READ_ONLY)
 
 
+def _field(text: str) -> str:
+    """Return what a line of passwd can hold of ``text``: a colon or a line end would begin a field or a user."""
+    return "".join(
+        " " if char == ":" or not (char.isprintable() or 0xDC80 <= ord(char) <= 0xDCFF) else char
+        for char in text
+    )
+
+
+def _names(line: str, name: str, number: int) -> bool:
+    """Tell whether a line of passwd or group is about this name or number; root's is nobody else's."""
+    fields = line.split(":")
+    return fields[2] != "0" and (fields[0] == name or fields[2] == str(number))
+
+
 def etc_files(user: User, *, hostname: str, machine_id: str) -> tuple[tuple[str, int, bytes], ...]:
     """Return (path, mode, content) of the files of /etc that are the guest's own.
 
-    The password file knows root, nobody and the caller; nobody has a password.
+    The password file knows root, daemon, nobody and the caller; nobody has a password. A caller who is one of them
+    on the host takes the line's place.
     """
+    name, group_name = _field(user.name), _field(user.group)
     passwd = ["root:x:0:0:root:/root:/bin/bash", "daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin"]
+    passwd.append("nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin")
     group = ["root:x:0:", "daemon:x:1:", "tty:x:5:", "mail:x:8:", "utmp:x:43:", "shadow:x:42:", "staff:x:50:"]
+    group.append("nogroup:x:65534:")
     shadow = ["root:*:19000:0:99999:7:::"]
     if user.uid != 0:
-        gecos = user.gecos.replace(":", " ").replace("\n", " ")
-        passwd.append(f"{user.name}:x:{user.uid}:{user.gid}:{gecos}:{user.home}:{user.shell}")
-        shadow.append(f"{user.name}:*:19000:0:99999:7:::")
+        passwd = [line for line in passwd if not _names(line, name, user.uid)]
+        passwd.append(
+            f"{name}:x:{user.uid}:{user.gid}:{_field(user.gecos)}:{_field(user.home)}:{_field(user.shell)}"
+        )
+        shadow.append(f"{name}:*:19000:0:99999:7:::")
     if user.gid != 0:
-        group.append(f"{user.group}:x:{user.gid}:")
-    passwd.append("nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin")
-    group.append("nogroup:x:65534:")
+        group = [line for line in group if not _names(line, group_name, user.gid)]
+        group.append(f"{group_name}:x:{user.gid}:")
     hosts = (
         f"127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n"
         "::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cloche.drivers.contract import Capabilities, DriverStatus
 from cloche.drivers.qemu.plan import MINIMUM_VERSION, plan_launch
 from cloche.model.machine import Isolation
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from cloche.model.machine import Accelerator
+from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from cloche.model.machine import Machine
@@ -16,7 +15,7 @@ CONTROL_FD, SYSTEM_FD, SHARES_FD, MONITOR_FD, CONSOLE_FD = 10, 11, 12, 13, 14
 KERNEL_PATH, INITRD_PATH = "/boot/kernel", "/boot/initrd"
 
 
-class MachineOptions(NamedTuple):
+class MachineOptions(Record):
     """What a machine's command line depends on besides ``Machine``.
 
     Attributes:

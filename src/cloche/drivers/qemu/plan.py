@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cloche.drivers.qemu import command
 from cloche.errors import HostError, UsageError
@@ -26,6 +25,7 @@ from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, Pr
 from cloche.plan.guest import build_command, build_machine_steps, resolve_user
 from cloche.plan.shares import check_targets
 from cloche.plan.stage import SYSTEM_TREES, below, build_stage
+from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
