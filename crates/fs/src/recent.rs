@@ -59,6 +59,12 @@ impl<K: Copy + Eq + Hash> Recent<K> {
         }
     }
 
+    /// How many files are kept.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.files.len()
+    }
+
     /// Lets go of everything.
     pub fn clear(&mut self) {
         self.files.clear();

@@ -103,7 +103,7 @@ impl TreeFs {
     /// How many inodes the guest knows.
     #[must_use]
     pub fn known_inodes(&self) -> usize {
-        self.state().nodes.len()
+        self.state().nodes.known()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -411,3 +411,7 @@ fn nothing() -> Entry {
         entry_timeout: LIFETIME,
     }
 }
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;
