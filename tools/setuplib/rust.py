@@ -43,9 +43,9 @@ def ensure() -> None:
 def _flags() -> str:
     """Return the compiler's flags: static, and the same bytes wherever it is compiled."""
     home = os.environ.get("CARGO_HOME") or os.path.join(os.path.expanduser("~"), ".cargo")
-    # -lc once more at the end: GNU ld (Debian's rustc uses it, rustup's has another) reads each archive once, in order,
-    # and libcap-ng comes after the C library it needs.
-    flags = ["-Ctarget-feature=+crt-static", "-Clink-arg=-lc"]
+    # The static libc once more at the end: GNU ld (Debian's rustc uses it, rustup's has another) reads each archive
+    # once, in order, and libcap-ng comes after the C library it needs.
+    flags = ["-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,-Bstatic,-lc"]
     flags += [f"--remap-path-prefix={path}={name}" for path, name in ((ROOT, "cloche"), (home, "cargo"))]
     return " ".join(flags)
 
