@@ -1,0 +1,160 @@
+//! The first steps of a guest: file systems, modules, and the way to the host.
+
+use std::ffi::{CStr, OsStr};
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::log;
+use crate::sys::{self, c_string, Errno, Result};
+use crate::watch::Watch;
+
+const PORT_NAME: &[u8] = b"cloche.0";
+const PORTS: &str = "/sys/class/virtio-ports";
+const MODULES: &str = "/modules";
+/// How long one wait for the port lasts before the place is looked at again, in case an event was lost.
+const PORT_WAIT_MS: i32 = 2000;
+
+struct Mount {
+    directory: &'static str,
+    target: &'static CStr,
+    fstype: &'static CStr,
+    flags: u64,
+    data: &'static CStr,
+}
+
+const QUIET: u64 = libc::MS_NOSUID | libc::MS_NODEV;
+
+const MOUNTS: [Mount; 6] = [
+    Mount {
+        directory: "/dev",
+        target: c"/dev",
+        fstype: c"devtmpfs",
+        flags: libc::MS_NOSUID,
+        data: c"mode=755",
+    },
+    Mount {
+        directory: "/proc",
+        target: c"/proc",
+        fstype: c"proc",
+        flags: QUIET | libc::MS_NOEXEC,
+        data: c"",
+    },
+    Mount {
+        directory: "/sys",
+        target: c"/sys",
+        fstype: c"sysfs",
+        flags: QUIET | libc::MS_NOEXEC,
+        data: c"",
+    },
+    Mount {
+        directory: "/dev/pts",
+        target: c"/dev/pts",
+        fstype: c"devpts",
+        flags: libc::MS_NOSUID | libc::MS_NOEXEC,
+        data: c"gid=5,mode=620,ptmxmode=666",
+    },
+    Mount {
+        directory: "/dev/shm",
+        target: c"/dev/shm",
+        fstype: c"tmpfs",
+        flags: QUIET,
+        data: c"mode=1777",
+    },
+    Mount {
+        directory: "/run",
+        target: c"/run",
+        fstype: c"tmpfs",
+        flags: QUIET,
+        data: c"mode=755",
+    },
+];
+
+/// Mounts what every program expects, and loads the modules the initramfs brought.
+pub fn prepare() {
+    for mount in &MOUNTS {
+        // There already, or else the mount fails with the reason.
+        drop(fs::create_dir(mount.directory));
+        let done = sys::mount(
+            mount.fstype,
+            mount.target,
+            mount.fstype,
+            mount.flags,
+            mount.data,
+        );
+        if let Err(Errno(errno)) = done {
+            if errno != libc::EBUSY {
+                log::note(&format!("mount {}: error {errno}", mount.directory));
+            }
+        }
+    }
+    occupy_standard_streams();
+    load_modules();
+}
+
+/// Without a console a kernel starts its first process with no descriptors at all; then 0 to 2 would be given to files.
+fn occupy_standard_streams() {
+    while let Ok(fd) = sys::open(c"/dev/null", libc::O_RDWR, 0) {
+        use std::os::fd::{AsRawFd, IntoRawFd};
+        if fd.as_raw_fd() > 2 {
+            break;
+        }
+        let _stays_open = fd.into_raw_fd();
+    }
+}
+
+/// Loads the modules named in [`MODULES`], one a line (path, then parameters), in their order; and frees their memory.
+fn load_modules() {
+    let Ok(list) = fs::read(MODULES) else { return };
+    for line in list.split(|byte| *byte == b'\n') {
+        let mut words = line.splitn(2, |byte| *byte == b' ');
+        let path = words.next().unwrap_or_default();
+        if path.is_empty() {
+            continue;
+        }
+        if let Err(Errno(errno)) = load_module(path, words.next().unwrap_or_default()) {
+            let name = String::from_utf8_lossy(path);
+            log::note(&format!("module {name}: error {errno}"));
+        }
+        drop(fs::remove_file(OsStr::from_bytes(path)));
+    }
+}
+
+fn load_module(path: &[u8], parameters: &[u8]) -> Result<()> {
+    let file = sys::open(&c_string(path)?, libc::O_RDONLY, 0)?;
+    let compressed = !path.ends_with(b".ko");
+    sys::load_module(file.as_fd(), &c_string(parameters)?, compressed)
+}
+
+/// Opens the port to the host, and waits until there is one.
+///
+/// # Errors
+/// When the port is there and cannot be opened, or the kernel cannot tell of devices.
+pub fn open_port() -> Result<OwnedFd> {
+    if let Some(path) = find_port() {
+        return open_device(&path);
+    }
+    let watch = Watch::new(Path::new("/dev/vport"))?;
+    loop {
+        // Looked for after the watch began, so nothing that comes in between is missed.
+        if let Some(path) = find_port() {
+            return open_device(&path);
+        }
+        sys::wait_readable([watch.names.as_fd(), watch.devices.as_fd()], PORT_WAIT_MS);
+        watch.is_there();
+    }
+}
+
+fn open_device(path: &Path) -> Result<OwnedFd> {
+    let path = c_string(path.as_os_str().as_bytes())?;
+    sys::open(&path, libc::O_RDWR | libc::O_NONBLOCK, 0)
+}
+
+/// The device file of the port with our name; devtmpfs makes the file before the kernel names the port.
+fn find_port() -> Option<PathBuf> {
+    fs::read_dir(PORTS).ok()?.flatten().find_map(|port| {
+        let name = fs::read(port.path().join("name")).ok()?;
+        (name.trim_ascii() == PORT_NAME).then(|| Path::new("/dev").join(port.file_name()))
+    })
+}

@@ -1,0 +1,229 @@
+//! The steps of SETUP that are done at once.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{
+    chown, fchown, lchown, symlink, DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt,
+};
+use std::path::{Component, Path, PathBuf};
+
+use cloche_proto::message::Step;
+
+use crate::sys::{self, c_string, Errno, Result};
+
+const BIND_FILE: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
+const DIRECTORY_MODE: u32 = 0o755;
+
+fn path_of(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+/// Does one step.
+///
+/// # Errors
+/// The error number, also for the steps that only the agent itself can do.
+pub fn perform(step: &Step) -> Result<()> {
+    match step {
+        Step::BindDevice { name } => Ok(write_existing(Path::new(BIND_FILE), name)?),
+        Step::Mkdir {
+            path,
+            mode,
+            uid,
+            gid,
+        } => Ok(make_directory(path_of(path), *mode, *uid, *gid)?),
+        Step::Mount {
+            fstype,
+            source,
+            target,
+            flags,
+            data,
+        } => sys::mount(
+            &c_string(source)?,
+            &c_string(target)?,
+            &c_string(fstype)?,
+            *flags,
+            &c_string(data)?,
+        ),
+        Step::SwitchRoot { path } => switch_root(path_of(path)),
+        Step::WriteFile {
+            path,
+            mode,
+            uid,
+            gid,
+            content,
+        } => Ok(write_file(path_of(path), *mode, (*uid, *gid), content)?),
+        Step::Symlink { target, path } => Ok(make_link(path_of(target), path_of(path))?),
+        Step::CopyTree { from, to, uid, gid } => {
+            Ok(copy_tree(path_of(from), path_of(to), (*uid, *gid))?)
+        }
+        Step::Hostname { name } => sys::set_hostname(name),
+        Step::Clock { realtime_ns } => sys::set_clock(*realtime_ns),
+        Step::Entropy { seed } => {
+            let device = sys::open(c"/dev/random", libc::O_RDWR, 0)?;
+            sys::add_entropy(device.as_fd(), seed)
+        }
+        Step::Loopback => sys::loopback_up(),
+        Step::Sysctl { path, value } => set_kernel_setting(path_of(path), value),
+        Step::Rlimit { .. } | Step::WaitPath { .. } => Err(Errno(libc::ENOSYS)),
+    }
+}
+
+/// The step in a few words, for an error message.
+pub fn describe(step: &Step) -> Vec<u8> {
+    let (word, subject): (&str, &[u8]) = match step {
+        Step::BindDevice { name } => ("bind device", name),
+        Step::Mkdir { path, .. } => ("make directory", path),
+        Step::Mount { target, .. } => ("mount", target),
+        Step::SwitchRoot { path } => ("switch root", path),
+        Step::WriteFile { path, .. } => ("write", path),
+        Step::Symlink { path, .. } => ("link", path),
+        Step::CopyTree { to, .. } => ("copy tree", to),
+        Step::Hostname { name } => ("host name", name),
+        Step::Clock { .. } => ("clock", b""),
+        Step::Entropy { .. } => ("entropy", b""),
+        Step::Loopback => ("loopback", b""),
+        Step::Sysctl { path, .. } => ("sysctl", path),
+        Step::Rlimit { .. } => ("rlimit", b""),
+        Step::WaitPath { path, .. } => ("wait for", path),
+    };
+    let subject = &subject[..subject.len().min(1024)];
+    [word.as_bytes(), b" ", subject]
+        .concat()
+        .trim_ascii_end()
+        .to_vec()
+}
+
+fn write_existing(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(content)
+}
+
+fn make_directory(path: &Path, mode: u32, uid: u32, gid: u32) -> std::io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(path)?;
+    chown(path, Some(uid), Some(gid))?;
+    fs::set_permissions(path, Permissions::from_mode(mode & 0o7777))
+}
+
+fn switch_root(root: &Path) -> Result<()> {
+    let here = fs::metadata("/")?.dev();
+    for name in ["dev", "proc", "sys", "run"] {
+        let old = Path::new("/").join(name);
+        if !fs::metadata(&old).is_ok_and(|found| found.dev() != here) {
+            continue;
+        }
+        let new = root.join(name);
+        if let Err(error) = fs::create_dir(&new) {
+            if error.kind() != ErrorKind::AlreadyExists {
+                return Err(error.into());
+            }
+        }
+        let old = c_string(old.as_os_str().as_bytes())?;
+        let new = c_string(new.as_os_str().as_bytes())?;
+        sys::mount(&old, &new, c"", libc::MS_MOVE, c"")?;
+    }
+    std::env::set_current_dir(root)?;
+    sys::mount(c".", c"/", c"", libc::MS_MOVE, c"")?;
+    sys::chroot(c".")?;
+    Ok(std::env::set_current_dir("/")?)
+}
+
+/// Removes a file or link that is in the way; what cannot be removed is dealt with when it is opened.
+fn clear_the_way(path: &Path) -> bool {
+    fs::remove_file(path).is_ok_and(|()| true)
+}
+
+fn write_file(path: &Path, mode: u32, owner: (u32, u32), content: &[u8]) -> std::io::Result<()> {
+    let removed = clear_the_way(path);
+    let mut options = OpenOptions::new();
+    options.write(true).mode(mode & 0o7777);
+    let made = options
+        .clone()
+        .create_new(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path);
+    let mut file = match made {
+        // A mount point, or a file of the kernel's own, is written to where it is.
+        Err(error) if !removed && error.kind() == ErrorKind::AlreadyExists => options
+            .truncate(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)?,
+        other => other?,
+    };
+    file.write_all(content)?;
+    set_owner_and_mode(&file, mode, owner)
+}
+
+fn set_owner_and_mode(file: &File, mode: u32, owner: (u32, u32)) -> std::io::Result<()> {
+    fchown(file, Some(owner.0), Some(owner.1))?;
+    file.set_permissions(Permissions::from_mode(mode & 0o7777))
+}
+
+fn make_link(target: &Path, path: &Path) -> std::io::Result<()> {
+    match symlink(target, path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            symlink(target, path)
+        }
+        other => other,
+    }
+}
+
+/// Copies files, directories and links; anything else in the tree is left out. Not recursive: a deep tree must not
+/// fill the stack.
+fn copy_tree(from: &Path, to: &Path, owner: (u32, u32)) -> std::io::Result<()> {
+    let mut waiting: Vec<(PathBuf, PathBuf)> = vec![(from.to_owned(), to.to_owned())];
+    while let Some((from, to)) = waiting.pop() {
+        let entries = match fs::read_dir(&from) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let copy = to.join(entry.file_name());
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                let mode = entry.metadata()?.mode();
+                make_directory(&copy, mode, owner.0, owner.1)?;
+                waiting.push((entry.path(), copy));
+            } else if kind.is_symlink() {
+                make_link(&fs::read_link(entry.path())?, &copy)?;
+                lchown(&copy, Some(owner.0), Some(owner.1))?;
+            } else if kind.is_file() {
+                copy_file(&entry.path(), &copy, owner)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn copy_file(from: &Path, to: &Path, owner: (u32, u32)) -> std::io::Result<()> {
+    let mut source = File::open(from)?;
+    let mode = source.metadata()?.mode();
+    clear_the_way(to);
+    let mut copy = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode & 0o7777)
+        .open(to)?;
+    std::io::copy(&mut source, &mut copy)?;
+    set_owner_and_mode(&copy, mode, owner)
+}
+
+fn set_kernel_setting(path: &Path, value: &[u8]) -> Result<()> {
+    let is_plain = |part| matches!(part, Component::Normal(_));
+    if !path.components().all(is_plain) {
+        return Err(Errno(libc::EINVAL));
+    }
+    match write_existing(&Path::new("/proc/sys").join(path), value) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => Ok(other?),
+    }
+}
