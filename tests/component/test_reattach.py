@@ -61,10 +61,10 @@ def test_a_hundred_cuts_in_the_middle_of_a_transfer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_short_lived_connections(tmp_path: Path, seed: int) -> None:
-    """Programs started, fed, stopped and ended while the connection lives only for some kilobytes each time."""
+    """Programs started, fed, stopped and ended while the connection lives for a frame or two."""
     with (
         agent(tmp_path) as path,
-        cutter(tmp_path, path, mean=20_000, seed=seed) as own,
+        cutter(tmp_path, path, mean=120_000, seed=seed) as own,
         guest(path) as box,
     ):
         box.path = own

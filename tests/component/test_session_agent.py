@@ -246,7 +246,7 @@ def test_stop_and_continue_are_told(box: Guest) -> None:
     assert box.reactor.run_until(lambda: bool(continued), PATIENCE_S)
     os.write(master, b"hello\r")
     assert box.wait(job) == 0
-    assert b"got hello" in out
+    assert box.reactor.run_until(lambda: b"got hello" in out, PATIENCE_S)
     box.reactor.unregister(master)
     os.close(master)
     os.close(slave)

@@ -77,7 +77,11 @@ class Guest:
     def connect(self) -> socket.socket:
         """A connection to the agent (or to what stands before it)."""
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self.path)
+        try:
+            connection.connect(self.path)
+        except OSError:
+            connection.close()
+            raise
         return connection
 
     def start(

@@ -24,7 +24,8 @@ import os
 import select
 import socket
 import stat
-from typing import Protocol
+
+from cloche.record import Protocol
 
 #: What a terminal's line discipline takes without waiting once it says it is writable.
 _TTY_STEP = 256
@@ -36,15 +37,12 @@ class FdReader(Protocol):
 
     def fileno(self) -> int:
         """What to wait on."""
-        ...
 
     def read(self, size: int) -> bytes | None:
         """At most ``size`` bytes, ``b""`` at the end, None when there is nothing now. Raises OSError."""
-        ...
 
     def close(self) -> None:
         """Let go of the descriptor."""
-        ...
 
 
 class FdWriter(Protocol):
@@ -52,18 +50,15 @@ class FdWriter(Protocol):
 
     def fileno(self) -> int:
         """What to wait on."""
-        ...
 
     def write(self, data: bytes | memoryview) -> int:
         """How much of ``data`` was taken, 0 when there is no room now. Raises OSError.
 
         After an answer that is less than everything, the next call must go on with the rest.
         """
-        ...
 
     def close(self) -> None:
         """Let go of the descriptor."""
-        ...
 
 
 def _duplicate(fd: int) -> int:

@@ -1,20 +1,21 @@
 """Control messages and SETUP steps, to bytes and back (layer 3).
 
-``protocol/README.md`` section 5. Each message is a NamedTuple whose fields are in wire order; a table says how each
+``protocol/README.md`` section 5. Each message is a record whose fields are in wire order; a table says how each
 field is written. ``cloche.guest.session`` uses one direction of each, the golden vectors both.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloche.errors import ProtocolError
 from cloche.host.codec import Reader, Writer
 from cloche.model import guest as model
+from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cloche.model.guest import Step
 
@@ -31,14 +32,14 @@ KIND_STATUS = 0
 KIND_SIGNAL = 1
 
 
-class Setup(NamedTuple):
+class Setup(Record):
     """Do ``steps`` in order; the first failure ends it."""
 
     seq: int
     steps: tuple[Step, ...]
 
 
-class Exec(NamedTuple):
+class Exec(Record):
     """Start a program. ``stdin``, ``stdout``, ``stderr`` are stream ids, 0 for /dev/null; ``pids_max`` 0: no limit."""
 
     job: int
@@ -58,14 +59,14 @@ class Exec(NamedTuple):
     env: tuple[bytes, ...]
 
 
-class Signal(NamedTuple):
+class Signal(Record):
     """Send ``signo`` to a job."""
 
     job: int
     signo: int
 
 
-class Resize(NamedTuple):
+class Resize(Record):
     """The job's terminal has a new size, in characters."""
 
     job: int
@@ -73,17 +74,17 @@ class Resize(NamedTuple):
     cols: int
 
 
-class Poweroff(NamedTuple):
+class Poweroff(Record):
     """Sync and power off."""
 
 
-class Sync(NamedTuple):
+class Sync(Record):
     """Sync every writable file system, then answer."""
 
     seq: int
 
 
-class Ready(NamedTuple):
+class Ready(Record):
     """The agent is up; sent once, at the first attach. ``uptime_ns`` is the guest's since boot."""
 
     agent_version: bytes
@@ -91,13 +92,13 @@ class Ready(NamedTuple):
     uptime_ns: int
 
 
-class SetupDone(NamedTuple):
+class SetupDone(Record):
     """Every step of that SETUP was done."""
 
     seq: int
 
 
-class SetupFailed(NamedTuple):
+class SetupFailed(Record):
     """``step`` (counted from 0) failed with ``errno``; ``what`` is the agent's description, untrusted."""
 
     seq: int
@@ -106,14 +107,14 @@ class SetupFailed(NamedTuple):
     what: bytes
 
 
-class Started(NamedTuple):
+class Started(Record):
     """The program runs; ``pid`` is the guest's."""
 
     job: int
     pid: int
 
 
-class Failed(NamedTuple):
+class Failed(Record):
     """Nothing was started; the job's streams are forgotten by both sides without EOF."""
 
     job: int
@@ -121,7 +122,7 @@ class Failed(NamedTuple):
     what: bytes
 
 
-class Exited(NamedTuple):
+class Exited(Record):
     """The program ended: ``kind`` 0 with exit status ``value``, 1 by signal ``value``."""
 
     job: int
@@ -133,27 +134,27 @@ class Exited(NamedTuple):
     maxrss_bytes: int
 
 
-class Stopped(NamedTuple):
+class Stopped(Record):
     """The job's foreground group was stopped."""
 
     job: int
     signo: int
 
 
-class Continued(NamedTuple):
+class Continued(Record):
     """The job's foreground group goes on."""
 
     job: int
 
 
-class Log(NamedTuple):
+class Log(Record):
     """The agent's own words, untrusted; ``level`` 0 debug, 1 info, 2 warning, 3 error."""
 
     level: int
     text: bytes
 
 
-class Synced(NamedTuple):
+class Synced(Record):
     """Answer to SYNC."""
 
     seq: int

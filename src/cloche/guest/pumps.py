@@ -8,10 +8,10 @@ Each turn moves a bounded amount, so that one busy stream starves nobody.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Protocol
 
 from cloche.guest.fdio import open_reader, open_writer
 from cloche.host.reactor import ERROR, HANGUP, READ, WRITE
+from cloche.record import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,6 @@ class Link(Protocol):
 
     def flush_soon(self) -> None:
         """Send what the mux has, at the end of this turn."""
-        ...
 
 
 class InputPump:

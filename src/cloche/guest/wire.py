@@ -82,17 +82,10 @@ class Attached(Record):
     table: tuple[TableRow, ...]
 
 
-class Header(Record):
-    """The fixed part of a frame; ``length`` is the payload's size in bytes."""
-
-    kind: int
-    flags: int
-    stream: int
-    length: int
-
-
-def read_header(buffer: bytes | bytearray | memoryview, position: int) -> Header:
+def read_header(buffer: bytes | bytearray | memoryview, position: int) -> tuple[int, int, int, int]:
     """Decode and check the twelve bytes at ``position``; the caller has made sure they are there.
+
+    Returns type, flags, stream and the payload's length in bytes; a plain tuple, because this runs for every frame.
 
     Raises ProtocolError for anything malformed, so that a bad length is refused before its payload is waited for.
     """
@@ -105,7 +98,7 @@ def read_header(buffer: bytes | bytearray | memoryview, position: int) -> Header
         raise ProtocolError(f"a frame of type {kind} has unknown flags")
     if not least <= length <= most:
         raise ProtocolError(f"a frame of type {kind} has the wrong length {length}")
-    return Header(kind, flags, stream, length)
+    return kind, flags, stream, length
 
 
 def preface(key: bytes) -> bytes:
