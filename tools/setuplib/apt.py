@@ -44,18 +44,27 @@ def install(missing: Missing, become_root: Sequence[str], codename: str) -> None
         if missing.cargo or missing.lints:
             plain += choose_cargo(private, lints=missing.lints)
         get = [*root, "apt-get", *private, *_OPTIONS, "install", "--yes", "--no-install-recommends"]
+        backports = f"{codename}-backports"
         if missing.qemu:
+            # Only what this QEMU cannot do without comes from there too: `-t` would take every library's newest.
             try:
                 run(
                     "system",
-                    f"installing QEMU {packages.QEMU_PREFERRED} from {codename}-backports",
-                    [*get, "-t", f"{codename}-backports", packages.QEMU],
+                    f"installing QEMU {packages.QEMU_PREFERRED} from {backports}",
+                    [*get, f"{packages.QEMU}/{backports}"],
                 )
             except SetupError as error:
                 say("system", f"no QEMU from the backports, taking the release's own ({error})")
                 plain.append(packages.QEMU)
         if plain:
-            run("system", f"installing {len(plain)} packages: {' '.join(plain)}", [*get, *plain])
+            label = f"installing {len(plain)} packages: {' '.join(plain)}"
+            try:
+                run("system", label, [*get, *plain])
+            except SetupError:
+                if not private:
+                    raise
+                # A library that came from the backports before wants its headers from there.
+                run("system", f"once more, with {backports}", [*get, "-t", backports, *plain])
 
 
 def choose_cargo(private: Sequence[str], *, lints: bool) -> list[str]:
