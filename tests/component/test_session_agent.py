@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import pty
 import signal
@@ -302,26 +301,19 @@ def test_throughput(box: Guest, tmp_path: Path, capsys: pytest.CaptureFixture[st
     """A file goes through ``cat`` unchanged; how fast is printed."""
     size = 256 << 20
     block = os.urandom(1 << 20)
-    source = tmp_path / "big"
-    with source.open("wb") as file:
+    path = tmp_path / "big"
+    with path.open("wb") as file:
         for _ in range(size >> 20):
             file.write(block)
-    reader = subprocess.Popen(["sha256sum"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    reader = subprocess.Popen(["cmp", path, "-"], stdin=subprocess.PIPE)
     assert reader.stdin is not None
-    assert reader.stdout is not None
-    with source.open("rb") as file:
+    with path.open("rb") as file:
         begin = time.monotonic()
         job = box.start(command("cat"), stdin=file.fileno(), stdout=reader.stdin.fileno())
         reader.stdin.close()
         assert box.wait(job) == 0
-    digest = reader.stdout.read().split()[0].decode()
+    assert reader.wait(PATIENCE_S) == 0
     took = time.monotonic() - begin
-    reader.stdout.close()
-    reader.wait()
-    expected = hashlib.sha256()
-    for _ in range(size >> 20):
-        expected.update(block)
-    assert digest == expected.hexdigest()
     with capsys.disabled():
         print(f"\nstdin to stdout through cat: {size / took / 1e6:.0f} MB/s")  # noqa: T201
 
