@@ -179,14 +179,10 @@ impl Agent {
         self.read_port();
         self.continue_setup();
         self.read_control();
-        for slot in 0..self.jobs.len() {
-            if let Some(job) = &mut self.jobs[slot] {
-                job.pump(&mut self.mux);
-                if job.is_over(&self.mux) {
-                    self.drop_job(slot);
-                }
-            }
+        for job in self.jobs.iter_mut().flatten() {
+            job.pump(&mut self.mux);
         }
+        self.drop_jobs_that_are_over();
         self.tell();
         self.write_port();
     }
@@ -512,8 +508,21 @@ impl Agent {
         self.full_cgroups = full.collect();
     }
 
+    fn drop_jobs_that_are_over(&mut self) {
+        for slot in 0..self.jobs.len() {
+            let job = self.jobs[slot].as_ref();
+            if job.is_some_and(|job| job.is_over(&self.mux)) {
+                self.drop_job(slot);
+            }
+        }
+    }
+
     /// A free place for a job; `None` when there are as many as there may be.
     pub(crate) fn free_slot(&mut self) -> Option<usize> {
+        if self.jobs.len() == MAX_JOBS {
+            // The last word of a job may have come just before.
+            self.drop_jobs_that_are_over();
+        }
         if let Some(slot) = self.jobs.iter().position(Option::is_none) {
             return Some(slot);
         }

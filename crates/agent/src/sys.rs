@@ -199,9 +199,22 @@ pub fn block_signals() {
 
 /// Gives every signal its default action again (what the parent ignored would stay ignored over an exec).
 pub fn reset_signal_actions() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL needs no handler; signals that cannot be changed give an error that does not matter.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    const LAST_SIGNAL: c_int = 64;
+    // The kernel's struct sigaction: all zero is the default action.
+    let action = [0u64; 4];
+    for signal in 1..=LAST_SIGNAL {
+        // The system call itself: the C library refuses the two signals it keeps for itself, which a parent may ignore.
+        // SAFETY: `action` is as long as the structure; signals that cannot be changed give an error that does not
+        // matter.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                action.as_ptr(),
+                ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            );
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! A host for tests: it drives the real agent binary over a Unix socket.
 
+// Each test program uses its own part of this.
+#![allow(dead_code)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -134,8 +137,10 @@ impl Host {
     /// Moves bytes, waiting for the agent when nothing can be moved.
     pub fn turn(&mut self, timeout_ms: i32) {
         self.feed_inputs();
+        let had_output = !self.mux.output().is_empty();
         let blocked = self.write();
-        if self.read() {
+        // What was written may be all that was waited for.
+        if self.read() || (had_output && !blocked) {
             return;
         }
         let write = if blocked { libc::POLLOUT } else { 0 };
@@ -309,7 +314,10 @@ impl Host {
             other => panic!("{other:?}"),
         };
         let streams = [exec.stdout, exec.stderr];
-        self.wait_for(|host| streams.iter().all(|stream| !host.mux.knows(*stream)));
+        self.wait_for(|host| {
+            let mut open = streams.iter().filter(|id| **id != 0);
+            !open.any(|id| host.mux.knows(*id))
+        });
         let mut take = |stream| self.output.remove(&stream).unwrap_or_default();
         (end, take(exec.stdout), take(exec.stderr))
     }
@@ -332,7 +340,9 @@ impl Host {
         ) {
             ToHost::Failed { errno, what, .. } => {
                 for stream in [exec.stdin, exec.stdout, exec.stderr] {
-                    self.mux.forget(stream);
+                    if stream != 0 {
+                        self.mux.forget(stream);
+                    }
                 }
                 (errno, String::from_utf8_lossy(&what).into_owned())
             }
@@ -346,7 +356,12 @@ impl Drop for Host {
         // Whatever a test left running ends with its agent.
         if matches!(self.agent.try_wait(), Ok(None)) {
             // SAFETY: a signal to our own child that was not waited for.
-            unsafe { libc::kill(self.agent.id() as i32, libc::SIGTERM) };
+            unsafe {
+                libc::kill(
+                    self.agent.id().try_into().expect("a process id"),
+                    libc::SIGTERM,
+                )
+            };
             self.agent.wait().ok();
         }
     }
