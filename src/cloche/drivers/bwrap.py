@@ -5,28 +5,31 @@ It is used only when it is asked for: the program shares the host's kernel, and 
 
 from __future__ import annotations
 
+import os
+
 from cloche.drivers.contract import Capabilities, DriverStatus
 from cloche.errors import HostError, UsageError
 from cloche.model.guest import CopyTree, Step
 from cloche.model.jail import AS_IS, Bind, BindFlag, Dev, Dir, Jail, JailFlag, Namespace, Proc, Symlink
 from cloche.model.machine import Isolation
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, ProcessPlan
-from cloche.plan.guest import build_command, resolve_user
-from cloche.plan.shares import check_targets
+from cloche.plan.guest import build_command, build_copy_steps, resolve_user, shown_trees
+from cloche.plan.shares import check_places, contains
 from cloche.plan.stage import SYSTEM_TREES, below, build_stage
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloche.model.facts import HostFacts
+    from cloche.model.facts import HostFacts, User
     from cloche.model.jail import RootOp
     from cloche.model.machine import Kernel
-    from cloche.model.request import RunRequest
+    from cloche.model.request import Include, RunRequest
 
 _CONTROL_FD = 3
 _STAGE = b"/stage"
 _SHARES = b"/shares"
 _AGENT = b"/run/cloche/agent"
 _INCLUDES = b"/run/cloche/include"
+_TEMPORARY = ("/tmp", "/var/tmp")
 _RLIMIT_CORE = 4
 
 
@@ -61,8 +64,8 @@ class BwrapDriver:
         del kernel
         _refuse_unsupported(request, facts)
         person = resolve_user(request, facts.user)
-        check_targets(tuple(share.target for share in request.shares))
-        shown = (*SYSTEM_TREES, *(share.target for share in request.shares if share.target == share.source))
+        check_places(request.shares, request.includes)
+        _refuse_unreachable(request.includes, facts.user.home)
         return LaunchPlan(
             driver="bwrap",
             isolation=Isolation.NAMESPACES,
@@ -72,8 +75,8 @@ class BwrapDriver:
             control="control",
             console="",
             monitor="",
-            setup=_setup(request, facts),
-            command=build_command(request, facts, person, shown),
+            setup=_setup(request, facts.user),
+            command=build_command(request, facts, person, shown_trees(request.shares)),
             writable_shares=False,
             boot_timeout_s=request.boot_timeout_s or 10.0,
             timeout_s=request.timeout_s,
@@ -103,19 +106,34 @@ def _refuse_unsupported(request: RunRequest, facts: HostFacts) -> None:
             )
 
 
-def _setup(request: RunRequest, facts: HostFacts) -> tuple[Step, ...]:
-    home = facts.user.home.encode("utf-8", "surrogateescape")
-    steps: list[Step] = [CopyTree(b"/etc/skel", home, facts.user.uid, facts.user.gid)]
-    for index, include in enumerate(request.includes):
-        directory = include.target.encode("utf-8", "surrogateescape").rpartition(b"/")[0] or b"/"
-        steps.append(CopyTree(b"%s/%d" % (_INCLUDES, index), directory, facts.user.uid, facts.user.gid))
+def _refuse_unreachable(includes: tuple[Include, ...], home: str) -> None:
+    """Refuse copies to where the container's root is the host's own, read-only.
+
+    Raises:
+        UsageError: A copy outside of the home and the directories for temporary files.
+    """
+    for include in includes:
+        if not any(contains(tree, include.target) for tree in (home, *_TEMPORARY)):
+            raise UsageError(
+                f"the bwrap driver cannot copy to {include.target}: its system tree is the host's own, read-only",
+                hint="Copy below the home, /tmp or /var/tmp, or leave out --driver.",
+            )
+
+
+def _setup(request: RunRequest, user: User) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    # The shares are in place already: a home that is shared is the host's own.
+    if not any(contains(share.target, user.home) for share in request.shares):
+        home = os.fsencode(user.home)
+        steps.append(CopyTree(b"/etc/skel", home, user.uid, user.gid))
+    steps += build_copy_steps(request.includes, user, user, source=_INCLUDES + b"/%d")
     return tuple(steps)
 
 
 def _container(request: RunRequest, facts: HostFacts) -> ProcessPlan:
     """Plan bubblewrap in a jail whose tree holds the stage at /stage, the very one a file server would serve."""
-    home = facts.user.home.encode("utf-8", "surrogateescape")
-    agent = facts.tools.agent.encode("utf-8", "surrogateescape")
+    home = os.fsencode(facts.user.home)
+    agent = os.fsencode(facts.tools.agent)
     read_only = BindFlag.READ_ONLY | BindFlag.NODEV
     root: list[RootOp] = [Dir(_STAGE, 0o755), Proc(b"/proc"), Dev(b"/dev")]
     root += below(_STAGE, build_stage(facts, hostname="cloche", machine_id="0" * 32))
@@ -124,11 +142,11 @@ def _container(request: RunRequest, facts: HostFacts) -> ProcessPlan:
     for path in SYSTEM_TREES:
         fact = facts.paths.get(path)
         if fact is not None and fact.kind == "link":
-            root.append(Symlink(fact.target.encode(), path.encode()))
+            root.append(Symlink(os.fsencode(fact.target), path.encode()))
         elif fact is not None:
             root.append(Bind(path.encode(), path.encode(), read_only | BindFlag.RECURSIVE))
     argv = [
-        facts.tools.bwrap.encode(),
+        os.fsencode(facts.tools.bwrap),
         *(b"--unshare-all", b"--new-session", b"--die-with-parent", b"--as-pid-1", b"--clearenv"),
         *(b"--hostname", b"cloche", b"--cap-drop", b"ALL"),
         *(b"--ro-bind", _STAGE, b"/", b"--proc", b"/proc", b"--dev", b"/dev"),
@@ -138,13 +156,13 @@ def _container(request: RunRequest, facts: HostFacts) -> ProcessPlan:
     for index, share in sorted(enumerate(request.shares), key=lambda pair: pair[1].target):
         place = b"%s/%d" % (_SHARES, index)
         flags = BindFlag.NOSUID | BindFlag.NODEV | BindFlag.RECURSIVE
-        root.append(Bind(share.source.encode("utf-8", "surrogateescape"), place, flags))
-        target = share.target.encode("utf-8", "surrogateescape")
+        root.append(Bind(os.fsencode(share.source), place, flags))
+        target = os.fsencode(share.target)
         root.append(Dir(_STAGE + target, 0o755))
         argv += [b"--bind" if share.writable else b"--ro-bind", place, target]
     for index, include in enumerate(request.includes):
-        name = include.target.rpartition("/")[2].encode("utf-8", "surrogateescape")
-        source = include.source.encode("utf-8", "surrogateescape")
+        name = os.fsencode(include.target.rpartition("/")[2])
+        source = os.fsencode(include.source)
         root.append(Bind(source, b"%s%s/%d/%s" % (_STAGE, _INCLUDES, index, name), read_only))
     argv += [b"--chdir", b"/", b"--", _AGENT, b"--fd", b"%d" % _CONTROL_FD]
     return ProcessPlan(

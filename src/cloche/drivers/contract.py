@@ -74,11 +74,9 @@ class Driver(Protocol):
 
     def capabilities(self, facts: HostFacts) -> Capabilities:
         """Return what the driver can do on this host."""
-        ...
 
     def status(self, facts: HostFacts) -> DriverStatus:
         """Return whether the driver can work here."""
-        ...
 
     def plan(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
         """Compute everything that will be started. Pure.
@@ -87,4 +85,3 @@ class Driver(Protocol):
             UsageError: The request asks for what the driver cannot do.
             HostError: The host lacks what the driver needs.
         """
-        ...

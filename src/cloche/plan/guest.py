@@ -21,11 +21,13 @@ from cloche.model.guest import (
     Step,
     SwitchRoot,
 )
+from cloche.plan.shares import contains
+from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts, User
-    from cloche.model.request import RunRequest, Share
+    from cloche.model.request import Include, RunRequest, Share
 
 SYSTEM_TAG = b"system"
 SHARES_TAG = b"shares"
@@ -38,11 +40,26 @@ _USER_PATH = b"/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 _ROOT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #: Variables of the caller that say how a person wants programs to speak, and nothing about the host.
+#: The LC_ variables are named one by one: some systems carry passwords in one of their own (LC_PVE_TICKET), because
+#: remote shells let that prefix through.
 _PASSED_ON = (
     b"TERM",
     b"COLORTERM",
     b"LANG",
     b"LANGUAGE",
+    b"LC_ALL",
+    b"LC_ADDRESS",
+    b"LC_COLLATE",
+    b"LC_CTYPE",
+    b"LC_IDENTIFICATION",
+    b"LC_MEASUREMENT",
+    b"LC_MESSAGES",
+    b"LC_MONETARY",
+    b"LC_NAME",
+    b"LC_NUMERIC",
+    b"LC_PAPER",
+    b"LC_TELEPHONE",
+    b"LC_TIME",
     b"TZ",
     b"NO_COLOR",
     b"CLICOLOR",
@@ -53,11 +70,20 @@ _PASSED_ON = (
     b"LESS",
 )
 
+#: Directories the stage brings along: their mode is not to be touched.
+_PRESENT = frozenset(("/", "/etc", *SYSTEM_TREES, *(path for path, _ in EMPTY_DIRECTORIES)))
 
-def build_machine_steps(user: User, shares: tuple[Share, ...], *, hostname: str) -> tuple[Step, ...]:
-    """Return the SETUP steps of a virtual machine: mounts, writable layer, home, names.
+
+def build_machine_steps(request: RunRequest, user: User, person: User, *, hostname: str) -> tuple[Step, ...]:
+    """Return the SETUP steps of a virtual machine: mounts, writable layer, home, shares, copies, names.
 
     Everything is done below /cloche before the root is switched, so that nothing has to be undone.
+
+    Args:
+        request: Whose shares and includes.
+        user: Whose home the guest has.
+        person: Whom the program runs as, and so whom the copies belong to.
+        hostname: The guest's name.
     """
     base, root = b"/cloche", b"/cloche/root"
     steps: list[Step] = [
@@ -78,26 +104,82 @@ def build_machine_steps(user: User, shares: tuple[Share, ...], *, hostname: str)
         ),
     ]
     steps += build_home_steps(user, prefix=root)
-    if shares:
+    if request.shares or request.includes:
         steps.append(Mkdir(base + b"/shares"))
         steps.append(Mount(b"virtiofs", SHARES_TAG, base + b"/shares", MS_NOSUID | MS_NODEV))
-    for index, share in sorted(enumerate(shares), key=lambda pair: pair[1].target):
-        target = root + share.target.encode("utf-8", "surrogateescape")
-        steps.append(Mkdir(target))
-        steps.append(Mount(b"", b"%s/shares/%d" % (base, index), target, MS_BIND | MS_REC))
-        if not share.writable:
-            steps.append(Mount(b"", b"", target, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV))
+    # The copies come first: none of them may land in a share.
+    steps += build_copy_steps(request.includes, user, person, source=base + b"/shares/i%d", prefix=root)
+    steps += _bind_shares(request.shares, user, base + b"/shares/%d", root)
     steps += [SwitchRoot(root), Hostname(hostname.encode()), Loopback(), Clock(), Entropy()]
     return tuple(steps)
 
 
+def _bind_shares(shares: tuple[Share, ...], user: User, source: bytes, prefix: bytes) -> list[Step]:
+    steps: list[Step] = []
+    ordered = sorted(enumerate(shares), key=lambda pair: pair[1].target)
+    for index, share in ordered:
+        inside_another = any(
+            other.target != share.target and contains(other.target, share.target) for other in shares
+        )
+        target = prefix + _encode(share.target)
+        if not inside_another:
+            # Made here it would get this owner and mode on the host; the other share has it (``shares.check_places``).
+            steps += _make_directory(share.target, user, prefix)
+        steps.append(Mount(b"", source % index, target, MS_BIND | MS_REC))
+        if not share.writable:
+            steps.append(Mount(b"", b"", target, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV))
+    return steps
+
+
+def build_copy_steps(
+    includes: tuple[Include, ...], user: User, person: User, *, source: bytes, prefix: bytes = b""
+) -> list[Step]:
+    """Return the steps that copy what was included.
+
+    Args:
+        includes: What is to be copied.
+        user: Whose home the guest has.
+        person: Whom the copies belong to.
+        source: Where the k-th is found, ``%d`` standing for k: a directory that holds it under its name in the guest.
+        prefix: Where the guest's root is while this is done.
+    """
+    steps: list[Step] = []
+    for index, include in enumerate(includes):
+        directory = include.target.rpartition("/")[0] or "/"
+        steps += _make_directory(directory, user, prefix)
+        steps.append(CopyTree(source % index, prefix + _encode(directory), person.uid, person.gid))
+    return steps
+
+
 def build_home_steps(user: User, *, prefix: bytes = b"") -> tuple[Step, ...]:
     """Return the steps that make a fresh home from /etc/skel."""
-    home = prefix + user.home.encode("utf-8", "surrogateescape")
+    home = prefix + _encode(user.home)
     return (
         Mkdir(home, 0o700, user.uid, user.gid),
         CopyTree(prefix + b"/etc/skel", home, user.uid, user.gid),
     )
+
+
+def _make_directory(path: str, user: User, prefix: bytes) -> list[Step]:
+    """Return the steps that make a directory: below the home it is the user's with all above it, else root's."""
+    if path in _PRESENT or contains(path, user.home):
+        return []
+    if not contains(user.home, path):
+        return [Mkdir(prefix + _encode(path))]
+    steps: list[Step] = []
+    for part in path[len(user.home) :].strip("/").split("/"):
+        before = steps[-1].path if steps and isinstance(steps[-1], Mkdir) else prefix + _encode(user.home)
+        steps.append(Mkdir(before + b"/" + _encode(part), 0o755, user.uid, user.gid))
+    return steps
+
+
+def _encode(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
+def shown_trees(shares: tuple[Share, ...]) -> tuple[str, ...]:
+    """Return the trees of the host that the guest sees at the same place."""
+    return (*SYSTEM_TREES, *(share.target for share in shares if share.target == share.source))
 
 
 def resolve_user(request: RunRequest, user: User) -> User:
@@ -109,25 +191,30 @@ def resolve_user(request: RunRequest, user: User) -> User:
     root = user._replace(
         name="root", uid=0, gid=0, group="root", home="/root", shell="/bin/bash", gecos="root"
     )
-    if request.privileged and request.user not in (None, "root", "0"):
+    wanted, number = request.user, _user_number(request.user)
+    if request.privileged and not (wanted in (None, "root") or number == 0):
         raise UsageError("--privileged and --user contradict each other", hint="Give one of them.")
-    if request.privileged or request.user in ("root", "0"):
+    if request.privileged or wanted == "root" or number == 0:
         return root
-    if request.user is None or request.user in (user.name, str(user.uid)):
+    if wanted is None or wanted == user.name or number == user.uid:
         return user
-    if request.user in ("nobody", "65534"):
+    if wanted == "nobody" or number == 65534:
         return user._replace(
             name="nobody", uid=65534, gid=65534, group="nogroup", home="/", shell="/bin/sh", gecos=""
         )
-    if request.user.isascii() and request.user.isdigit() and int(request.user) < 2**32 - 1:
-        number = int(request.user)
-        return user._replace(
-            name=request.user, uid=number, gid=number, group=request.user, home="/", gecos=""
-        )
+    if number is not None:
+        return user._replace(name=wanted, uid=number, gid=number, group=wanted, home="/", gecos="")
+    known = ", ".join(dict.fromkeys(("root", user.name, "nobody")))
     raise UsageError(
-        f"the guest knows no user {request.user!r}",
-        hint=f"It knows root, {user.name} and nobody; a number is taken as it is.",
+        f"the guest knows no user {wanted!r}", hint=f"It knows {known}; a number is taken as it is."
     )
+
+
+def _user_number(word: str | None) -> int | None:
+    """Return the number that ``word`` is; None when it is no user's (the highest one means "nobody changes")."""
+    if word is None or not (word.isascii() and word.isdigit() and len(word) <= 10):
+        return None
+    return int(word) if int(word) < 2**32 - 1 else None
 
 
 def build_environment(
@@ -135,29 +222,35 @@ def build_environment(
 ) -> tuple[bytes, ...]:
     """Return the program's environment as ``NAME=value``.
 
-    Nothing of the host's environment is taken but language, time zone and terminal; the directories of the caller's
-    PATH that exist in the guest are kept in their order.
+    Nothing of the host's environment is taken but language, time zone, terminal and a person's tools; the directories
+    of the caller's PATH that exist in the guest are kept in their order.
+
+    Raises:
+        UsageError: A name or a value that no environment can hold.
     """
     host = facts.environment
     env = {name: host[name] for name in _PASSED_ON if name in host}
-    env.update((name, value) for name, value in host.items() if name.startswith(b"LC_"))
-    env[b"HOME"] = person.home.encode("utf-8", "surrogateescape")
-    env[b"USER"] = env[b"LOGNAME"] = person.name.encode("utf-8", "surrogateescape")
-    env[b"SHELL"] = person.shell.encode("utf-8", "surrogateescape")
+    env[b"HOME"] = _encode(person.home)
+    env[b"USER"] = env[b"LOGNAME"] = _encode(person.name)
+    env[b"SHELL"] = _encode(person.shell)
     env[b"PATH"] = guest_path(host.get(b"PATH", b""), person, shown)
     env.setdefault(b"TERM", b"dumb")
     env.update(request.env)
-    for name in env:
+    for name, value in env.items():
         if not name or b"=" in name or b"\0" in name:
             raise UsageError(f"{name!r} cannot be the name of an environment variable")
+        if b"\0" in value:
+            raise UsageError(f"the value of {name!r} holds a NUL byte, which no environment can")
     return tuple(name + b"=" + value for name, value in env.items())
 
 
 def guest_path(caller_path: bytes, person: User, shown: tuple[str, ...]) -> bytes:
     """Return the PATH of the guest: the caller's directories that the guest has, then the usual ones."""
     usual = (_ROOT_PATH if person.uid == 0 else _USER_PATH).split(b":")
-    roots = tuple(path.encode("utf-8", "surrogateescape") for path in shown)
-    kept = [part for part in caller_path.split(b":") if is_below(part, roots)]
+    roots = tuple(_encode(path) for path in shown)
+    kept = [
+        part for part in caller_path.split(b":") if is_below(part, roots) and b".." not in part.split(b"/")
+    ]
     ordered: dict[bytes, None] = dict.fromkeys(kept + usual)
     return b":".join(ordered)
 
@@ -174,24 +267,23 @@ def build_command(
 ) -> GuestCommand:
     """Return the program with everything it inherits.
 
-    ``shown`` are the trees of the host that the guest sees at the same place. The working directory is the one asked
-    for, else the caller's if it lies in such a tree, else the home.
+    ``shown`` are the trees of the host that the guest sees at the same place.
+
+    Raises:
+        UsageError: What no program can be given.
     """
-    roots = tuple(path.encode("utf-8", "surrogateescape") for path in shown)
-    here = facts.cwd.encode("utf-8", "surrogateescape")
-    if request.workdir is not None:
-        cwd = request.workdir.encode("utf-8", "surrogateescape")
-    elif is_below(here, roots):
-        cwd = here
-    else:
-        cwd = person.home.encode("utf-8", "surrogateescape")
     for word in request.argv:
         if b"\0" in word:
             raise UsageError("an argument holds a NUL byte, which no program can be given")
+    cwd = _starting_place(request, facts.cwd, person, shown)
+    if request.workdir is not None:
+        if not request.workdir or "\0" in request.workdir:
+            raise UsageError(f"--workdir {request.workdir!r} names no directory")
+        cwd = request.workdir if request.workdir.startswith("/") else f"{cwd.rstrip('/')}/{request.workdir}"
     return GuestCommand(
         argv=request.argv,
         env=build_environment(request, facts, person, shown),
-        cwd=cwd,
+        cwd=_encode(cwd),
         uid=person.uid,
         gid=person.gid,
         groups=(person.gid,),
@@ -199,3 +291,14 @@ def build_command(
         pids_max=request.pids or 0,
         strace=request.strace,
     )
+
+
+def _starting_place(request: RunRequest, here: str, person: User, shown: tuple[str, ...]) -> str:
+    """Return where the program starts: the caller's directory if the guest has it, maybe elsewhere, else the home."""
+    if is_below(_encode(here), tuple(_encode(path) for path in shown)):
+        return here
+    # The innermost share wins.
+    for share in sorted(request.shares, key=lambda share: len(share.source), reverse=True):
+        if contains(share.source, here):
+            return share.target.rstrip("/") + here[len(share.source) :]
+    return person.home

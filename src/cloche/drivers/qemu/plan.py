@@ -6,7 +6,6 @@ import os
 
 from cloche.drivers.qemu import command
 from cloche.errors import HostError, UsageError
-from cloche.model.guest import CopyTree
 from cloche.model.jail import (
     AS_IS,
     Bind,
@@ -22,14 +21,13 @@ from cloche.model.jail import (
 )
 from cloche.model.machine import DEFAULT_MEMORY_MIB, MAX_CPUS, MIN_MEMORY_MIB, Accelerator, Isolation, Machine
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, ProcessPlan
-from cloche.plan.guest import build_command, build_machine_steps, resolve_user
-from cloche.plan.shares import check_targets
-from cloche.plan.stage import SYSTEM_TREES, below, build_stage
+from cloche.plan.guest import build_command, build_machine_steps, resolve_user, shown_trees
+from cloche.plan.shares import check_places
+from cloche.plan.stage import below, build_stage
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
-    from cloche.model.guest import Step
     from cloche.model.jail import RootOp
     from cloche.model.machine import Kernel
     from cloche.model.request import RunRequest
@@ -39,6 +37,9 @@ MINIMUM_VERSION = (7, 2)
 
 #: Until the agent answers, in seconds. Emulated machines on busy hosts are slow; a dead one is noticed otherwise.
 _BOOT_TIMEOUT_S = {Accelerator.KVM: 20.0, Accelerator.TCG: 60.0}
+
+#: Replaced by fresh digits when the plan is carried out, so that equal requests have equal plans.
+MACHINE_ID_PLACEHOLDER = "0" * 32
 
 _STAGE = b"/stage"
 _SERVER_FD = 3
@@ -51,7 +52,13 @@ _OWNER_CAPS = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7
 
 
 def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
-    """Compute the launch of a machine for ``request``. Pure."""
+    """Compute the launch of a machine for ``request``. Pure.
+
+    Raises:
+        UsageError: What no machine can have, or no guest.
+        ShareError: A share or copy that cannot be where it is asked to be.
+        HostError: No kernel, or KVM was asked for and does not work.
+    """
     if kernel is None:
         raise HostError(
             "the qemu driver needs a guest kernel", hint="Run `cloche kernel build` or `cloche kernel fetch`."
@@ -60,7 +67,7 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     person = resolve_user(request, facts.user)
     ident = "cloche"
     shared = bool(request.shares or request.includes)
-    check_targets(tuple(share.target for share in request.shares))
+    check_places(request.shares, request.includes)
     options = command.MachineOptions(shares=shared, serial=True, boot_log=request.boot_log)
     endpoints = [
         Endpoint("control", EndpointKind.LISTEN),
@@ -73,8 +80,6 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         endpoints.append(Endpoint("shares", EndpointKind.LINK))
         processes.append(_shares_server(request, facts))
     processes.append(_vmm(facts, machine, options))
-    shown = (*SYSTEM_TREES, *(share.target for share in request.shares if share.target == share.source))
-    steps = build_machine_steps(facts.user, request.shares, hostname=ident)
     return LaunchPlan(
         driver="qemu",
         isolation=Isolation.HARDWARE_VM if machine.accelerator == Accelerator.KVM else Isolation.EMULATED_VM,
@@ -84,8 +89,8 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         control="control",
         console="console",
         monitor="monitor",
-        setup=_with_includes(steps, request, person.uid, person.gid),
-        command=build_command(request, facts, person, shown),
+        setup=build_machine_steps(request, facts.user, person, hostname=ident),
+        command=build_command(request, facts, person, shown_trees(request.shares)),
         writable_shares=any(share.writable for share in request.shares),
         boot_timeout_s=request.boot_timeout_s or _BOOT_TIMEOUT_S[machine.accelerator],
         timeout_s=request.timeout_s,
@@ -100,7 +105,7 @@ def choose_machine(request: RunRequest, facts: HostFacts, kernel: Kernel) -> tup
         UsageError: Memory or CPUs that no machine could have here.
         HostError: KVM was asked for and does not work.
     """
-    memory = DEFAULT_MEMORY_MIB if request.memory_mib is None else request.memory_mib
+    memory = min(DEFAULT_MEMORY_MIB, facts.memory_mib) if request.memory_mib is None else request.memory_mib
     if memory < MIN_MEMORY_MIB:
         raise UsageError(
             f"{memory} MiB of memory are too little to boot a machine",
@@ -116,6 +121,8 @@ def choose_machine(request: RunRequest, facts: HostFacts, kernel: Kernel) -> tup
         raise UsageError(f"a machine cannot have {cpus} CPUs", hint=f"Give --cpus between 1 and {MAX_CPUS}.")
     notices: list[str] = []
     accelerator = request.accelerator
+    if accelerator not in (None, Accelerator.KVM, Accelerator.TCG):
+        raise UsageError(f"there is no accelerator {accelerator!r}", hint="There are kvm and tcg.")
     if accelerator == Accelerator.KVM and facts.kvm is False:
         raise HostError(
             "KVM does not work here",
@@ -127,29 +134,14 @@ def choose_machine(request: RunRequest, facts: HostFacts, kernel: Kernel) -> tup
             notices.append(
                 "KVM was not tried yet on this host kernel, so this machine is emulated; `cloche doctor` tries it."
             )
+        elif not facts.kvm:
+            notices.append("KVM does not work here, so this machine is emulated; `cloche doctor` says why.")
     if kernel.machine != "microvm":
         notices.append(
             f"the {kernel.kind} kernel {kernel.ident} starts slowly (no template); "
             "`cloche kernel build` makes a fast one."
         )
     return Machine(memory, cpus, accelerator, kernel), tuple(notices)
-
-
-def _with_includes(steps: tuple[Step, ...], request: RunRequest, uid: int, gid: int) -> tuple[Step, ...]:
-    """Add the copies of single files, before the root is switched and after everything is mounted."""
-    if not request.includes:
-        return steps
-    copies = [
-        CopyTree(
-            b"/cloche/shares/i%d" % index,
-            b"/cloche/root" + os.path.dirname(include.target).encode("utf-8", "surrogateescape"),
-            uid,
-            gid,
-        )
-        for index, include in enumerate(request.includes)
-    ]
-    at = next(index for index, step in enumerate(steps) if type(step).__name__ == "SwitchRoot")
-    return (*steps[:at], *copies, *steps[at:])
 
 
 def _server_jail(facts: HostFacts, ops: tuple[RootOp, ...], *, keep_caps: int = 0) -> Jail:
@@ -186,10 +178,6 @@ def _system_server(facts: HostFacts, hostname: str) -> ProcessPlan:
     return _server("system", arguments, _server_jail(facts, below(_STAGE, stage)), facts)
 
 
-#: Replaced by fresh digits when the plan is carried out, so that equal requests have equal plans.
-MACHINE_ID_PLACEHOLDER = "0" * 32
-
-
 def _shares_server(request: RunRequest, facts: HostFacts) -> ProcessPlan:
     ops: list[RootOp] = []
     for index, share in enumerate(request.shares):
@@ -200,7 +188,7 @@ def _shares_server(request: RunRequest, facts: HostFacts) -> ProcessPlan:
     for index, include in enumerate(request.includes):
         name = os.path.basename(include.target).encode("utf-8", "surrogateescape")
         source = include.source.encode("utf-8", "surrogateescape")
-        flags = BindFlag.NOSUID | BindFlag.NODEV | BindFlag.READ_ONLY
+        flags = BindFlag.NOSUID | BindFlag.NODEV | BindFlag.READ_ONLY | BindFlag.RECURSIVE
         ops.append(Bind(source, b"%s/i%d/%s" % (_STAGE, index, name), flags))
     user = facts.user
     ids = b"host" if user.uid == 0 else b"caller:%d:%d" % (user.uid, user.gid)
@@ -224,14 +212,14 @@ def _vmm(facts: HostFacts, machine: Machine, options: command.MachineOptions) ->
         Bind(b"/usr/share/qemu", b"/usr/share/qemu", _READ_ONLY),
         Bind(b"/usr/share/seabios", b"/usr/share/seabios", _READ_ONLY),
         Bind(b"/etc/ld.so.cache", b"/etc/ld.so.cache", _READ_ONLY),
-        Bind(facts.tools.qemu.encode(), facts.tools.qemu.encode(), _READ_ONLY),
+        Bind(os.fsencode(facts.tools.qemu), os.fsencode(facts.tools.qemu), _READ_ONLY),
         Bind(
-            machine.kernel.path.encode(),
+            os.fsencode(machine.kernel.path),
             command.KERNEL_PATH.encode(),
             BindFlag.READ_ONLY | BindFlag.NOSUID | BindFlag.NODEV,
         ),
         Bind(
-            machine.kernel.initrd.encode(),
+            os.fsencode(machine.kernel.initrd),
             command.INITRD_PATH.encode(),
             BindFlag.READ_ONLY | BindFlag.NOSUID | BindFlag.NODEV,
         ),
@@ -241,7 +229,7 @@ def _vmm(facts: HostFacts, machine: Machine, options: command.MachineOptions) ->
     for path in ("/lib", "/lib64"):
         fact = facts.paths.get(path)
         if fact is not None and fact.kind == "link":
-            root.append(Symlink(fact.target.encode(), path.encode()))
+            root.append(Symlink(os.fsencode(fact.target), path.encode()))
         elif fact is not None:
             root.append(Bind(path.encode(), path.encode(), _READ_ONLY | BindFlag.RECURSIVE))
     if machine.accelerator == Accelerator.KVM:
