@@ -1,0 +1,1 @@
+"""How fast cloche is, compared with what: see docs/performance.md. ``make bench`` runs it."""

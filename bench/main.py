@@ -1,0 +1,248 @@
+"""``make bench``: measures, prints the tables, and writes them to bench/results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench import goals, guestwork, hostinfo, machines, memory, report, rounds, timings, workload
+from bench.prepare import CLOCHE, ROOT, prepare
+from bench.report import Column, Group
+from bench.rounds import Candidate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from bench.prepare import Parts
+    from bench.samples import Samples
+
+RESULTS = ROOT / "bench" / "results"
+DOCUMENT = ROOT / "docs" / "performance.md"
+_VIRTME_QEMU = ROOT / "bench" / "virtme_microvm.py"
+_PYTHON = "/usr/bin/python3"
+_SECONDS = (Column("wall", "seconds, median (p10 to p90)", digits=2), Column("cpu", "CPU seconds", digits=2))
+
+
+class Size(NamedTuple):
+    """How much is done: rounds and seconds for each group, and the guests' workload."""
+
+    version: int
+    start: int
+    waterfall: int
+    guest: int
+    memory: int
+    start_budget_s: float
+    guest_budget_s: float
+    slow_every: int
+    entries: int
+    small: int
+    trips: int
+    stream_bytes: int
+
+
+FULL = Size(40, 15, 11, 3, 2, 210, 170, 5, 2000, 2000, 500, 256 << 20)
+QUICK = Size(10, 2, 2, 1, 1, 60, 60, 2, 500, 200, 50, 32 << 20)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the benchmarks; 1 if something could not be measured (a missed goal is a result, not a failure)."""
+    parser = argparse.ArgumentParser(
+        prog="bench", description="Compares cloche with what it is made of, and with others."
+    )
+    parser.add_argument("--quick", action="store_true", help="few rounds: figures to look at, not to believe")
+    parser.add_argument(
+        "--only", action="append", choices=sorted(GROUPS), help="measure this group only; may be repeated"
+    )
+    parser.add_argument(
+        "--docs", action="store_true", help=f"write the tables into {DOCUMENT.relative_to(ROOT)} too"
+    )
+    given = parser.parse_args(words)
+    chosen = given.only or list(GROUPS)
+    size = QUICK if given.quick else FULL
+    begin = time.monotonic()
+    parts = prepare(virtme=bool({"start", "guest"} & set(chosen)))
+    host = hostinfo.collect(parts)
+    groups = [GROUPS[name](parts, size) for name in GROUPS if name in chosen]
+    host["load after"] = hostinfo.load()
+    host["run"] = f"{'quick' if given.quick else 'full'}, {time.monotonic() - begin:.0f} seconds"
+    merged: Samples = {name: metrics for group in groups for name, metrics in group.outcome.samples.items()}
+    write(host, groups, goals.judge(merged), parts.missing, docs=given.docs)
+    return 1 if parts.missing or any(group.outcome.failures for group in groups) else 0
+
+
+def write(
+    host: Mapping[str, str],
+    groups: Sequence[Group],
+    judged: Sequence[goals.Goal],
+    missing: Mapping[str, str],
+    *,
+    docs: bool,
+) -> None:
+    """Print the report, and write it for people and for programs."""
+    text = report.markdown(host, groups, judged, missing)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "latest.md").write_text(text, encoding="utf-8")
+    data = report.as_data(host, groups, judged, missing)
+    (RESULTS / "latest.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    if docs:
+        DOCUMENT.write_text(
+            report.replace_between(DOCUMENT.read_text(encoding="utf-8"), text), encoding="utf-8"
+        )
+    sys.stdout.write(text)
+
+
+def to_exit(argv: Sequence[str], statuses: Sequence[int] = (0,)) -> Callable[[], dict[str, float]]:
+    """Return a measurement of a program's start to its exit."""
+    return lambda: rounds.run_to_exit(argv, statuses=statuses)
+
+
+def run_cloche(*words: str) -> list[str]:
+    """Return ``cloche run`` as a user types it."""
+    return [str(CLOCHE), "run", "--cold", *words]
+
+
+def measure_version(parts: Parts, size: Size) -> Group:
+    """How long it takes to ask for the version."""
+    del parts
+    candidates = [
+        Candidate(goals.VERSION, to_exit([str(CLOCHE), "--version"])),
+        Candidate(goals.PYTHON, to_exit([_PYTHON, "-I", "-S", "-c", "pass"])),
+    ]
+    columns = (Column("wall", "ms, median (p10 to p90)", 1000), Column("cpu", "CPU ms", 1000))
+    return Group(
+        "version",
+        "`cloche --version`",
+        columns,
+        rounds.take_turns(candidates, size.version, 30),
+        goals.PYTHON,
+    )
+
+
+def measure_start(parts: Parts, size: Size) -> Group:
+    """From start to exit of ``true``."""
+    every = size.slow_every
+    candidates = [
+        Candidate(goals.CLOCHE, to_exit(run_cloche("--", "true"))),
+        Candidate(goals.BWRAP, to_exit(machines.bubblewrapped(["true"]))),
+    ]
+    computer = parts.computer
+    if computer:
+        raw = machines.raw_qemu(computer, "/bin/true")
+        wrapped = machines.bubblewrapped(machines.sandboxed(raw), [computer.kernel])
+        candidates += [Candidate(goals.RAW, to_exit(raw)), Candidate(goals.RAW_BWRAP, to_exit(wrapped))]
+        if parts.initramfs:
+            busybox = machines.with_initramfs(computer, parts.initramfs)
+            candidates.append(Candidate(goals.MICROVM, to_exit(busybox)))
+            if parts.cloud_kernel:
+                pc = machines.plain_pc(
+                    computer.qemu, parts.cloud_kernel, parts.initramfs, computer.memory_mib
+                )
+                candidates.append(Candidate(goals.PC, to_exit(pc)))
+    if parts.vng and parts.debian_kernel:
+        shipped = machines.virtme(parts.vng, parts.debian_kernel, "true")
+        candidates.append(Candidate(goals.VIRTME, virtme_to_exit(parts, shipped), every))
+    if parts.vng and computer:
+        same = virtme_same_kernel(parts, "true;busybox reboot -f")
+        candidates.append(Candidate(goals.VIRTME_SAME, virtme_to_exit(parts, same, (0, 255)), every))
+    outcome = rounds.take_turns(candidates, size.start, size.start_budget_s)
+    return Group("start", "Start to exit of `true`", _SECONDS, outcome, goals.RAW)
+
+
+def virtme_to_exit(
+    parts: Parts, argv: Sequence[str], statuses: Sequence[int] = (0,)
+) -> Callable[[], dict[str, float]]:
+    """Return a measurement of virtme-ng, which must find its own programs on PATH."""
+    return lambda: rounds.run_to_exit(argv, env=parts.vng_environment(), statuses=statuses)
+
+
+def virtme_same_kernel(parts: Parts, command: str) -> list[str]:
+    """Return virtme-ng on cloche's kernel, with as many processors and as much memory.
+
+    A microvm without ACPI cannot be switched off, so ``command`` has to end with a restart, and virtme-ng never learns
+    its status.
+    """
+    assert parts.computer is not None
+    return machines.virtme(
+        *(parts.vng, parts.computer.kernel, command, "--qemu", str(_VIRTME_QEMU)),
+        *("--cpus", "1", "--memory", f"{parts.computer.memory_mib}M"),
+    )
+
+
+def measure_waterfall(parts: Parts, size: Size) -> Group:
+    """Where the time of a start goes."""
+    del parts
+    argv = run_cloche("--timings", "--", "true")
+    outcome = rounds.take_turns(
+        [Candidate(goals.WATERFALL, lambda: timings.measure(argv))], size.waterfall, 60
+    )
+    marks = list(outcome.samples.get(goals.WATERFALL, {"host's share": []}))
+    columns = tuple(
+        Column(mark, mark if mark == "host's share" else f"until {mark}", digits=0) for mark in marks
+    )
+    return Group("waterfall", "Where the time of a cold start goes, in ms", columns, outcome)
+
+
+def measure_guest(parts: Parts, size: Size) -> Group:
+    """Streams and files in a guest."""
+    work = workload.choose(size.entries, size.small, size.trips, size.stream_bytes)
+    script = workload.script(work)
+    candidates = [
+        Candidate(
+            goals.GUEST_CLOCHE,
+            lambda: guestwork.measure(run_cloche("--no-tty", "--", "sh", "-c", script), None, work),
+        )
+    ]
+    if parts.vng and parts.computer:
+        virtme = virtme_same_kernel(parts, workload.script(work, "busybox reboot -f"))
+        candidates.append(
+            Candidate(goals.GUEST_VIRTME, lambda: guestwork.measure(virtme, parts.vng_environment(), work))
+        )
+    outcome = rounds.take_turns(candidates, size.guest, size.guest_budget_s, warm_up=False)
+    columns = (
+        Column("cat", "cat, MB/s"),
+        Column("echo", "echo, ms", digits=2),
+        *(Column(step, f"{step}, s", digits=2) for step in workload.STEPS),
+        Column("start to first output", "start to first output, s"),
+    )
+    title = (
+        f"In a guest, on the same kernel ({work.entries} entries of {work.tree}; {len(work.small)} files, "
+        f"{work.small_bytes >> 10} KiB; {work.large}, {work.large_bytes >> 20} MiB; "
+        f"{work.stream_bytes >> 20} MiB through cat)"
+    )
+    return Group("guest", title, columns, outcome)
+
+
+def measure_memory(parts: Parts, size: Size) -> Group:
+    """Memory of one domain, and of ten at once."""
+    word = memory.READY.decode()
+    ours = run_cloche("--no-tty", "--", "sh", "-c", f"echo {word}; exec cat")
+    candidates = []
+    for count in (1, goals.CROWD):
+        name = f"{count} at once" if count > 1 else "one domain"
+        candidates.append(Candidate(f"cloche, {name}", lambda n=count: memory.measure(ours, n)))  # type: ignore[misc]
+        if parts.computer:
+            raw = machines.raw_qemu(
+                parts.computer, f'/bin/sh -c "echo {word}; exec sleep 3600"', console=True, shared_memory=True
+            )
+            candidates.append(
+                Candidate(f"raw QEMU, {name}", lambda n=count, argv=raw: memory.measure(argv, n))  # type: ignore[misc]
+            )
+    outcome = rounds.take_turns(candidates, size.memory, 60, warm_up=False)
+    columns = (
+        Column("qemu", "QEMU without guest memory, MiB"),
+        Column("others", "all others, MiB"),
+        Column("guest", "guest memory, MiB"),
+    )
+    return Group("memory", "Memory of a domain (PSS, mean of the domains)", columns, outcome)
+
+
+GROUPS: dict[str, Callable[[Parts, Size], Group]] = {
+    "version": measure_version,
+    "start": measure_start,
+    "waterfall": measure_waterfall,
+    "guest": measure_guest,
+    "memory": measure_memory,
+}
