@@ -14,5 +14,6 @@ pub mod nodes;
 pub mod recent;
 pub mod request;
 pub mod share;
+mod share_ops;
 pub mod stat;
 pub mod tree;

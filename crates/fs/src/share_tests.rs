@@ -6,7 +6,9 @@ use std::os::unix::fs::{chown as chown_path, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use virtiofsd::filesystem::{FsOptions, SetxattrFlags};
 use virtiofsd::fuse;
+use virtiofsd::soft_idmap::Id;
 
 use super::*;
 use crate::request::Scope;
@@ -374,4 +376,13 @@ fn only_harmless_extended_attributes_exist() {
         known_names(b"user.a\0security.selinux\0security.capability\0"),
         b"user.a\0security.capability\0"
     );
+}
+
+#[test]
+fn a_name_that_does_not_exist_is_remembered_for_a_moment() {
+    let scratch = Scratch::new("absent");
+    let share = share(scratch.path(), caller());
+    let entry = share.lookup(ctx(), ROOT, c"missing").unwrap();
+    assert_eq!((entry.inode, entry.entry_timeout), (0, ABSENCE));
+    assert_eq!(share.held_fds(), 0);
 }
