@@ -185,6 +185,15 @@ impl Host {
         while self.write() {}
     }
 
+    /// Writes at most `count` bytes, so that a frame may end in the middle.
+    pub fn write_some(&mut self, count: usize) {
+        let bytes = self.mux.output();
+        let bytes = &bytes[..bytes.len().min(count)];
+        if let Ok(count) = self.socket.write(bytes) {
+            self.mux.sent(count);
+        }
+    }
+
     /// Reads once; returns whether anything came.
     fn read(&mut self) -> bool {
         match self.socket.read(self.mux.input_space()) {

@@ -1,0 +1,175 @@
+//! Programs on a terminal of the real agent.
+
+mod host;
+
+use cloche_proto::message::{exec_flags, Exec, ToAgent, ToHost};
+use host::Host;
+
+fn start(script: &str) -> (Host, Exec) {
+    let mut host = Host::start();
+    let exec = Host::on_terminal(host.shell(script));
+    host.exec_started(&exec);
+    (host, exec)
+}
+
+fn wait_for_text(host: &mut Host, exec: &Exec, text: &str) {
+    host.wait_for(|host| {
+        let output = &host.output[&exec.stdout];
+        String::from_utf8_lossy(output).contains(text)
+    });
+}
+
+/// All three streams are one terminal of the size asked for, the program leads its foreground group, and its status is
+/// its own.
+#[test]
+fn program_has_a_terminal() {
+    let (mut host, exec) = start(
+        "test -t 0 && test -t 1 && test -t 2 && stty size && tty | grep -o /dev/pts/ && \
+         ps -o pgid=,tpgid= -p $$ | { read a b; test $a = $b && echo foreground; }; exit 5",
+    );
+    let (end, out, _) = host.finish(&exec);
+    assert_eq!(end, (0, 5));
+    assert_eq!(
+        String::from_utf8_lossy(&out),
+        "24 80\r\n/dev/pts/\r\nforeground\r\n"
+    );
+}
+
+/// A new size reaches the program by SIGWINCH.
+#[test]
+fn resize_reaches_the_program() {
+    let (mut host, exec) =
+        start("trap 'stty size; exit' WINCH; echo waiting; while :; do sleep 0.01; done");
+    wait_for_text(&mut host, &exec, "waiting");
+    host.send(&ToAgent::Resize {
+        job: exec.job,
+        rows: 50,
+        cols: 132,
+    });
+    let (end, out, _) = host.finish(&exec);
+    assert_eq!(end, (0, 0));
+    assert!(String::from_utf8_lossy(&out).ends_with("50 132\r\n"));
+}
+
+/// Ctrl-C interrupts, Ctrl-Z stops and is told, SIGCONT goes on and is told, and Ctrl-D is the end of the input.
+#[test]
+fn control_characters_work() {
+    let (mut host, exec) = start("echo go; exec cat");
+    let id = exec.job;
+    wait_for_text(&mut host, &exec, "go");
+    host.feed(exec.stdin, b"\x1a", false);
+    let stopped = host.expect(|m| matches!(m, ToHost::Stopped { .. }));
+    assert_eq!(stopped, ToHost::Stopped { job: id, signo: 20 });
+    host.send(&ToAgent::Signal { job: id, signo: 18 });
+    let continued = host.expect(|m| matches!(m, ToHost::Continued { .. }));
+    assert_eq!(continued, ToHost::Continued { job: id });
+    host.feed(exec.stdin, b"line\n\x04", false);
+    let (end, out, _) = host.finish(&exec);
+    assert_eq!(end, (0, 0));
+    assert!(String::from_utf8_lossy(&out).contains("line\r\nline\r\n"));
+    let (mut host, exec) = start("echo go; exec cat");
+    wait_for_text(&mut host, &exec, "go");
+    host.feed(exec.stdin, b"\x03", false);
+    assert_eq!(host.finish(&exec).0, (1, 2));
+}
+
+/// The end of what the host types does not end the program, whose output still arrives.
+#[test]
+fn end_of_typing_is_no_hangup() {
+    let (mut host, exec) = start("read x; echo got $x; stty size");
+    host.feed(exec.stdin, b"word\n", true);
+    let (end, out, _) = host.finish(&exec);
+    assert_eq!(end, (0, 0));
+    assert!(String::from_utf8_lossy(&out).ends_with("got word\r\n24 80\r\n"));
+}
+
+/// A large output directly before the end arrives whole.
+#[test]
+fn last_output_is_not_lost() {
+    for _ in 0..20 {
+        let (mut host, exec) = start("seq 1 20000");
+        let (end, out, _) = host.finish(&exec);
+        assert_eq!(end, (0, 0));
+        let expected: String = (1..=20000).map(|n| format!("{n}\r\n")).collect();
+        assert!(out == expected.as_bytes(), "{} bytes", out.len());
+    }
+}
+
+/// A program that cannot be started fails like one on pipes, and a signal that comes early is not lost.
+#[test]
+fn failures_and_early_signals() {
+    let mut host = Host::start();
+    let missing = Host::on_terminal(host.request(&["no-such-program-here"]));
+    assert_eq!(
+        host.failure(&missing),
+        (2, "exec no-such-program-here".into())
+    );
+    let exec = Host::on_terminal(host.request(&["sleep", "1000"]));
+    host.exec(&exec);
+    host.send(&ToAgent::Signal {
+        job: exec.job,
+        signo: 15,
+    });
+    assert_eq!(host.finish(&exec).0, (1, 15));
+}
+
+/// When the host stops reading, the program's terminal hangs up.
+#[test]
+fn stop_is_a_hangup() {
+    let (mut host, exec) = start("exec yes");
+    host.wait_for(|host| host.output[&exec.stdout].len() > 100);
+    host.mux.stop(exec.stdout);
+    let end = host.finish(&exec).0;
+    assert!(matches!(end, (1, 1) | (0, 1)), "{end:?}");
+}
+
+/// With a background process on the terminal the output ends with the program; with LINGER it ends with the last
+/// process.
+#[test]
+fn background_processes() {
+    // The background process ignores the hangup, and waits for a line in a file system object that only it reads.
+    let script = "trap '' HUP; (echo back; read x < $FIFO; echo late) & read y; echo front; exit 4";
+    let fifo = std::env::temp_dir().join(format!("cloche-agent-test-{}", std::process::id()));
+    for linger in [false, true] {
+        std::fs::remove_file(&fifo).ok();
+        let mut host = Host::start();
+        let made = host.request(&["mkfifo", fifo.to_str().expect("a plain path")]);
+        assert_eq!(host.run(&made).0, (0, 0));
+        let mut exec = Host::on_terminal(host.shell(script));
+        exec.env
+            .push(format!("FIFO={}", fifo.display()).into_bytes());
+        if linger {
+            exec.flags |= exec_flags::LINGER;
+        }
+        host.exec_started(&exec);
+        wait_for_text(&mut host, &exec, "back");
+        host.feed(exec.stdin, b"\n", false);
+        host.expect(|m| matches!(m, ToHost::Exited { value: 4, .. }));
+        let stdout = exec.stdout;
+        if linger {
+            let open = host.shell(&format!("echo > {}", fifo.display()));
+            assert_eq!(host.run(&open).0, (0, 0));
+        }
+        host.wait_for(|host| !host.mux.knows(stdout));
+        let text = String::from_utf8_lossy(&host.output[&stdout]).into_owned();
+        assert!(text.contains("front\r\n"), "{text}");
+        assert_eq!(text.contains("late"), linger, "{text}");
+        if !linger {
+            let open = host.shell(&format!("echo > {}", fifo.display()));
+            assert_eq!(host.run(&open).0, (0, 0));
+        }
+    }
+    std::fs::remove_file(&fifo).ok();
+}
+
+/// A job whose stub is killed from outside still ends, and is reported.
+#[test]
+fn killed_stub_is_survived() {
+    let mut host = Host::start();
+    let exec = Host::on_terminal(host.shell("kill -9 $PPID; exec sleep 1000"));
+    host.exec_started(&exec);
+    let (kind, _) = host.finish(&exec).0;
+    assert_eq!(kind, 1);
+    let exec = host.request(&["true"]);
+    assert_eq!(host.run(&exec).0, (0, 0));
+}
