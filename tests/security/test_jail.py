@@ -9,12 +9,13 @@ import ctypes
 import os
 import socket
 import struct
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cloche.host.warden import WARDEN_ID, Failed, Warden
+from cloche.host.warden import WARDEN_ID, Exited, Failed, Spawned, Warden
 from cloche.model.jail import AS_IS, Bind, BindFlag, Dir, File, Jail, JailFlag, Namespace, Proc, Symlink
 from support.wardens import (
     ALONE,
@@ -265,8 +266,9 @@ def test_the_filter_is_applied(role: Role) -> None:
         instructions = ((0x20, 0, 0, 0), (0x15, 0, 1, uname), (0x06, 0, 0, errno_eperm), (0x06, 0, 0, allow))
         program = b"".join(struct.pack("=HBBI", *one) for one in instructions)
         with domain(role.warden) as warden:
-            script = "uname >/dev/null 2>&1 && echo works; grep ^Seccomp: /proc/self/status | cut -f2"
-            assert output(warden, script) == "works\n0\nstatus: 0"
+            script = "uname >/dev/null 2>&1 && echo works; grep ^Seccomp_filters /proc/self/status | cut -f2"
+            # The first filter is the warden's own.
+            assert output(warden, script) == "works\n1\nstatus: 0"
             assert output(warden, script, small_jail()._replace(seccomp=program)) == "2\nstatus: 0"
 
 
@@ -280,6 +282,45 @@ def test_a_filter_that_forbids_the_exec_is_seen(role: Role) -> None:
             ended = outcome(warden, shell("exit 0", small_jail()._replace(seccomp=kill_process)))
             assert not isinstance(ended, Failed)
             assert (ended.status, ended.signal) == (-1, 31)
+
+
+def test_keyrings_of_the_host_are_out_of_reach(role: Role) -> None:
+    """The caller's session keyring cannot be found, listed or added to, by native or by 32-bit system calls."""
+
+    @role.run
+    def _() -> None:
+        # keyctl(KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 1); also with the number x32 has for it.
+        calls = "250, 0x400000fa"
+        script = f"print syscall($_, 0, -3, 1) > 0 ? qq(found\\n) : $!{{ENOSYS}} ? qq(none\\n) : qq($!\\n) for {calls}"
+        outside = subprocess.run(["/usr/bin/perl", "-e", script], capture_output=True, check=True, text=True)
+        assert outside.stdout.startswith("found\n")
+        with domain(role.warden) as warden:
+            assert output(warden, f"exec perl -e '{script}'") == "none\nnone\nstatus: 0"
+
+
+def test_processes_with_namespaces_of_their_own_do_not_reach_each_other(role: Role) -> None:
+    """One process of a domain cannot signal another one unless both are in the domain's own pid namespace."""
+
+    @role.run
+    def _() -> None:
+        for namespaces, ends in ((ALONE, True), (ALONE | Namespace.PID, False)):
+            with domain(role.warden) as warden:
+                gate, opener = os.pipe()
+                warden.send_spawn(
+                    shell("read x; exit 3", small_jail(namespaces=namespaces), ident=7, fds=(0,)), [gate]
+                )
+                (spawned,) = next_events(warden)
+                assert isinstance(spawned, Spawned)
+                warden.send_spawn(
+                    shell(f"kill -KILL {spawned.pid} -1", small_jail(namespaces=namespaces)), []
+                )
+                events: list[object] = []
+                while not any(isinstance(event, Exited) and event.id == 1 for event in events):
+                    events += next_events(warden)
+                os.write(opener, b"\n")
+                while not any(isinstance(event, Exited) and event.id == 7 for event in events):
+                    events += next_events(warden)
+                assert (Exited(7, -1, 9) if ends else Exited(7, 3)) in events
 
 
 def test_processes_of_the_host_are_not_there(role: Role) -> None:

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use cloche_proto::warden::{Spawn, ToSupervisor, ToWarden};
 
 use crate::failure::{Failure, Outcome, Step};
+use crate::keys;
 use crate::socket::Socket;
 use crate::spawn;
 use crate::sys::{self, Ended, Errno, Forked};
@@ -75,6 +76,7 @@ fn serve(socket: &mut Socket, lifelines: &Lifelines) -> Outcome {
     }
     sys::setsid().step("setsid")?;
     sys::set_process_name(b"cloche-warden/1");
+    keys::take_away()?;
     // What is mounted here never reaches the host; what the host unmounts does not stay in use here.
     sys::set_propagation(libc::MS_SLAVE).step("make mounts private")?;
     // Nobody in the domain may look into PID 1. The ids are mapped, so /proc/1 need not belong to the caller any more.

@@ -14,14 +14,7 @@ use crate::sys::{self, Errno};
 /// When one of the steps is refused; the process must not go on then.
 pub fn confine(jail: &Jail, own_process: &OwnedFd) -> Outcome {
     sys::umask(0o022);
-    for limit in &jail.rlimits {
-        let what = || format!("rlimit {}", limit.resource);
-        sys::set_rlimit(limit.resource, limit.soft, limit.hard).step(what())?;
-    }
-    if jail.flags & jail_flags::NOT_DUMPABLE != 0 {
-        // The exec makes the process dumpable again as far as ptrace goes; the limit stays.
-        sys::set_rlimit(libc::RLIMIT_CORE, 0, 0).step("rlimit core")?;
-    }
+    set_limits(jail)?;
     take_ids(jail)?;
     if jail.namespaces & libc::CLONE_NEWUSER.unsigned_abs() != 0 {
         nest_user_namespace(own_process)?;
@@ -34,6 +27,26 @@ pub fn confine(jail: &Jail, own_process: &OwnedFd) -> Outcome {
         return Ok(());
     }
     sys::install_filter(&jail.seccomp).step("seccomp")
+}
+
+fn set_limits(jail: &Jail) -> Outcome {
+    let no_core = jail.flags & jail_flags::NOT_DUMPABLE != 0;
+    if no_core {
+        // The exec makes the process dumpable again, so it is the limit that must forbid core files. One byte and not
+        // none: it is what the kernel takes as "nothing to the host's core handler either" (core(5), pipes).
+        match sys::set_rlimit(libc::RLIMIT_CORE, 1, 1) {
+            // The limit is 0 already and cannot be raised.
+            Ok(()) | Err(Errno(libc::EPERM)) => {}
+            Err(errno) => return Err(Failure::new("rlimit core", errno)),
+        }
+    }
+    for limit in &jail.rlimits {
+        if !(no_core && limit.resource == libc::RLIMIT_CORE) {
+            let what = format!("rlimit {}", limit.resource);
+            sys::set_rlimit(limit.resource, limit.soft, limit.hard).step(what)?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes the ids on and keeps the permitted capabilities for the steps after it.

@@ -6,6 +6,7 @@
 mod failure;
 mod init;
 mod jail;
+mod keys;
 mod namespace;
 mod root;
 mod socket;

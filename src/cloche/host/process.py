@@ -16,6 +16,7 @@ from cloche.record import TYPE_CHECKING, Record
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping, Sequence
+    from types import FrameType
 
 #: Variables of the caller's that programs may see. Others (tokens, agents' sockets, preloads) are nobody's business.
 ENVIRONMENT = frozenset(
@@ -79,7 +80,7 @@ def allowed_environment(extra: Mapping[str, str] | None = None) -> dict[str, str
 def run(
     argv: Sequence[str],
     *,
-    input: bytes | None = None,  # noqa: A002 - subprocess.run's name for it
+    input: bytes | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
     cwd: str | None = None,
@@ -100,18 +101,22 @@ def run(
         CommandError: It took too long, or ``check`` and its status is not 0.
         LaunchError: It could not be started for another reason.
     """
-    child = _start(argv, has_input=input is not None, env=allowed_environment(env), cwd=cwd)
     # The class is at hand only once subprocess is imported, which costs milliseconds.
     from subprocess import TimeoutExpired
 
+    child = None
     try:
+        with _InterruptLater():
+            child = _start(argv, has_input=input is not None, env=allowed_environment(env), cwd=cwd)
         stdout, stderr = child.communicate(input, timeout)
     except TimeoutExpired:
+        assert child is not None
         tail = _tail(_end(child))
         message = f"{argv[0]} did not end within {timeout:g} seconds"
         raise CommandError(message, argv=argv, status=None, log_tail=tail) from None
     except BaseException:
-        _end(child)
+        if child is not None:
+            _end(child)
         raise
     status = child.returncode if child.returncode >= 0 else 128 - child.returncode
     if check and status != 0:
@@ -122,6 +127,32 @@ def run(
             log_tail=_tail(stderr) or _tail(stdout),
         )
     return Completed(stdout, stderr, status)
+
+
+class _InterruptLater:
+    """Puts Ctrl-C off to the end of the block: a program that was started in it is known by then and can be ended."""
+
+    def __init__(self) -> None:
+        self._old: object = None
+        self._came = False
+
+    def __enter__(self) -> None:
+        old = signal.getsignal(signal.SIGINT)
+        if callable(old):
+            try:
+                signal.signal(signal.SIGINT, self._remember)
+            except ValueError:  # not in the main thread: there is nothing to put off
+                return
+            self._old = old
+
+    def __exit__(self, *exc: object) -> None:
+        if callable(self._old):
+            signal.signal(signal.SIGINT, self._old)
+        if self._came:
+            signal.raise_signal(signal.SIGINT)
+
+    def _remember(self, _signo: int, _frame: FrameType | None) -> None:
+        self._came = True
 
 
 def _start(

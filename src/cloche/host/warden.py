@@ -241,8 +241,8 @@ class Warden:
 
 
 def _away_from(fd: int, number: int) -> int:
-    """Return a descriptor that dup2 to ``number`` makes inheritable: dup2 onto itself would leave it close-on-exec."""
-    if fd != number:
+    """Return a descriptor above ``number``: in the child, those up to it are overwritten one after the other."""
+    if fd > number:
         return fd
     import fcntl
 

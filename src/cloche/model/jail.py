@@ -32,7 +32,8 @@ class JailFlag(IntFlag):
     Attributes:
         NO_NEW_PRIVS: Setuid programs and file capabilities give nothing (needed for ``seccomp``).
         SETSID: A session of its own, without a terminal.
-        NOT_DUMPABLE: Nothing of the same user can trace it while its jail is built, and it leaves no core file.
+        NOT_DUMPABLE: Nothing of the same user can trace it while its jail is built, and it leaves no core file
+            and nothing for the host's core handler (whatever ``rlimits`` say).
         KEEP_ROOT: The warden's root, which is the host's; ``root`` must be empty.
         ROOT_WRITABLE: The tmpfs at ``/`` of the new root stays writable (8 MiB).
     """
