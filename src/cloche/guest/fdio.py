@@ -37,9 +37,11 @@ class FdReader(Protocol):
 
     def fileno(self) -> int:
         """What to wait on."""
+        raise NotImplementedError
 
     def read(self, size: int) -> bytes | None:
         """At most ``size`` bytes, ``b""`` at the end, None when there is nothing now. Raises OSError."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Let go of the descriptor."""
@@ -50,12 +52,14 @@ class FdWriter(Protocol):
 
     def fileno(self) -> int:
         """What to wait on."""
+        raise NotImplementedError
 
     def write(self, data: bytes | memoryview) -> int:
         """How much of ``data`` was taken, 0 when there is no room now. Raises OSError.
 
         After an answer that is less than everything, the next call must go on with the rest.
         """
+        raise NotImplementedError
 
     def close(self) -> None:
         """Let go of the descriptor."""

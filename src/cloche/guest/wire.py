@@ -162,7 +162,10 @@ def encode_attach(message: Attach) -> bytes:
 def decode_attach(payload: bytes | memoryview) -> Attach:
     """Raises ProtocolError when the payload is malformed."""
     data = Reader(payload)
-    return Attach(data.u16(), data.take(KEY_SIZE), _get_table(data))
+    version, nonce = data.u16(), data.take(KEY_SIZE)
+    if not _HEX.issuperset(nonce):
+        raise ProtocolError("an ATTACH frame is malformed")
+    return Attach(version, nonce, _get_table(data))
 
 
 def encode_attached(message: Attached) -> bytes:
