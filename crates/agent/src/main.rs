@@ -11,6 +11,7 @@ mod cgroup;
 mod control;
 mod job;
 mod log;
+mod port;
 mod setup;
 mod spawn;
 mod sys;
@@ -23,7 +24,8 @@ use std::os::fd::AsFd;
 
 use libc::{c_char, c_int};
 
-use agent::{Agent, Port};
+use agent::Agent;
+use port::Port;
 
 const USAGE: &str = "usage: cloche-agent --version | --fd N | --listen-fd N\n";
 /// Status when the agent is called wrongly or cannot start.

@@ -3,11 +3,14 @@
 //! The specification is `protocol/README.md` (channel) and `protocol/warden.md` (warden). Nothing here does input or
 //! output, and nothing here panics, whatever bytes it is given.
 
+mod assembler;
 pub mod codec;
 pub mod frame;
+mod jail;
 mod link;
 pub mod message;
 pub mod mux;
 mod ring;
+mod step;
 mod stream;
 pub mod warden;
