@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cloche.guest.mux import Mux
 from support.agents import PATIENCE_S, agent, command, cutter, guest, shell
 
 if TYPE_CHECKING:
@@ -83,6 +84,22 @@ def test_short_lived_connections(tmp_path: Path, seed: int) -> None:
             pipe_end.signal(15)
             assert box.wait(pipe_end) == 143
         assert box.session.mux.attached_count > 10
+
+
+def test_half_greetings_are_forgotten(tmp_path: Path) -> None:
+    """First greetings cut after any number of bytes, answered or not, leave the agent ready for the next one."""
+    mux = Mux()
+    mux.attach()
+    greeting = b"".join(mux.data_to_send())
+    with agent(tmp_path) as path:
+        for size in [*range(0, len(greeting), 5), len(greeting), len(greeting)]:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(path)
+                connection.sendall(greeting[:size])
+                if size == len(greeting):
+                    assert connection.recv(1)
+        with guest(path) as box:
+            assert box.run(shell("echo alive")) == (0, b"alive\n", b"")
 
 
 def test_cut_while_nothing_happens(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def record_fields(record: Any) -> Fields:
     """The fields of a message or step."""
     fields: Fields = {}
     for name, value in zip(record._fields, record, strict=True):
-        fields[FIELDS.get((type(record), name), name)] = plain(value)
+        word = str(name)
+        fields[FIELDS.get((type(record), word), word)] = plain(value)
     return fields
 
 

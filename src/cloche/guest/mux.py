@@ -376,7 +376,8 @@ class Mux:
                 f"the agent speaks version {answer.version} of the protocol and cloche version {wire.VERSION}",
                 hint="Remove what was built with the other version (cloche kernel list) and start anew.",
             )
-        if self.session is not None and (answer.fresh or answer.session != self.session):
+        first = self.session is None
+        if answer.fresh != first or not (first or answer.session == self.session):
             raise ProtocolError("another agent answers than the one this domain was started with")
         rows = {row.stream: row for row in answer.table}
         if len(rows) != len(answer.table) or 0 not in rows:
