@@ -37,6 +37,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> io::Result<()> {
+    // The library comes back to the working directory now and then, which a process of another user might not be allowed.
+    std::env::set_current_dir("/")?;
     let fd_limit = raise_fd_limit(args.fd_limit)?;
     match args.cache {
         Cache::Forever => serve(&TreeFs::new(&args.root, args.ids, fd_limit)?, args),

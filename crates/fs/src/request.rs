@@ -45,6 +45,18 @@ pub fn check_name(name: &CStr) -> io::Result<()> {
     Ok(())
 }
 
+/// Refuses what no file can hold. The library takes such an offset for impossible and would end the process.
+///
+/// # Errors
+/// `EINVAL` when the range ends past the largest offset of a file.
+pub fn check_range(offset: u64, size: u32) -> io::Result<()> {
+    let end = offset.checked_add(u64::from(size));
+    if end.is_some_and(|end| i64::try_from(end).is_ok()) {
+        return Ok(());
+    }
+    Err(io::Error::from_raw_os_error(libc::EINVAL))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +72,17 @@ mod tests {
                 Some(libc::EINVAL),
                 "{name:?}"
             );
+        }
+    }
+
+    #[test]
+    fn only_ranges_a_file_can_have_pass() {
+        const LARGEST: u64 = i64::MAX as u64;
+        for (offset, size) in [(0, 0), (0, u32::MAX), (LARGEST, 0), (LARGEST - 1, 1)] {
+            assert!(check_range(offset, size).is_ok(), "{offset} {size}");
+        }
+        for (offset, size) in [(LARGEST, 1), (LARGEST + 1, 0), (u64::MAX, 0), (u64::MAX, 1)] {
+            assert!(check_range(offset, size).is_err(), "{offset} {size}");
         }
     }
 

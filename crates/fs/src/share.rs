@@ -13,7 +13,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use virtiofsd::filesystem::{Context, Entry, Extensions, FileSystem, SetattrValid};
@@ -49,6 +49,7 @@ pub struct ShareConfig {
 pub(crate) struct Inner {
     pub(crate) files: PassthroughFs,
     pub(crate) budget: Budget,
+    pub(crate) session: Mutex<()>,
     ids: Ids,
     is_readonly: bool,
 }
@@ -83,6 +84,7 @@ impl ShareFs {
         Ok(ShareFs(Arc::new(Inner {
             files,
             budget,
+            session: Mutex::new(()),
             ids: config.ids,
             is_readonly: config.is_readonly,
         })))

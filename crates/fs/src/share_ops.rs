@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::AtomicBool;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use virtiofsd::filesystem::{
@@ -14,7 +14,7 @@ use virtiofsd::filesystem::{
 use virtiofsd::fuse::{Attr, SetattrIn};
 use virtiofsd::passthrough::PassthroughFs;
 
-use crate::request::{check_name, is_for_a_listing};
+use crate::request::{check_name, check_range, is_for_a_listing};
 use crate::share::{check_mknod, check_xattr, known_names, missing, unnamed, ShareFs};
 
 type Inode = u64;
@@ -26,6 +26,12 @@ impl FileSystem for ShareFs {
     type DirIter = <PassthroughFs as FileSystem>::DirIter;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        // One session after the other, also where several threads answer.
+        let _session = self
+            .0
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.0.budget.clear();
         let wanted = self.0.files.init(capable)?;
         // The host's kernel itself takes set-id bits away when a process without privileges writes, so that the guest
@@ -34,6 +40,11 @@ impl FileSystem for ShareFs {
     }
 
     fn destroy(&self) {
+        let _session = self
+            .0
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.0.files.destroy();
         self.0.budget.clear();
     }
@@ -217,6 +228,7 @@ impl FileSystem for ShareFs {
         lock_owner: Option<u64>,
         flags: u32,
     ) -> io::Result<usize> {
+        check_range(offset, size)?;
         self.0
             .files
             .read(ctx, inode, handle, writer, size, offset, lock_owner, flags)
@@ -236,6 +248,7 @@ impl FileSystem for ShareFs {
         flags: u32,
     ) -> io::Result<usize> {
         self.check_write()?;
+        check_range(offset, size)?;
         self.0.files.write(
             ctx,
             inode,

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{chown as chown_path, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use virtiofsd::filesystem::{FsOptions, SetxattrFlags};
 use virtiofsd::fuse;

@@ -30,7 +30,7 @@ use crate::ids::Ids;
 use crate::limits::RESERVED_FDS;
 use crate::nodes::{stale, Nodes, ROOT};
 use crate::recent::Recent;
-use crate::request::check_name;
+use crate::request::{check_name, check_range};
 use crate::stat::{open_at, read_link_at, stat_at, Key, Stat};
 
 /// How long the guest may believe what it was told about the tree.
@@ -320,6 +320,7 @@ impl FileSystem for TreeFs {
         _lock_owner: Option<u64>,
         _flags: u32,
     ) -> io::Result<usize> {
+        check_range(offset, size)?;
         let file = self.readable(inode, libc::S_IFREG)?;
         writer.read_from_file_at(&file, size as usize, offset, None)
     }
