@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def cloche(ordinary: OrdinaryUser) -> Runner:
-    """Return cloche as an ordinary user runs it."""
-    return Runner(ordinary)
+    """Return cloche as an ordinary user runs it, after the run at which notices are given."""
+    runner = Runner(ordinary)
+    first = runner("true")
+    assert first.returncode == 0, first.stderr
+    return runner
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ def failure(job: Job, command: GuestCommand, shown: tuple[str, ...]) -> ClocheEr
     name = escape_untrusted(command.argv[0], 200)
     code = job.failure.errno
     step = job.failure_text
-    if step.startswith("chdir"):
+    if step.startswith("cwd"):
         return CommandNotFoundError(
             f"the guest has no directory {escape_untrusted(command.cwd, 200)} to start in",
             hint="Share it with --here or --share, or choose another one with --workdir.",

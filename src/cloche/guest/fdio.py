@@ -5,8 +5,9 @@ O_NONBLOCK on them would change them for everybody, and readiness alone is no pr
 the bytes or the room first. So each kind of file is used in the way that cannot block per call:
 
 - pipes: splice(2) with SPLICE_F_NONBLOCK from or to a pipe of our own. The flag counts for that call only, works
-  on pipes of other users (where opening /proc/self/fd/N is refused) and moves pages instead of copying. A plain write
-  of PIPE_BUF bytes when poll says "writable" would do the same in steps of 4 KiB, at less than half the speed.
+  on pipes of other users (where opening /proc/self/fd/N is refused) and moves pages instead of copying. Writing
+  PIPE_BUF bytes when poll says "writable" would be slower, and would still block when another writer of the same
+  pipe takes the room first.
 - sockets: MSG_DONTWAIT.
 - terminals: opened anew through /proc/self/fd, which gives a file description of our own that may have O_NONBLOCK.
   Not for regular files (the offset of the shared description counts, as in ``(a; cloche b) > file``), and not for a

@@ -13,12 +13,12 @@ from time import time_ns
 from cloche import log
 from cloche.errors import ClocheError, DomainError, ProtocolError, UsageError
 from cloche.guest import messages
+from cloche.guest.agentlog import AgentLog
 from cloche.guest.job import Job
 from cloche.guest.mux import ATTACHED, Mux
 from cloche.guest.pumps import InputPump, OutputPump, SinkPump, SourcePump
 from cloche.guest.streams import Receiver, Sender
 from cloche.host.reactor import READ, WRITE
-from cloche.host.text import escape_untrusted
 from cloche.model.guest import Clock, Entropy
 from cloche.record import TYPE_CHECKING
 
@@ -43,10 +43,6 @@ _RECEIVE = 262144
 _SEND_PER_TURN = 1 << 20
 #: Control messages handled in one turn; more wait, and while they wait the agent gets no new credit.
 _CONTROL_PER_TURN = 64
-#: LOG messages let through: so many at once, so many per second in the long run.
-_LOG_BURST = 200
-_LOG_RATE = 50
-_LOG_LENGTH = 1000
 #: Connection attempts without an answer before the agent counts as lost, and the first pause between them in
 #: seconds (doubled each time): a little over a second in all.
 _ATTEMPTS = 8
@@ -111,9 +107,7 @@ class AgentSession:
         self._next_seq = 1
         self._setups: dict[int, SetupAnswer] = {}
         self._syncs: dict[int, Callable[[], None]] = {}
-        self._log_tokens = float(_LOG_BURST)
-        self._log_time = reactor.time()
-        self._log_dropped = 0
+        self._log = AgentLog(reactor.time())
 
     # What one can ask for
 
@@ -399,7 +393,7 @@ class AgentSession:
 
     def _on_message(self, message: Message) -> None:
         if isinstance(message, messages.Log):
-            self._on_log(message)
+            self._log.take(message, self.reactor.time(), self.on_log)
         elif isinstance(message, messages.Ready):
             if self.ready is not None:
                 raise ProtocolError("the agent says READY twice")
@@ -438,22 +432,6 @@ class AgentSession:
         elif isinstance(message, messages.Failed):
             self._forget(job)
         self._maybe_done(job)
-
-    def _on_log(self, message: messages.Log) -> None:
-        """Let a guest talk, but not without end: what is too much is counted and dropped."""
-        now = self.reactor.time()
-        self._log_tokens = min(_LOG_BURST, self._log_tokens + (now - self._log_time) * _LOG_RATE)
-        self._log_time = now
-        if self._log_tokens < 1:
-            self._log_dropped += 1
-            return
-        self._log_tokens -= 1
-        if self.on_log is None:
-            return
-        if self._log_dropped:
-            self.on_log(2, f"{self._log_dropped} messages of the agent were dropped")
-            self._log_dropped = 0
-        self.on_log(message.level, escape_untrusted(message.text, _LOG_LENGTH))
 
     # The socket's life
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from cloche.errors import HostError
 from cloche.host import xdg
 
 _DEVICE = "/dev/kvm"
@@ -40,10 +41,13 @@ def remember_kvm(works: bool, why: str) -> None:
     """Keep the outcome of a trial for this host kernel.
 
     Raises:
-        HostError: The cache directory cannot be made.
+        HostError: It cannot be kept.
     """
     path = os.path.join(xdg.ensure_directory(xdg.cache_dir()), _FILE)
     temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(f"{_key()}\n{'works' if works else 'fails'}: {why}\n")
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{_key()}\n{'works' if works else 'fails'}: {why}\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise HostError(f"cannot keep {path}: {error.strerror}") from None

@@ -7,7 +7,8 @@ import stat
 
 from cloche.host import accel, tools
 from cloche.model.facts import HostFacts, PathFact, Tools, User
-from cloche.plan.stage import stage_candidates
+from cloche.plan.shares import contains
+from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES, stage_candidates
 
 
 def collect_facts() -> HostFacts:
@@ -47,9 +48,29 @@ def _caller() -> User:
         entry = pwd.getpwuid(uid)
     except KeyError:
         return User(f"user{uid}", uid, gid, group, f"/home/user{uid}", "/bin/sh", "")
-    home = entry.pw_dir if entry.pw_dir.startswith("/") and entry.pw_dir != "/" else f"/home/{entry.pw_name}"
-    shell = entry.pw_shell if os.access(entry.pw_shell, os.X_OK) else "/bin/sh"
-    return User(entry.pw_name, uid, gid, group, os.path.normpath(home), shell, entry.pw_gecos)
+    shell = entry.pw_shell
+    if not (os.access(shell, os.X_OK) and any(contains(tree, shell) for tree in SYSTEM_TREES)):
+        shell = "/bin/sh"
+    return User(
+        entry.pw_name, uid, gid, group, guest_home(entry.pw_dir, entry.pw_name, uid), shell, entry.pw_gecos
+    )
+
+
+def guest_home(directory: str, name: str, uid: int) -> str:
+    """Return where the caller's home is in the guest: where it is on the host, but never among the system's own.
+
+    The home is made anew and private; made at ``/usr/games`` or ``/bin``, as some system users have it, it would close
+    these to everybody else.
+    """
+    home = os.path.normpath("/" + directory.lstrip("/")) if directory.startswith("/") else "/"
+    if uid == 0 and home == "/root":
+        return home
+    taken = (*SYSTEM_TREES, "/etc", "/dev", "/proc", "/sys", "/run", "/root")
+    if any(contains(home, path) for path, _ in EMPTY_DIRECTORIES) or any(
+        contains(tree, home) for tree in taken
+    ):
+        return f"/home/{name}"
+    return home
 
 
 def _working_directory() -> str:

@@ -8,7 +8,10 @@ import stat
 
 from cloche.errors import ShareError
 from cloche.model.request import Include, Share
-from cloche.plan.shares import normalize_guest_path, parse_include, parse_share
+from cloche.plan.shares import contains, normalize_guest_path, parse_include, parse_share
+
+#: Trees that are views of the host's processes and devices. A share of one would open the host.
+_KERNELS_OWN = ("/proc", "/sys", "/dev")
 
 
 def resolve_share(word: str) -> Share:
@@ -21,7 +24,7 @@ def resolve_share(word: str) -> Share:
         ShareError: There is no such directory, or it cannot be read, or it is the root.
     """
     source, writable, target = parse_share(word)
-    absolute = os.path.abspath(os.path.expanduser(source))
+    absolute = _absolute(source)
     real = _real_directory(absolute)
     return Share(real, normalize_guest_path(target if target is not None else absolute), writable)
 
@@ -49,16 +52,32 @@ def resolve_include(word: str) -> Include:
         ShareError: The host file does not exist or cannot be read.
     """
     guest, host = parse_include(word)
-    real = os.path.realpath(os.path.expanduser(host))
     try:
+        real = os.path.realpath(_absolute(host), strict=True)
         mode = os.stat(real).st_mode
     except OSError as error:
-        raise ShareError(f"cannot include {host}: {error.strerror}") from None
+        raise ShareError(f"cannot include {host}: {_reason(error)}") from None
+    if real == "/":
+        raise ShareError("the whole root directory cannot be included")
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ShareError(f"cannot include {host}: it is neither a file nor a directory")
-    if not os.access(real, os.R_OK):
+    if not os.access(real, os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK):
         raise ShareError(f"cannot include {host}: you may not read it")
     return Include(real, guest)
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(os.path.expanduser(path))
+    except OSError:
+        raise ShareError(
+            f"cannot find {path}: the working directory does not exist any more",
+            hint="Change to one that does, or give an absolute path.",
+        ) from None
+
+
+def _reason(error: OSError) -> str:
+    return "it leads to itself by symbolic links" if error.errno == errno.ELOOP else str(error.strerror)
 
 
 def _real_directory(path: str) -> str:
@@ -66,8 +85,7 @@ def _real_directory(path: str) -> str:
         real = os.path.realpath(path, strict=True)
         mode = os.stat(real).st_mode
     except OSError as error:
-        why = "it leads to itself by symbolic links" if error.errno == errno.ELOOP else error.strerror
-        raise ShareError(f"cannot share {path}: {why}") from None
+        raise ShareError(f"cannot share {path}: {_reason(error)}") from None
     if not stat.S_ISDIR(mode):
         raise ShareError(
             f"cannot share {path}: it is not a directory",
@@ -78,6 +96,9 @@ def _real_directory(path: str) -> str:
             "the whole root directory cannot be shared: nothing would be hidden any more",
             hint="Share the directories the program needs, for example --share ~/project:rw.",
         )
+    kernels_own = next((tree for tree in _KERNELS_OWN if contains(tree, real)), None)
+    if kernels_own is not None:
+        raise ShareError(f"cannot share {path}: {kernels_own} is the host's kernel, not files of yours")
     if not os.access(real, os.R_OK | os.X_OK):
         raise ShareError(f"cannot share {path}: you may not read it")
     return real

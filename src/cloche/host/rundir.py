@@ -37,6 +37,7 @@ class RunDirectory:
         ident = os.urandom(6).hex()
         path = os.path.join(parent, ident)
         building = os.path.join(parent, _NEW + ident)
+        lock = -1
         try:
             # Locked under a temporary name first: a directory with a real name always has its lock held by the living.
             os.mkdir(building, 0o700)
@@ -44,6 +45,9 @@ class RunDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.rename(building, path)
         except OSError as error:
+            _remove(building)
+            if lock >= 0:
+                os.close(lock)
             raise HostError(
                 f"cannot make the run directory {path}: {error.strerror}",
                 hint="Free some space there, or set XDG_RUNTIME_DIR to a directory of yours.",
@@ -66,6 +70,9 @@ def sweep() -> int:
     """Remove the run directories whose supervisor is dead; return how many there were."""
     parent = xdg.runtime_dir()
     removed = 0
+    # Somebody else who can write there could have us remove any directory of ours.
+    if not xdg.is_private_directory(parent):
+        return 0
     try:
         names = os.listdir(parent)
     except OSError:
@@ -79,12 +86,14 @@ def sweep() -> int:
 
 
 def _is_abandoned(path: str, *, new: bool) -> bool:
+    if os.path.islink(path):
+        return False
     try:
         lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except NotADirectoryError:
-        return False
-    except OSError:
+    except FileNotFoundError:
         return _is_old(path)
+    except OSError:
+        return False  # no run directory, or too many open files: no reason to think that its owner is dead
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cloche.errors import MissingToolError
+from cloche.errors import HostError, LaunchError, MissingToolError
 from cloche.host import xdg
 
 #: Where distributions put programs; PATH is not asked, so that a stray file there is never run with a machine's rights.
@@ -19,7 +19,7 @@ def find_system_tool(name: str) -> str:
     """Return the absolute path of a program of the distribution, or an empty string."""
     for directory in _SYSTEM_PATH:
         path = os.path.join(directory, name)
-        if os.access(path, os.X_OK):
+        if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return ""
 
@@ -28,7 +28,7 @@ def find_own_binary(name: str) -> str:
     """Return the path of one of cloche's Rust binaries, or an empty string."""
     for directory in _OWN_PATH:
         path = os.path.normpath(os.path.join(directory, name))
-        if os.access(path, os.X_OK):
+        if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return ""
 
@@ -60,29 +60,37 @@ def qemu_version(path: str) -> tuple[int, int]:
         return (0, 0)
     key = f"{path} {status.st_dev}:{status.st_ino} {status.st_size} {status.st_mtime_ns}"
     cache = os.path.join(xdg.cache_dir(), "qemu-version")
+    version = _parse_version(_recall(cache, key))
+    if version == (0, 0):
+        answer = _ask_version(path)
+        version = _parse_version(answer)
+        if version != (0, 0):
+            _remember(cache, f"{key}\n{answer}")
+    return version
+
+
+def _recall(cache: str, key: str) -> str:
     try:
         with open(cache, encoding="utf-8") as file:
-            known, _, version = file.read().partition("\n")
-        if known == key:
-            return _parse_version(version)
+            known, _, version = file.read(4096).partition("\n")
     except (OSError, UnicodeDecodeError):
-        pass  # nothing known yet: ask
-    version = _ask_version(path)
-    if _parse_version(version) != (0, 0):
-        _remember(cache, f"{key}\n{version}")
-    return _parse_version(version)
+        return ""  # nothing known yet, or not what was written
+    return version if known == key else ""
 
 
 def _ask_version(path: str) -> str:
     from cloche.host.process import run
 
-    words = run((path, "--version"), timeout=20).stdout.decode("utf-8", "replace").split()
+    try:
+        words = run((path, "--version"), timeout=20).stdout.decode("utf-8", "replace").split()
+    except LaunchError:
+        return ""
     return words[3] if words[:3] == ["QEMU", "emulator", "version"] and len(words) > 3 else ""
 
 
 def _parse_version(text: str) -> tuple[int, int]:
     parts = text.strip().split(".")
-    if len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
+    if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 5 for part in parts[:2]):
         return (0, 0)
     return (int(parts[0]), int(parts[1]))
 
@@ -96,5 +104,5 @@ def _remember(path: str, text: str) -> None:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(temporary, path)
-    except OSError as error:
-        log.debug(f"cannot keep {path}: {error.strerror}")
+    except (OSError, HostError) as error:
+        log.debug(f"cannot keep {path}: {error}")

@@ -65,7 +65,7 @@ def ensure_directory(path: str) -> str:
         HostError: It cannot be made, or it is somebody else's.
     """
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        _make_directories(path)
     except OSError as error:
         raise HostError(
             f"cannot make the directory {path}: {error.strerror}",
@@ -77,3 +77,17 @@ def ensure_directory(path: str) -> str:
             hint=f"chmod go-w {path}, and see that it belongs to you.",
         )
     return path
+
+
+def _make_directories(path: str) -> None:
+    # os.makedirs would give the parents whatever mode the caller's mask leaves.
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    if parent != path:
+        _make_directories(parent)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
