@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _OPTIONS = ("-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Options::=--force-confold")
+_PINNED = "qemu-* seabios"
 _ENVIRONMENT = ("env", "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_MODE=a", "LC_ALL=C.UTF-8")
 
 
@@ -46,16 +47,15 @@ def install(missing: Missing, become_root: Sequence[str], codename: str) -> None
         get = [*root, "apt-get", *private, *_OPTIONS, "install", "--yes", "--no-install-recommends"]
         backports = f"{codename}-backports"
         if missing.qemu:
-            # Only what this QEMU cannot do without comes from there too: `-t` would take every library's newest.
             try:
                 run(
                     "system",
                     f"installing QEMU {packages.QEMU_PREFERRED} from {backports}",
-                    [*get, f"{packages.QEMU}/{backports}"],
+                    [*get, packages.QEMU],
                 )
             except SetupError as error:
                 say("system", f"no QEMU from the backports, taking the release's own ({error})")
-                plain.append(packages.QEMU)
+                plain.append(f"{packages.QEMU}/{codename}")
         if plain:
             label = f"installing {len(plain)} packages: {' '.join(plain)}"
             try:
@@ -105,7 +105,12 @@ def _private_source(codename: str, become_root: Sequence[str]) -> Iterator[list[
         signed = f" [signed-by={KEYRING}]" if os.path.exists(KEYRING) else ""
         with open(os.path.join(directory, "sources.list"), "w", encoding="utf-8") as file:
             file.writelines(f"deb{signed} {uri} {release} main\n" for release, uri in targets.items())
+        # QEMU's own packages are preferred from the backports, and what else they need only if there is no other way:
+        # with `-t` the backports' newest of every library would come too, and its headers would no longer fit.
+        with open(os.path.join(directory, "preferences"), "w", encoding="utf-8") as file:
+            file.write(f"Package: {_PINNED}\nPin: release n={codename}-backports\nPin-Priority: 990\n")
         options = {
+            "Dir::Etc::preferences": f"{directory}/preferences",
             "Dir::Etc::sourcelist": f"{directory}/sources.list",
             "Dir::Etc::sourceparts": f"{directory}/parts",
             "Dir::State::lists": f"{directory}/lists",
