@@ -4,6 +4,7 @@ use std::ffi::{CStr, OsStr};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::log;
@@ -23,6 +24,14 @@ struct Mount {
     flags: u64,
     data: &'static CStr,
 }
+
+/// Names that programs expect beside the devices.
+const LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
 
 const QUIET: u64 = libc::MS_NOSUID | libc::MS_NODEV;
 
@@ -88,6 +97,10 @@ pub fn prepare() {
                 log::note(&format!("mount {}: error {errno}", mount.directory));
             }
         }
+    }
+    for (target, link) in LINKS {
+        // There already, or /dev could not be mounted, which was told above.
+        drop(symlink(target, link));
     }
     occupy_standard_streams();
     load_modules();
