@@ -30,9 +30,10 @@ or
 What is there already is not made again. --upgrade-qemu replaces an installed QEMU older than 10 where that is possible.
 """
 
-#: What each word needs: groups of packages, then stages in the order in which they are done.
+#: What each word needs: groups of packages, then stages in the order in which they are done. Those joined by `&` are
+#: done at the same time: one computes while the other downloads.
 RECIPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "demo": (("run", "rust", "python"), ("rust", "python", "kernel any")),
+    "demo": (("run", "rust", "python"), ("rust & python", "kernel any")),
     "test": (
         ("run", "rust", "python", "kernel", "test", "check"),
         ("python", "rust", "kernel build"),
@@ -80,7 +81,7 @@ def _steps(words: list[str], *, upgrade_qemu: bool) -> Iterator[Callable[[], Non
         groups, stages = RECIPES[words[0]]
         yield lambda: _system(groups, upgrade_qemu=upgrade_qemu)
         for stage in stages:
-            yield _stage(stage)
+            yield _together(stage.split(" & "))
     elif " ".join(words) in ("python", "rust", "kernel", "kernel any", "kernel build"):
         yield _stage(" ".join(words))
 
@@ -105,6 +106,37 @@ def _stage(words: str) -> Callable[[], None]:
     from setuplib import kernel
 
     return lambda: kernel.ensure(built=how == "build")
+
+
+def _together(stages: list[str]) -> Callable[[], None]:
+    """Return what does some stages at the same time, and fails with the first failure when all have ended."""
+    if len(stages) == 1:
+        return _stage(stages[0])
+
+    def work() -> None:
+        from threading import Thread
+
+        from setuplib import ui
+
+        failures: list[SetupError] = []
+
+        def branch(step: Callable[[], None]) -> None:
+            try:
+                step()
+            except SetupError as error:
+                failures.append(error)
+
+        ui.one_writer = False
+        threads = [Thread(target=branch, args=(_stage(stage),), daemon=True) for stage in stages]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        ui.one_writer = True
+        if failures:
+            raise failures[0]
+
+    return work
 
 
 def _wait_for_others() -> None:

@@ -16,6 +16,9 @@ QUIET_S = 2.0  # a program that ends sooner is not mentioned again
 LINE_EVERY_S = 10.0  # how often a line is written where there is no terminal
 _TAIL_LINES = 25
 
+#: Whether one line of the terminal may be written over and over: not while two stages run at the same time.
+one_writer = True
+
 
 class SetupError(Exception):
     """A stage cannot be done; the text says why and what to do, and may have several lines."""
@@ -105,7 +108,7 @@ def _follow(stage: str, stream: IO[bytes], log: IO[bytes], start: float) -> list
     """Copy a program's output to the log until its end; return its last lines."""
     import selectors
 
-    terminal = sys.stdout.isatty()
+    terminal = one_writer and sys.stdout.isatty()
     interval = 0.5 if terminal else LINE_EVERY_S
     next_sign = start + (QUIET_S if terminal else LINE_EVERY_S)
     tail: list[str] = []
