@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 def test_terminal_is_a_terminal_with_its_size(cloche: Runner) -> None:
     """The program sees a terminal of the caller's size, and a change of it."""
-    with TerminalProgram(cloche.user, [cloche.program, "sh", "-c", "tty; stty size; trap 'stty size; exit 0' WINCH; while :; do sleep 0.1; done"]) as on:
+    with TerminalProgram(cloche.user, [cloche.program, "sh", "-c", "trap 'stty size; exit 0' WINCH; tty; stty size; while :; do sleep 0.1; done"]) as on:
         on.expect(b"/dev/pts/")
         on.expect(b"30 100")
         on.resize(40, 120)
         on.expect(b"40 120")
-        assert on.process.wait(60) == 0
+        assert on.wait() == 0
 
 
 @pytest.mark.parametrize("end", ["exit", "kill"])
@@ -35,7 +35,7 @@ def test_mode_is_restored(cloche: Runner, end: str) -> None:
             on.expect(b"got word")
         else:
             on.process.send_signal(signal.SIGTERM)
-        on.process.wait(60)
+        on.wait()
         assert on.mode() == before
 
 
@@ -45,7 +45,7 @@ def test_control_c_reaches_the_program(cloche: Runner) -> None:
         on.expect(b"ready")
         on.type(b"\x03")
         on.expect(b"interrupted")
-        assert on.process.wait(60) == 3
+        assert on.wait() == 3
 
 
 def test_control_z_and_fg(cloche: Runner) -> None:
@@ -56,28 +56,29 @@ def test_control_z_and_fg(cloche: Runner) -> None:
         on.expect(b"ready\r\n")
         on.type(b"\x1a")
         on.expect(b"Stopped")
-        on.type(b"echo in the shell\r")
-        on.expect(b"\nin the shell")
+        on.type(b"echo $((40 + 2)) in the shell\r")
+        on.expect(b"42 in the shell")
         on.type(b"fg\r")
         on.expect(b"sh -c")
         on.type(b"word\r")
         on.expect(b"got word")
+        on.expect(b"$ ")  # what is typed before would be the program's
         on.type(b"exit\r")
-        assert on.process.wait(60) == 0
+        assert on.wait() == 0
 
 
 def test_job_control_inside(cloche: Runner) -> None:
     """An interactive shell in the guest has job control."""
     with TerminalProgram(cloche.user, [cloche.program, "bash", "--norc", "-i"]) as on:
         on.expect(b"$ ")
-        on.type(b"sleep 1000\r")
-        on.expect(b"sleep 1000")
+        on.type(b"sh -c 'echo run$((1 + 1)); exec sleep 1000'\r")
+        on.expect(b"run2")
         on.type(b"\x1a")
         on.expect(b"Stopped")
         on.type(b"kill %1; wait; echo $((40 + 2))\r")
-        on.expect(b"\n42")
+        on.expect(b"42")
         on.type(b"exit\r")
-        on.process.wait(60)
+        on.wait()
 
 
 def test_password_prompt_does_not_echo(cloche: Runner) -> None:
@@ -95,7 +96,7 @@ def test_no_tty_and_tty_force(cloche: Runner) -> None:
     with TerminalProgram(cloche.user, [cloche.program, "--no-tty", "sh", "-c", "tty; test -t 1 || echo none"]) as on:
         on.expect(b"not a tty")
         on.expect(b"none")
-        on.process.wait(60)
+        on.wait()
     done = cloche("--tty", "tty")
     assert done.stdout.startswith(b"/dev/pts/")
 
@@ -105,4 +106,4 @@ def test_full_screen_programs(cloche: Runner) -> None:
     with TerminalProgram(cloche.user, [cloche.program, "less", "/usr/share/common-licenses/GPL-3"]) as on:
         on.expect(b"GNU GENERAL PUBLIC LICENSE")
         on.type(b"q")
-        assert on.process.wait(60) == 0
+        assert on.wait() == 0

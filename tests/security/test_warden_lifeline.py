@@ -218,14 +218,15 @@ def test_nothing_outlives_all_of_them_at_once(role: Role) -> None:
 
 @pytest.mark.parametrize("killed", ["supervisor", "outer"])
 def test_without_the_lifeline_processes_stay(role: Role, mutant: str, killed: str) -> None:
-    """The same attacks leave every process of the domain alive when the warden has no lifelines."""
+    """The same attacks leave the processes of the domain alive when the warden has no lifelines."""
     with victim(role, mutant) as domain:
         pidfd = domain.supervisor if killed == "supervisor" else domain.outer
         kill(pidfd)
         assert wait_dead([pidfd], PATIENCE_S) == []
-        assert wait_dead([domain.init, *domain.fugitives], GONE_WITHIN_S) == sorted(
-            [domain.init, *domain.fugitives]
-        )
+        # Shells that only started others may end meanwhile.
+        alive = wait_dead([domain.init, *domain.fugitives], GONE_WITHIN_S)
+        assert domain.init in alive
+        assert len(alive) >= 1 + ANNOUNCED
 
 
 def test_processes_of_a_domain_cannot_reach_pid_1(role: Role) -> None:

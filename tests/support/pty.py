@@ -71,6 +71,23 @@ class TerminalProgram:
         head, _, self.seen = self.seen.partition(text)
         return head + text
 
+    def wait(self, timeout: float = 90) -> int:
+        """Read on, as a terminal does, until the program has ended; return its status."""
+        deadline = time.monotonic() + timeout
+        pidfd = os.pidfd_open(self.process.pid)
+        try:
+            while True:
+                left = max(0.0, deadline - time.monotonic())
+                ready, _, _ = select.select([self.master, pidfd], [], [], left)
+                if not ready:
+                    raise AssertionError(f"the program does not end; seen: {self.seen[-2000:]!r}")
+                if self.master in ready:
+                    self.seen += os.read(self.master, 65536)
+                elif pidfd in ready:
+                    return self.process.wait()
+        finally:
+            os.close(pidfd)
+
     def mode(self) -> list[object]:
         """Return the terminal's settings."""
         return termios.tcgetattr(self.slave)

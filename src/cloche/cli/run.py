@@ -161,7 +161,7 @@ class _Run:
         if self._terminal.wanted:
             self._terminal.make_raw()
         self._job = self._domain.execute(
-            self._plan.command, stdin=0, stdout=1, stderr=None if terminal else 2, terminal=terminal
+            self._plan.command, stdin=0, stdout=1, stderr=None if terminal else _stderr(), terminal=terminal
         )
         self._job.on_started = lambda job: self._timings.mark("program started")
         self._job.on_stopped = self._stopped
@@ -242,6 +242,14 @@ class _Run:
         if self._terminal.wanted:
             self._terminal.make_raw()
             self._resized()
+
+
+def _stderr() -> int:
+    """Return 2, or STDOUT when both lead to the same file (`2>&1`): one stream then keeps their order."""
+    from cloche.guest.session import STDOUT
+
+    out, err = os.fstat(1), os.fstat(2)
+    return STDOUT if (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino) else 2
 
 
 class _ConsolePrinter:

@@ -67,7 +67,8 @@ class Terminal:
         control = list(raw[6])
         control[termios.VMIN], control[termios.VTIME] = 1, 0
         raw[6] = control
-        termios.tcsetattr(0, termios.TCSADRAIN, raw)
+        # At once: waiting for the output to drain would hang on a terminal that nobody reads.
+        termios.tcsetattr(0, termios.TCSANOW, raw)
 
     def restore(self) -> None:
         """Give the terminal back as it was."""
@@ -78,7 +79,7 @@ class Terminal:
         # A background process that touches the terminal is stopped by it: the mode must come back all the same.
         before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         try:
-            termios.tcsetattr(0, termios.TCSADRAIN, self._saved)  # type: ignore[arg-type]
+            termios.tcsetattr(0, termios.TCSANOW, self._saved)  # type: ignore[arg-type]
         except termios.error:
             return  # the terminal is gone, and its mode with it
         finally:

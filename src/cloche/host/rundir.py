@@ -96,11 +96,13 @@ def _is_abandoned(path: str, *, new: bool) -> bool:
         return False  # no run directory, or too many open files: no reason to think that its owner is dead
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        gone = os.fstat(lock).st_nlink == 0
     except OSError:
         return False
     finally:
         os.close(lock)
-    return not new or _is_old(path)
+    # One that is gone was just removed by its owner, in order.
+    return not gone and (not new or _is_old(path))
 
 
 def _is_old(path: str) -> bool:
