@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cloche import api
 from cloche.api import DEVNULL, PIPE, STDOUT, CompletedProcess
+from cloche.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
+    from typing import Self
 
-    from cloche.api import File, Word
+    from cloche.api.popen import File
+    from cloche.api.sandbox import Word
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Process", "Sandbox", "run"]
 
@@ -45,7 +49,7 @@ class Sandbox:
     def __init__(self, **options: Any) -> None:
         self._sandbox = api.Sandbox(**options)
 
-    async def __aenter__(self) -> Sandbox:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -127,14 +131,14 @@ class Sandbox:
         if capture_output:
             stdout = stderr = PIPE
         if not args:
-            raise api.UsageError("no program was named")
+            raise UsageError("no program was named")
         process = await self.create_subprocess_exec(
             *args, stdin=stdin, stdout=stdout, stderr=stderr, **options
         )
         data = input.encode() if isinstance(input, str) else input
         try:
             out, err = await asyncio.wait_for(process.communicate(data), timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             process.kill()
             await process.wait()
             raise api.TimeoutExpired(list(args), timeout or 0.0) from None
@@ -186,9 +190,8 @@ class Process:
                 reader = asyncio.StreamReader(loop=loop)
                 raw = os.fdopen(os.dup(pipe.fileno()), "rb", buffering=0)
                 pipe.close()
-                await loop.connect_read_pipe(
-                    lambda reader=reader: asyncio.StreamReaderProtocol(reader, loop=loop), raw
-                )
+                protocol_of = asyncio.StreamReaderProtocol(reader, loop=loop)
+                await loop.connect_read_pipe(partial(_same, protocol_of), raw)
                 setattr(self, name, reader)
 
     async def wait(self) -> int:
@@ -224,6 +227,10 @@ class Process:
     def kill(self) -> None:
         """Send SIGKILL."""
         self._popen.kill()
+
+
+def _same(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtocol:
+    return protocol
 
 
 async def _drain(reader: asyncio.StreamReader | None) -> bytes | None:

@@ -33,11 +33,14 @@ else:
             return type.__new__(mcs, name, bases, namespace)
 
     class Record(metaclass=_RecordType):
+        """The base of every record; see the module's docstring."""
+
         __slots__ = ()
         _fields = ()
-        _field_defaults = {}
+        _field_defaults = {}  # noqa: RUF012 - replaced, never changed
 
         def __new__(cls, *values, **named):
+            """Make a record from values in field order, by name, or both."""
             fields = cls._fields
             if len(values) != len(fields) or named:
                 values = _complete(cls, values, named)

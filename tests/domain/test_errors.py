@@ -55,7 +55,7 @@ def test_not_executable(cloche: Runner, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    "words, status, said",
     [
         (["--share", "/", "true"], 125, "whole root"),
         (["--share", "/no/such/place", "true"], 125, "No such file"),

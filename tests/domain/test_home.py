@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def test_person_and_home(cloche: Runner) -> None:
     """The caller's name and ids, a fresh home, the caller's language and terminal."""
-    script = "id -un; id -u; id -g; echo $HOME; pwd; ls -A $HOME | grep -c secret; echo $LANG $TERM; touch ~/x && echo writable"
+    script = (
+        "id -un; id -u; id -g; echo $HOME; pwd; ls -A $HOME | grep -c secret; echo $LANG $TERM;"
+        "touch ~/x && echo writable"
+    )
     done = cloche.sh(script, env={"TERM": "xterm-256color"})
     user = cloche.user.entry
     lines = done.stdout.decode().split("\n")
@@ -37,7 +40,16 @@ def test_system_is_roots_and_can_only_be_changed_in_its_own_layer(cloche: Runner
 
 @pytest.mark.parametrize(
     "path",
-    ["/etc/ssh", "/etc/sudoers", "/etc/ssl/private", "/root/.profile", "/var/lib/dpkg", "/var/log/dpkg.log", "/home/ubuntu", "/boot/vmlinuz"],
+    [
+        "/etc/ssh",
+        "/etc/sudoers",
+        "/etc/ssl/private",
+        "/root/.profile",
+        "/var/lib/dpkg",
+        "/var/log/dpkg.log",
+        "/home/ubuntu",
+        "/boot/vmlinuz",
+    ],
 )
 def test_secrets_do_not_exist(cloche: Runner, path: str) -> None:
     """Secret and private places of the host do not even have a name in the guest."""
@@ -48,7 +60,10 @@ def test_secrets_do_not_exist(cloche: Runner, path: str) -> None:
 def test_nothing_of_the_host_shows(cloche: Runner, folder: Path) -> None:
     """No host processes, no host variables, no host name, no host files beside the shares."""
     (folder / "secret").write_text("x")
-    script = "hostname; env | cut -d= -f1 | sort | tr '\\n' ' '; ls /proc | grep -c '^[0-9]'; ls /home; ls " + str(folder)
+    script = (
+        "hostname; env | cut -d= -f1 | sort | tr '\\n' ' '; ls /proc | grep -c '^[0-9]'; ls /home; ls "
+        + str(folder)
+    )
     done = cloche.sh(script, env={"AWS_SECRET_ACCESS_KEY": "x", "SSH_AUTH_SOCK": "/tmp/x", "DISPLAY": ":0"})
     lines = done.stdout.decode().split("\n")
     assert lines[0] != socket.gethostname()
@@ -63,7 +78,8 @@ def test_common_tools_work(cloche: Runner) -> None:
     """Python, perl, git, gcc, man and the linker's cache work as at home."""
     script = (
         "set -e; cd; python3 -c 'import ssl,sqlite3,ctypes; print(\"python\")'; perl -e 'print \"perl\\n\"';"
-        "git init -q r; cd r; git -c user.name=a -c user.email=a@b commit -q --allow-empty -m x; git log --oneline | wc -l;"
+        "git init -q r; cd r; git -c user.name=a -c user.email=a@b commit -q --allow-empty -m x;"
+        "git log --oneline | wc -l;"
         "printf '#include <stdio.h>\\nint main(){puts(\"gcc\");}' > a.c; gcc a.c; ./a.out; man -w ls | grep -c ls;"
         "ldconfig -p 2>/dev/null | grep -c libc.so.6 >/dev/null; locale >/dev/null; date +%Z >/dev/null; echo end"
     )
@@ -80,7 +96,8 @@ def test_shares_read_only_and_writable(cloche: Runner, folder: Path) -> None:
         for path in (folder / "ro", folder / "rw", folder / "ro" / "file"):
             os.chown(path, cloche.user.entry.pw_uid, cloche.user.entry.pw_gid)
     script = (
-        f"cat {folder}/ro/file; (echo x > {folder}/ro/file) 2>/dev/null || echo refused; rm -f {folder}/ro/file 2>/dev/null || echo kept;"
+        f"cat {folder}/ro/file; (echo x > {folder}/ro/file) 2>/dev/null || echo refused; "
+        f"rm -f {folder}/ro/file 2>/dev/null || echo kept;"
         f"echo new > /there/made; mkdir /there/dir; ls -l /there | wc -l"
     )
     done = cloche.sh(script, "--share", f"{folder}/ro", "--share", f"{folder}/rw:rw:at=/there")
@@ -114,20 +131,29 @@ def test_include_copies_single_files(cloche: Runner, folder: Path) -> None:
     """--include puts a copy into the guest; changing it changes nothing on the host."""
     source = folder / "settings"
     source.write_text("host\n")
-    done = cloche.sh("cat /etc/app.conf; echo guest > /etc/app.conf; cat /etc/app.conf", "--privileged", "-i", f"/etc/app.conf={source}")
+    done = cloche.sh(
+        "cat /etc/app.conf; echo guest > /etc/app.conf; cat /etc/app.conf",
+        "--privileged",
+        "-i",
+        f"/etc/app.conf={source}",
+    )
     assert done.stdout == b"host\nguest\n", done.stderr
     assert source.read_text() == "host\n"
 
 
 def test_workdir_user_and_environment(cloche: Runner) -> None:
     """-w, -u and -e do what they say."""
-    done = cloche("-w", "/usr/share", "-u", "nobody", "-e", "COLOR=blue", "sh", "-c", "pwd; id -un; echo $COLOR")
+    done = cloche(
+        "-w", "/usr/share", "-u", "nobody", "-e", "COLOR=blue", "sh", "-c", "pwd; id -un; echo $COLOR"
+    )
     assert done.stdout == b"/usr/share\nnobody\nblue\n", done.stderr
 
 
 def test_limits(cloche: Runner) -> None:
     """--memory, --cpus and --pids are what the guest has."""
-    done = cloche.sh("nproc; awk '/MemTotal/ {print $2}' /proc/meminfo; cat /proc/swaps | wc -l", "-c", "2", "-m", "256M")
+    done = cloche.sh(
+        "nproc; awk '/MemTotal/ {print $2}' /proc/meminfo; cat /proc/swaps | wc -l", "-c", "2", "-m", "256M"
+    )
     cpus, memory_kib, swaps = done.stdout.split()
     assert (int(cpus), int(swaps)) == (2, 0)
     assert 150 * 1024 < int(memory_kib) <= 256 * 1024
@@ -137,7 +163,9 @@ def test_limits(cloche: Runner) -> None:
 
 def test_out_of_memory_is_the_guests(cloche: Runner) -> None:
     """A program that wants more memory than the machine has is killed in the guest, and the user is told."""
-    done = cloche("-m", "128M", "python3", "-c", "x = bytearray(1 << 30)\nfor i in range(0, 1 << 30, 4096): x[i] = 1")
+    done = cloche(
+        "-m", "128M", "python3", "-c", "x = bytearray(1 << 30)\nfor i in range(0, 1 << 30, 4096): x[i] = 1"
+    )
     assert done.returncode in (1, 137)
     if done.returncode == 137:
         assert b"128 MiB of memory were used up" in done.stderr

@@ -83,7 +83,9 @@ def test_pipeline_of_three_machines(cloche: Runner) -> None:
     assert (first.returncode, second.returncode, third.returncode) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "signo", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+)
 def test_signals_are_passed_on(cloche: Runner, signo: signal.Signals) -> None:
     """A signal sent to cloche reaches the program, which may handle it."""
     name = signo.name.removeprefix("SIG")
@@ -101,7 +103,8 @@ def test_words_with_every_kind_of_byte(cloche: Runner) -> None:
     words = [b"a b", b"it's", b'"', b"$HOME", b"new\nline", b"", b"\xff\xfe", "ä€".encode(), b"*", b"-x"]
     done = cloche(
         "-e", b"STRANGE=a 'b'\n\xff", "python3", "-c",
-        "import os,sys; w=sys.stdout.buffer.write; [w(os.fsencode(a)+b'\\0') for a in sys.argv[1:]]; w(os.environb[b'STRANGE'])",
+        "import os,sys; w=sys.stdout.buffer.write; [w(os.fsencode(a)+b'\\0') for a in sys.argv[1:]];"
+        "w(os.environb[b'STRANGE'])",
         *words,
     )  # fmt: skip
     assert done.stderr == b""

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 def test_terminal_is_a_terminal_with_its_size(cloche: Runner) -> None:
     """The program sees a terminal of the caller's size, and a change of it."""
-    with TerminalProgram(cloche.user, [cloche.program, "sh", "-c", "trap 'stty size; exit 0' WINCH; tty; stty size; while :; do sleep 0.1; done"]) as on:
+    with TerminalProgram(
+        cloche.user,
+        [
+            cloche.program,
+            "sh",
+            "-c",
+            "trap 'stty size; exit 0' WINCH; tty; stty size; while :; do sleep 0.1; done",
+        ],
+    ) as on:
         on.expect(b"/dev/pts/")
         on.expect(b"30 100")
         on.resize(40, 120)
@@ -41,7 +49,15 @@ def test_mode_is_restored(cloche: Runner, end: str) -> None:
 
 def test_control_c_reaches_the_program(cloche: Runner) -> None:
     """Ctrl-C interrupts the program in the guest, which may handle it."""
-    with TerminalProgram(cloche.user, [cloche.program, "sh", "-c", "trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 0.1; done"]) as on:
+    with TerminalProgram(
+        cloche.user,
+        [
+            cloche.program,
+            "sh",
+            "-c",
+            "trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 0.1; done",
+        ],
+    ) as on:
         on.expect(b"ready")
         on.type(b"\x03")
         on.expect(b"interrupted")
@@ -93,7 +109,9 @@ def test_password_prompt_does_not_echo(cloche: Runner) -> None:
 
 def test_no_tty_and_tty_force(cloche: Runner) -> None:
     """--no-tty takes the terminal away, --tty gives one where there is none."""
-    with TerminalProgram(cloche.user, [cloche.program, "--no-tty", "sh", "-c", "tty; test -t 1 || echo none"]) as on:
+    with TerminalProgram(
+        cloche.user, [cloche.program, "--no-tty", "sh", "-c", "tty; test -t 1 || echo none"]
+    ) as on:
         on.expect(b"not a tty")
         on.expect(b"none")
         on.wait()
@@ -102,7 +120,7 @@ def test_no_tty_and_tty_force(cloche: Runner) -> None:
 
 
 def test_full_screen_programs(cloche: Runner) -> None:
-    """less draws its page and ends at q."""
+    """Less draws its page and ends at q."""
     with TerminalProgram(cloche.user, [cloche.program, "less", "/usr/share/common-licenses/GPL-3"]) as on:
         on.expect(b"GNU GENERAL PUBLIC LICENSE")
         on.type(b"q")

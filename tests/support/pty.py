@@ -10,7 +10,7 @@ import struct
 import subprocess
 import termios
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from support.users import OrdinaryUser
@@ -39,7 +39,7 @@ class TerminalProgram:
         self.slave = slave
         self.seen = b""
 
-    def __enter__(self) -> TerminalProgram:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -67,7 +67,9 @@ class TerminalProgram:
             try:
                 self.seen += os.read(self.master, 65536)
             except OSError:
-                raise AssertionError(f"the terminal closed before {text!r}; seen: {self.seen[-2000:]!r}") from None
+                raise AssertionError(
+                    f"the terminal closed before {text!r}; seen: {self.seen[-2000:]!r}"
+                ) from None
         head, _, self.seen = self.seen.partition(text)
         return head + text
 

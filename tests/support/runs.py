@@ -22,7 +22,7 @@ class Runner:
     def __call__(
         self,
         *words: str | bytes,
-        input: bytes | None = None,  # noqa: A002 - named as in subprocess.run
+        input: bytes | None = None,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         timeout: float = 120,

@@ -76,7 +76,7 @@ class OrdinaryUser(NamedTuple):
         self,
         argv: Sequence[str | bytes],
         *,
-        input: bytes | None = None,  # noqa: A002 - named as in subprocess.run
+        input: bytes | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
         timeout: float = 120,

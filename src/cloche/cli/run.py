@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cloche.cli.parser import Parsed
     from cloche.guest.job import Job
     from cloche.model.plan import LaunchPlan
-    from cloche.model.request import RunRequest, Share
+    from cloche.model.request import Include, RunRequest, Share
 
 
 def main(parsed: Parsed) -> int:
@@ -49,7 +49,7 @@ def build_request(parsed: Parsed) -> RunRequest:
 
     given = parsed.values
     shares: tuple[Share, ...] = ()
-    includes = ()
+    includes: tuple[Include, ...] = ()
     if given.keys() & {"share", "here", "include"}:
         from cloche.host.paths import resolve_include, resolve_share, share_here
 
@@ -174,7 +174,7 @@ class _Run:
         if job.failure is not None:
             from cloche.domain.outcome import failure
 
-            self._fail(failure(job, self._plan.command, ()))
+            self._fail(failure(job, self._plan.command))
             return
         assert job.exited is not None
         status = job.status

@@ -28,7 +28,7 @@ def main(parsed: Parsed) -> int:
     if message is None or message[0] != "start":
         return 125
     with Reactor() as reactor:
-        return _Supervisor(reactor, connection, message[1]).serve()  # type: ignore[arg-type]
+        return _Supervisor(reactor, connection, message[1]).serve()
 
 
 class _Supervisor:

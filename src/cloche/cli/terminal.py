@@ -97,7 +97,7 @@ class Terminal:
         reactor.add_signal(signal.SIGWINCH, lambda signo: resized())
 
     def stop_self(self, signo: int) -> None:
-        """Stop as the program was stopped: the whole job, so that the shell takes the terminal back; returns after ``fg``."""
+        """Stop the whole job as the program was stopped, so that the shell has the terminal; returns after ``fg``."""
         self.restore()
         stop = signo if signo in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU) else signal.SIGSTOP
         os.kill(0 if stop != signal.SIGSTOP else os.getpid(), stop)

@@ -1,1 +1,1 @@
-"""cloche.domain"""
+"""The life of a domain: plan, launch, states, end (layer 5)."""

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
 from cloche.host.text import escape_untrusted
+from cloche.model.guest import MS_BIND, MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
 from cloche.model.jail import BindFlag, JailFlag, Namespace
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.plan import LaunchPlan, ProcessPlan
+
+_MOST_WORDS = 64
+_LONGEST_WORD = 4096
+_MOUNT_FLAGS = (
+    (MS_RDONLY, "rdonly"),
+    (MS_NOSUID, "nosuid"),
+    (MS_NODEV, "nodev"),
+    (MS_REMOUNT, "remount"),
+    (MS_NOATIME, "noatime"),
+    (MS_BIND, "bind"),
+    (MS_REC, "rec"),
+)
 
 
 def describe_plan(plan: LaunchPlan) -> str:
@@ -18,8 +33,10 @@ def describe_plan(plan: LaunchPlan) -> str:
         lines.append(
             f"machine     {machine.kernel.machine}, {machine.accelerator}, {machine.cpus} CPU, {machine.memory_mib} MiB"
         )
-        lines.append(f"kernel      {machine.kernel.ident} ({machine.kernel.kind}): {machine.kernel.path}")
-        lines.append(f"initramfs   {machine.kernel.initrd}")
+        lines.append(
+            f"kernel      {machine.kernel.ident} ({machine.kernel.kind}): {_text(machine.kernel.path)}"
+        )
+        lines.append(f"initramfs   {_text(machine.kernel.initrd)}")
     for endpoint in plan.endpoints:
         lines.append(f"socket      {endpoint.name} ({endpoint.kind})")
     for process in plan.processes:
@@ -28,7 +45,8 @@ def describe_plan(plan: LaunchPlan) -> str:
     lines += [f"    {_words(type(step).__name__, step)}" for step in plan.setup]
     command = plan.command
     lines.append("command")
-    lines.append(f"    argv    {' '.join(_quote(word) for word in command.argv[:64])}")
+    rest = f" ... and {len(command.argv) - _MOST_WORDS} more" if len(command.argv) > _MOST_WORDS else ""
+    lines.append(f"    argv    {' '.join(_quote(word) for word in command.argv[:_MOST_WORDS])}{rest}")
     lines.append(f"    cwd     {_quote(command.cwd)}")
     lines.append(f"    user    {command.uid}:{command.gid}, umask {command.umask:04o}")
     lines += [f"    env     {_quote(word)}" for word in command.env]
@@ -37,7 +55,9 @@ def describe_plan(plan: LaunchPlan) -> str:
 
 def _describe_process(process: ProcessPlan) -> list[str]:
     jail = process.jail
-    lines = [f"process     {process.name}" + (f" ({process.executable})" if process.executable else "")]
+    lines = [
+        f"process     {process.name}" + (f" ({_text(process.executable)})" if process.executable else "")
+    ]
     lines.append(f"    argv    {' '.join(_quote(word) for word in process.argv)}")
     for descriptor in process.descriptors:
         lines.append(f"    fd {descriptor.number:<4} {descriptor.endpoint} ({descriptor.side})")
@@ -57,13 +77,28 @@ def _words(name: str, op: tuple[object, ...]) -> str:
             words.append(_quote(value) if field != "content" else f"({len(value)} bytes)")
         elif field == "mode" and isinstance(value, int):
             words.append(f"{value:04o}")
-        elif field == "flags" and name == "Bind" and isinstance(value, int):
-            words.append(",".join(flag.name.lower() for flag in BindFlag if value & flag and flag.name))
+        elif field == "flags" and isinstance(value, int):
+            words.append(_flags(name, value))
         else:
             words.append(f"{field}={value}")
     return " ".join(words)
 
 
+def _flags(name: str, value: int) -> str:
+    if name in ("Bind", "BindFd"):
+        names = [flag.name.lower() for flag in BindFlag if value & flag and flag.name]
+    else:
+        names = [word for flag, word in _MOUNT_FLAGS if value & flag]
+    return ",".join(names) or "-"
+
+
 def _quote(word: bytes) -> str:
-    text = escape_untrusted(word, 300)
-    return text if text and " " not in text else f"'{text}'"
+    text = escape_untrusted(word, _LONGEST_WORD)
+    if text and not (" " in text or "'" in text):
+        return text
+    # Backslashes are doubled already, so this one cannot be mistaken.
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def _text(path: str) -> str:
+    return _quote(os.fsencode(path))

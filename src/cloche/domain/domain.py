@@ -158,7 +158,7 @@ class Domain:
         self._ended(
             BootTimeoutError(
                 f"the guest did not answer within {self.plan.boot_timeout_s:g} seconds",
-                hint=f"{said}\n--boot-log shows the whole boot, --boot-timeout gives it more time, --kernel another kernel.",
+                hint=f"{said}\n--boot-log shows all of it, --boot-timeout gives it more time, --kernel another kernel.",
             )
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+from cloche.errors import HostError
 from cloche.model.plan import EndpointKind
 from cloche.record import TYPE_CHECKING
 
@@ -14,13 +15,24 @@ if TYPE_CHECKING:
 
 
 class Endpoints:
-    """The sockets of one domain: what the processes get, and what the supervisor keeps."""
+    """The sockets of one domain: what the processes get, and what the supervisor keeps.
+
+    Raises:
+        HostError: They cannot be made.
+    """
 
     def __init__(self, endpoints: tuple[Endpoint, ...], directory: RunDirectory) -> None:
         self._directory = directory
         self._sides: dict[tuple[str, str], socket.socket] = {}
-        for endpoint in endpoints:
-            self._make(endpoint)
+        try:
+            for endpoint in endpoints:
+                self._make(endpoint)
+        except OSError as error:
+            self.close()
+            raise HostError(
+                f"cannot make the sockets of the domain in {directory.path}: {error.strerror}",
+                hint="Free some space there, or set XDG_RUNTIME_DIR to a directory of yours.",
+            ) from None
 
     def _make(self, endpoint: Endpoint) -> None:
         name = endpoint.name
@@ -40,13 +52,21 @@ class Endpoints:
                 os.unlink(path)
 
     def connect(self, name: str) -> socket.socket:
-        """Connect to a LISTEN endpoint, or return the supervisor's side of a PAIR."""
+        """Connect to a LISTEN endpoint, or return the supervisor's side of a PAIR.
+
+        Raises:
+            OSError: Nobody listens, or the run directory is gone.
+        """
         here = self._sides.pop((name, "here"), None)
         if here is not None:
             return here
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with _Reach(self._directory.file(f"{name}.sock")) as reachable:
-            connected.connect(reachable)
+        try:
+            with _Reach(self._directory.file(f"{name}.sock")) as reachable:
+                connected.connect(reachable)
+        except OSError:
+            connected.close()
+            raise
         return connected
 
     def descriptor(self, descriptor: Descriptor) -> int:

@@ -89,7 +89,8 @@ class Launcher:
         return self._endpoints.connect(self.plan.control)
 
     def _spawn(self, ident: int, process: ProcessPlan, machine_id: bytes) -> None:
-        assert self._warden is not None and self._endpoints is not None
+        assert self._warden is not None
+        assert self._endpoints is not None
         fds = [self._endpoints.descriptor(descriptor) for descriptor in process.descriptors]
         spec = SpawnSpec(
             id=ident,

@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 _NOT_EXECUTABLE = (errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.EISDIR, errno.ELIBBAD, errno.ETXTBSY)
 
 
-def failure(job: Job, command: GuestCommand, shown: tuple[str, ...]) -> ClocheError:
-    """Return the error for a program that was not started.
-
-    ``shown`` are the places of the host the guest sees; they make the hint.
-    """
+def failure(job: Job, command: GuestCommand) -> ClocheError:
+    """Return the error for a program that was not started."""
     assert job.failure is not None
     name = escape_untrusted(command.argv[0], 200)
     code = job.failure.errno

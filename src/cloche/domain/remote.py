@@ -22,6 +22,7 @@ from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cloche.domain.timings import Timings
     from cloche.host.reactor import Reactor
@@ -41,7 +42,7 @@ def send_message(connection: socket.socket, message: tuple[object, ...], fd: int
     connection.sendall(body)
 
 
-def receive_message(connection: socket.socket) -> tuple[tuple[object, ...] | None, int | None]:
+def receive_message(connection: socket.socket) -> tuple[tuple[Any, ...] | None, int | None]:
     """Receive one message and its descriptor; (None, None) at the end of the connection."""
     head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, 1)
     fd = fds[0] if fds else None
@@ -52,7 +53,8 @@ def receive_message(connection: socket.socket) -> tuple[tuple[object, ...] | Non
     if length > _MAX_MESSAGE:
         raise DomainError("the supervisor's connection is damaged")
     body = _receive_exactly(connection, length)
-    return (pickle.loads(body), fd) if len(body) == length else (None, None)
+    # The other end is this program's own parent or child, over a socket pair nobody else has.
+    return (pickle.loads(body), fd) if len(body) == length else (None, None)  # noqa: S301
 
 
 def _receive_exactly(connection: socket.socket, size: int) -> bytes:
@@ -71,11 +73,11 @@ def pack_error(error: ClocheError) -> tuple[str, str, str | None]:
     return type(error).__name__, error.message, error.hint
 
 
-def unpack_error(packed: object) -> ClocheError:
+def unpack_error(packed: tuple[str, str, str | None]) -> ClocheError:
     """Return the error of the same class."""
-    name, message, hint = packed  # type: ignore[misc]
-    kind = getattr(errors, name, ClocheError)
-    error = ClocheError.__new__(kind)
+    name, message, hint = packed
+    kind: type[ClocheError] = getattr(errors, name, ClocheError)
+    error = kind.__new__(kind)
     ClocheError.__init__(error, message, hint=hint)
     return error
 
@@ -108,7 +110,7 @@ class RemoteLauncher:
             raise HostError(f"cannot start {_INTERPRETER}: {error.strerror}") from error
         finally:
             theirs.close()
-        send_message(ours, ("start", self.plan._replace(command=None)))
+        send_message(ours, ("start", self.plan))
         answer = self._ask("started")
         self.ident = str(answer[1])
         self._timings.mark("supervisor started")
@@ -128,10 +130,10 @@ class RemoteLauncher:
         """Return the last lines of the guest's console, made safe to show."""
         if self._socket is not None:
             send_message(self._socket, ("console", lines))
-            self._tail = list(self._ask("console")[1])  # type: ignore[call-overload]
+            self._tail = list(self._ask("console")[1])
         return self._tail
 
-    def _ask(self, expected: str) -> tuple[object, ...]:
+    def _ask(self, expected: str) -> tuple[Any, ...]:
         assert self._socket is not None
         message, fd = receive_message(self._socket)
         if message is None:

@@ -6,9 +6,11 @@ from cloche.domain.domain import Domain
 from cloche.domain.prepare import prepare_plan
 from cloche.errors import ClocheError
 from cloche.host.reactor import Reactor
-from cloche.model.facts import HostFacts
 from cloche.model.request import RunRequest
-from cloche.record import Record
+from cloche.record import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from cloche.model.facts import HostFacts
 
 #: A guest under KVM answers in a fraction of a second; one that runs but crawls is no use either. In seconds.
 KVM_DEADLINE_S = 5.0

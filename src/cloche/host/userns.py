@@ -8,7 +8,10 @@ from cloche.errors import ClocheError
 from cloche.host.tools import find_own_binary
 from cloche.host.warden import WARDEN_ID, Failed, Ready, Warden
 from cloche.model.jail import Bind, BindFlag, Dir, Jail, Namespace, Proc, SpawnSpec, Tmpfs
-from cloche.record import Record
+from cloche.record import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from cloche.model.jail import RootOp
 
 
 class NamespaceProbe(Record):
@@ -39,7 +42,7 @@ def probe_namespaces() -> NamespaceProbe:
 def _probe_jail(warden: Warden) -> NamespaceProbe:
     read_only = BindFlag.READ_ONLY | BindFlag.NODEV | BindFlag.RECURSIVE | BindFlag.OPTIONAL
     trees = tuple(Bind(path, path, read_only) for path in (b"/usr", b"/bin", b"/lib", b"/lib64"))
-    root = (Dir(b"/tmp"), Proc(b"/proc"), Tmpfs(b"/tmp", 1 << 20), *trees)
+    root: tuple[RootOp, ...] = (Dir(b"/tmp"), Proc(b"/proc"), Tmpfs(b"/tmp", 1 << 20), *trees)
     everything = Namespace.MOUNT | Namespace.NET | Namespace.IPC | Namespace.UTS | Namespace.CGROUP
     for name, namespaces in (("jails", everything), ("nested user namespaces", everything | Namespace.USER)):
         spec = SpawnSpec(0, b"probe", (b"/usr/bin/true",), (), Jail(namespaces, root=root))

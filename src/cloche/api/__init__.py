@@ -1,0 +1,23 @@
+"""The Python API (layer 5b): ``run`` and ``Sandbox``, with the names and behaviour of ``subprocess``.
+
+Everything here may be called from any thread. The host program is never forked: the domain's processes belong to a
+supervisor started by posix_spawn, and one thread of the host program per sandbox talks to the guest.
+"""
+
+from __future__ import annotations
+
+from cloche.api.popen import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
+from cloche.api.sandbox import RUN_OPTIONS, CalledProcessError, CompletedProcess, Sandbox, run
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "RUN_OPTIONS",
+    "STDOUT",
+    "CalledProcessError",
+    "CompletedProcess",
+    "Popen",
+    "Sandbox",
+    "TimeoutExpired",
+    "run",
+]

@@ -1,0 +1,120 @@
+"""The thread that talks to one guest (layer 5b)."""
+
+from __future__ import annotations
+
+import threading
+
+from cloche.domain.domain import Domain, State
+from cloche.domain.remote import RemoteLauncher
+from cloche.errors import ClocheError, DomainError
+from cloche.host.reactor import Reactor
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cloche.model.plan import LaunchPlan
+
+
+class Loop:
+    """The thread that drives one domain. Calls come from any thread; answers come through events."""
+
+    def __init__(self, plan: LaunchPlan) -> None:
+        self._reactor = Reactor()
+        self._domain = Domain(self._reactor, plan, launcher=RemoteLauncher)
+        self._domain.on_open = self._opened
+        self._domain.on_end = self._ended
+        self._opened_or_over = threading.Event()
+        self._error: ClocheError | None = None
+        self._over = False
+        self._watchers: set[Callable[[ClocheError], None]] = set()
+        self._thread = threading.Thread(target=self._run, name="cloche", daemon=True)
+
+    def open(self) -> None:
+        """Start the thread and the machine, and return when programs can be started.
+
+        Raises:
+            ClocheError: The machine did not come up.
+        """
+        self._thread.start()
+        self._opened_or_over.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._domain.start()
+            self._reactor.run_until(lambda: self._over)
+        except ClocheError as error:
+            self._ended(error)
+        finally:
+            self._domain.close()
+
+    def _opened(self) -> None:
+        self._opened_or_over.set()
+
+    def _ended(self, error: ClocheError) -> None:
+        self._error = error
+        self._over = True
+        self._opened_or_over.set()
+        for watcher in list(self._watchers):
+            watcher(error)
+
+    def call(self, function: Callable[[Domain], Any]) -> Any:
+        """Run ``function`` in the loop's thread and return what it returns or raise what it raises."""
+        if self._error is not None:
+            raise self._error
+        if not self._thread.is_alive():
+            raise DomainError("the sandbox has ended")
+        done = threading.Event()
+        result: list[Any] = [None, None]
+
+        def work() -> None:
+            try:
+                result[0] = function(self._domain)
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                result[1] = error
+            done.set()
+
+        def lost(error: ClocheError) -> None:
+            result[1] = result[1] or error
+            done.set()
+
+        self._watchers.add(lost)
+        try:
+            self._reactor.call_soon_threadsafe(work)
+            while not done.wait(1.0):
+                if not self._thread.is_alive() and not done.is_set():
+                    raise DomainError("the sandbox has ended")
+        finally:
+            self._watchers.discard(lost)
+        if result[1] is not None:
+            raise result[1]
+        return result[0]
+
+    def watch(self, watcher: Callable[[ClocheError], None]) -> None:
+        """Call ``watcher`` with the reason when the machine ends by itself."""
+        self._watchers.add(watcher)
+
+    def unwatch(self, watcher: Callable[[ClocheError], None]) -> None:
+        """Forget a watcher."""
+        self._watchers.discard(watcher)
+
+    def close(self) -> None:
+        """End the machine and the thread; what programs wrote to shares is on the host. May be called twice."""
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+
+            def finish() -> None:
+                def over() -> None:
+                    self._over = True
+
+                if self._domain.state is State.OPEN:
+                    self._domain.finish(over)
+                else:
+                    over()
+
+            self._reactor.call_soon_threadsafe(finish)
+            self._thread.join()
+            self._reactor.close()
+        self._error = self._error or DomainError("the sandbox has ended")

@@ -1,0 +1,274 @@
+"""``run`` and ``Sandbox`` (layer 5b)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from cloche.api.loop import Loop
+from cloche.api.popen import PIPE, Popen, TimeoutExpired
+from cloche.domain.prepare import prepare_plan
+from cloche.errors import DomainError, UsageError
+from cloche.host.facts import collect_facts
+from cloche.model.request import RunRequest
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+    from typing import Any, Self
+
+    from cloche.api.popen import File
+    from cloche.model.guest import GuestCommand
+    from cloche.model.request import Include, Share
+
+    Word = str | bytes | os.PathLike[str]
+
+CalledProcessError = subprocess.CalledProcessError
+CompletedProcess = subprocess.CompletedProcess
+
+
+def run(
+    args: Sequence[Word], *, timeout: float | None = None, sandbox: Sandbox | None = None, **options: Any
+) -> CompletedProcess[Any]:
+    """Run a program in a machine of its own and return when it has ended, like ``subprocess.run``.
+
+    Args:
+        args: The program and its arguments. A single string is refused: there is no shell.
+        timeout: Seconds for the program itself; the start of the machine is not counted.
+        sandbox: Run it there instead of in a fresh machine.
+        **options: Those of ``Sandbox`` and of ``Sandbox.run`` (``input``, ``capture_output``, ``text``, ``check`` ...).
+
+    Raises:
+        CalledProcessError: ``check`` was given and the status is not 0.
+        TimeoutExpired: The time has passed; the program was killed.
+        ClocheError: The machine or the program could not be started.
+    """
+    running = {name: options.pop(name) for name in RUN_OPTIONS if name in options}
+    if sandbox is not None:
+        if options:
+            raise UsageError(f"{', '.join(options)} cannot be given together with sandbox")
+        return sandbox.run(args, timeout=timeout, **running)
+    with Sandbox(**options) as fresh:
+        return fresh.run(args, timeout=timeout, **running)
+
+
+RUN_OPTIONS = (
+    "input",
+    "capture_output",
+    "text",
+    "encoding",
+    "errors",
+    "check",
+    "stdin",
+    "stdout",
+    "stderr",
+    "env",
+    "cwd",
+    "user",
+)
+
+
+class Sandbox:
+    """A machine in which programs are run. A context manager: leaving it ends the machine and everything in it.
+
+    Args:
+        share: Host directories the guest sees: paths, ``"DIR:rw"``, or ``"DIR:ro:at=PATH"`` as on the command line.
+        include: Host files copied into the guest: a mapping of guest path to host path.
+        memory_mib: The most memory it may use, in MiB; None for the default.
+        cpus: Virtual CPUs; None for one.
+        driver: ``qemu`` or ``bwrap``.
+        kernel: The guest kernel's name; None lets cloche choose.
+        accelerator: ``kvm`` or ``tcg``; None for what was found to work.
+        privileged: Run programs as root of the guest.
+        boot_timeout_s: Seconds until the guest must answer.
+
+    Raises:
+        ClocheError: From ``start`` (and so from ``with``): what the command line would have said.
+    """
+
+    def __init__(
+        self,
+        *,
+        share: Sequence[Word] = (),
+        include: Mapping[str, Word] | None = None,
+        memory_mib: int | None = None,
+        cpus: int | None = None,
+        driver: str = "qemu",
+        kernel: str | None = None,
+        accelerator: str | None = None,
+        privileged: bool = False,
+        boot_timeout_s: float | None = None,
+    ) -> None:
+        self._request = RunRequest(
+            argv=(b"true",),
+            driver=driver,
+            shares=_shares(share),
+            includes=_includes(include or {}),
+            memory_mib=memory_mib,
+            cpus=cpus,
+            kernel=kernel,
+            accelerator=accelerator,
+            privileged=privileged,
+            boot_timeout_s=boot_timeout_s,
+        )
+        self._loop: Loop | None = None
+        self._base: GuestCommand | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the machine and return when programs can be run in it.
+
+        Raises:
+            ClocheError: It could not be started.
+            DomainError: It was started already.
+        """
+        if self._loop is not None:
+            raise DomainError("the sandbox was started already")
+        plan = prepare_plan(self._request, collect_facts())
+        self._base = plan.command
+        self._loop = Loop(plan)
+        try:
+            self._loop.open()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the machine. What programs wrote to shares is on the host when this returns. May be called twice."""
+        if self._loop is not None:
+            self._loop.close()
+
+    def popen(
+        self,
+        args: Sequence[Word],
+        *,
+        stdin: File = None,
+        stdout: File = None,
+        stderr: File = None,
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Word | None = None,
+        user: str | None = None,
+    ) -> Popen:
+        """Start a program and return at once, like ``subprocess.Popen``.
+
+        ``stdin``, ``stdout`` and ``stderr`` are PIPE, DEVNULL, a descriptor or an open file; None means this
+        program's own. ``env`` is added to the guest's environment. ``stderr`` may be STDOUT.
+
+        Raises:
+            ClocheError: The sandbox does not run, or the program could not be started.
+        """
+        loop = self._require_loop()
+        return Popen(
+            loop,
+            self._command(args, env, cwd, user),
+            (stdin, stdout, stderr),
+            (encoding, errors) if text or encoding or errors else None,
+        )
+
+    def run(
+        self,
+        args: Sequence[Word],
+        *,
+        input: str | bytes | None = None,
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        stdin: File = None,
+        stdout: File = None,
+        stderr: File = None,
+        **options: Any,
+    ) -> CompletedProcess[Any]:
+        """Run a program to its end, like ``subprocess.run``.
+
+        Raises:
+            CalledProcessError, TimeoutExpired, ClocheError: As ``run`` of the module.
+        """
+        if input is not None:
+            if stdin is not None:
+                raise ValueError("stdin and input cannot be given together")
+            stdin = PIPE
+        if capture_output:
+            if stdout is not None or stderr is not None:
+                raise ValueError("stdout and stderr cannot be given together with capture_output")
+            stdout = stderr = PIPE
+        with self.popen(args, stdin=stdin, stdout=stdout, stderr=stderr, **options) as process:
+            try:
+                out, err = process.communicate(input, timeout=timeout)
+            except TimeoutExpired as expired:
+                process.kill()
+                expired.stdout, expired.stderr = process.communicate()
+                raise
+            except BaseException:
+                process.kill()
+                raise
+            status = process.wait()
+        if check and status:
+            raise CalledProcessError(status, list(args), out, err)
+        return CompletedProcess(list(args), status, out, err)
+
+    def call(self, args: Sequence[Word], **options: Any) -> int:
+        """Run a program and return its status, like ``subprocess.call``."""
+        return self.run(args, **options).returncode
+
+    def check_call(self, args: Sequence[Word], **options: Any) -> int:
+        """Run a program that must succeed, like ``subprocess.check_call``."""
+        return self.run(args, check=True, **options).returncode
+
+    def check_output(self, args: Sequence[Word], **options: Any) -> Any:
+        """Return what a program writes to stdout, like ``subprocess.check_output``."""
+        return self.run(args, check=True, stdout=PIPE, **options).stdout
+
+    def _require_loop(self) -> Loop:
+        if self._loop is None:
+            raise DomainError(
+                "the sandbox was not started", hint="Use it in a `with` statement, or call start()."
+            )
+        return self._loop
+
+    def _command(
+        self, args: Sequence[Word], env: Mapping[str, str] | None, cwd: Word | None, user: str | None
+    ) -> GuestCommand:
+        assert self._base is not None
+        if isinstance(args, (str, bytes)):
+            raise UsageError(
+                "the program must be given as a list of words: there is no shell to take a string apart"
+            )
+        if not args:
+            raise UsageError("no program was named")
+        command = self._base._replace(argv=tuple(os.fsencode(word) for word in args))
+        if cwd is not None:
+            command = command._replace(cwd=os.fsencode(cwd))
+        if env:
+            merged = dict(word.partition(b"=")[::2] for word in command.env)
+            merged.update((os.fsencode(name), os.fsencode(value)) for name, value in env.items())
+            command = command._replace(env=tuple(name + b"=" + value for name, value in merged.items()))
+        if user is not None:
+            from cloche.plan.guest import resolve_user
+
+            person = resolve_user(self._request._replace(user=user), collect_facts().user)
+            command = command._replace(uid=person.uid, gid=person.gid, groups=(person.gid,))
+        return command
+
+
+def _shares(words: Sequence[Word]) -> tuple[Share, ...]:
+    from cloche.host.paths import resolve_share
+
+    return tuple(resolve_share(os.fsdecode(word)) for word in words)
+
+
+def _includes(pairs: Mapping[str, Word]) -> tuple[Include, ...]:
+    from cloche.host.paths import resolve_include
+
+    return tuple(resolve_include(f"{guest}={os.fsdecode(host)}") for guest, host in pairs.items())

@@ -1,1 +1,0 @@
-"""cloche.testing"""
