@@ -125,10 +125,10 @@ def test_a_waterfall() -> None:
     timings.marks = [Mark("start", 0.01), Mark("half", 0.05), Mark("same", 0.05), Mark("end", 0.1)]
     lines = timings.waterfall(width=10)
     assert lines == [
-        "    10.0 ms  +   10.0  #           start",
-        "    50.0 ms  +   40.0   ####       half",
-        "    50.0 ms  +    0.0       #      same",
-        "   100.0 ms  +   50.0       #####  end",
+        "      10.0 ms  +      10.0  #           start",
+        "      50.0 ms  +      40.0   ####       half",
+        "      50.0 ms  +       0.0       #      same",
+        "     100.0 ms  +      50.0       #####  end",
     ]
 
 
@@ -140,10 +140,10 @@ def test_a_waterfall_of_nothing() -> None:
     assert len(timings.waterfall()) == 1
 
 
-@given(st.lists(st.floats(0, 900), min_size=1, max_size=12).map(sorted), st.integers(1, 200))
+@given(st.lists(st.floats(0, 99_999), min_size=1, max_size=12).map(sorted), st.integers(1, 200))
 def test_bars_stay_in_their_column(times: list[float], width: int) -> None:
     """However the times lie, names begin in the same column of every line."""
     timings = Timings()
     timings.marks = [Mark("name", at) for at in times]
     lines = timings.waterfall(width)
-    assert {line.index("name") for line in lines} == {len(" 12345.6 ms  +12345.6  ") + width + 2}
+    assert {line.index("name") for line in lines} == {len("12345678.9 ms  +12345678.9  ") + width + 2}

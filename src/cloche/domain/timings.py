@@ -37,7 +37,7 @@ class Timings:
             begin = round(before / total * width)
             length = max(1, round(at / total * width) - begin)
             bar = " " * begin + "#" * length
-            lines.append(f"{at * 1000:8.1f} ms  +{(at - before) * 1000:7.1f}  {bar:<{width + 1}} {name}")
+            lines.append(f"{at * 1000:10.1f} ms  +{(at - before) * 1000:10.1f}  {bar:<{width + 1}} {name}")
             before = at
         return lines
 
