@@ -50,6 +50,8 @@ class Loop:
             self._ended(error)
         finally:
             self._domain.close()
+            # Whoever still waits for a program's start or end learns that there will be none.
+            self._ended(self._error or DomainError("the sandbox has ended"))
 
     def _opened(self) -> None:
         self._opened_or_over.set()

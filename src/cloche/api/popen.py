@@ -32,7 +32,7 @@ class Popen:
     """A program in the guest; what ``Sandbox.popen`` returns. Same attributes and methods as ``subprocess.Popen``.
 
     Attributes:
-        args: The program and its arguments, as bytes.
+        args: The program and its arguments, as they were given.
         pid: Its process id in the guest.
         returncode: Its status, negative for a signal; None while it runs.
         stdin, stdout, stderr: File objects for PIPE, else None.
@@ -41,11 +41,12 @@ class Popen:
     def __init__(
         self,
         loop: Loop,
+        args: list[Any],
         command: GuestCommand,
         files: tuple[File, File, File],
         text: tuple[str | None, str | None] | None,
     ) -> None:
-        self.args = list(command.argv)
+        self.args = args
         self.returncode: int | None = None
         self.pid = 0
         self._loop = loop
@@ -64,9 +65,7 @@ class Popen:
             loop.call(lambda domain: self._start(domain, command, ends))
             self._started.wait()
         except BaseException:
-            for file in (self.stdin, self.stdout, self.stderr):
-                if file is not None:
-                    file.close()
+            self._close_files()
             loop.unwatch(self._lost)
             raise
         finally:
@@ -139,10 +138,13 @@ class Popen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close_files()
+        self.wait()
+
+    def _close_files(self) -> None:
         for file in (self.stdout, self.stderr, self.stdin):
             if file is not None:
                 file.close()
-        self.wait()
 
     def poll(self) -> int | None:
         """Return the status, or None while the program runs.

@@ -172,6 +172,7 @@ class Sandbox:
         loop = self._require_loop()
         return Popen(
             loop,
+            list(args),
             self._command(args, env, cwd, user),
             (stdin, stdout, stderr),
             (encoding, errors) if text or encoding or errors else None,

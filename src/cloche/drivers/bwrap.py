@@ -57,6 +57,11 @@ class BwrapDriver:
         """Return whether bubblewrap is there."""
         if not facts.tools.bwrap:
             return DriverStatus(False, "bubblewrap is not installed", "Install the package bubblewrap.")
+        if facts.user.uid == 0:
+            # Most of /proc/sys asks for root's user id and for no capability: a container of root's could change the host.
+            return DriverStatus(
+                False, "it would not hold root", "Run cloche as an ordinary user, or use the qemu driver."
+            )
         return DriverStatus(True, facts.tools.bwrap)
 
     def plan(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:

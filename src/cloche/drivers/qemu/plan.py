@@ -44,7 +44,7 @@ MACHINE_ID_PLACEHOLDER = "0" * 32
 _STAGE = b"/stage"
 _SERVER_FD = 3
 _CLOSED = JailFlag.NO_NEW_PRIVS | JailFlag.SETSID | JailFlag.NOT_DUMPABLE
-_ALONE = Namespace.MOUNT | Namespace.NET | Namespace.IPC | Namespace.UTS | Namespace.CGROUP
+_ALONE = Namespace.MOUNT | Namespace.NET | Namespace.IPC | Namespace.UTS | Namespace.CGROUP | Namespace.PID
 _READ_ONLY = BindFlag.READ_ONLY | BindFlag.NOSUID | BindFlag.NODEV | BindFlag.OPTIONAL
 _RLIMIT_CORE, _RLIMIT_NOFILE = 4, 7
 #: What a file server of root's needs to give every file its owner: chown, dac_override, fowner, fsetid, setgid, setuid.

@@ -1,0 +1,89 @@
+"""What test_api runs in a host program of the ordinary user's; prints name=value lines."""
+
+# ruff: noqa: T201, D103, BLE001
+
+import asyncio
+import os
+import threading
+
+import cloche
+from cloche import aio
+
+forks = []
+os.register_at_fork(before=lambda: forks.append(1))
+
+
+def name_of(function, *args, **options):
+    try:
+        function(*args, **options)
+    except BaseException as error:
+        return type(error).__name__ + (f" {error.returncode}" if hasattr(error, "returncode") else "")
+    return "nothing"
+
+
+with cloche.Sandbox() as box:
+    done = box.run(["sh", "-c", "echo hello; echo oops >&2"], capture_output=True)
+    print(f"run={done.returncode} {done.stdout!r} {done.stderr!r}")
+    print(f"text={box.check_output(['expr', '2', '+', '2'], text=True)!r}")
+    print(f"input={box.run(['cat'], input=b'given', stdout=cloche.PIPE).stdout!r}")
+    print("check=" + name_of(box.run, ["sh", "-c", "exit 3"], check=True))
+    print("timeout=" + name_of(box.run, ["sleep", "1000"], timeout=0.2))
+    process = box.popen(["sleep", "1000"])
+    process.terminate()
+    print(f"signal={process.wait()}")
+    print("unknown=" + name_of(box.run, ["no-such-program"]))
+    print("string=" + name_of(box.run, "uname -a"))
+    done = box.run(
+        ["sh", "-c", "echo $PWD $COLOR"],
+        cwd="/usr/share",
+        env={"COLOR": "blue"},
+        capture_output=True,
+        text=True,
+    )
+    print(f"cwd_env={done.stdout.strip()}")
+    with box.popen(["cat"], stdin=cloche.PIPE, stdout=cloche.PIPE) as process:
+        process.stdin.write(b"ping\n")
+        line = process.stdout.readline()
+        process.stdin.close()
+        print(f"popen={line!r} {process.wait()}")
+    done = box.run(["sh", "-c", "echo out; echo err >&2"], stdout=cloche.PIPE, stderr=cloche.STDOUT)
+    print(f"merged={done.stdout!r}")
+    results = {}
+
+    def square(number):
+        results[number] = int(box.check_output(["expr", str(number), "*", str(number)]).strip() or 0)
+
+    threads = [threading.Thread(target=square, args=(number,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(f"threads={[results.get(number, 0) for number in range(1, 5)]}")
+    box.run(["touch", "/tmp/mark"])
+    print(f"same_machine={box.call(['test', '-e', '/tmp/mark']) == 0}")
+print("closed=" + name_of(box.run, ["true"]))
+
+
+async def main():
+    async with aio.Sandbox() as box:
+        done = await asyncio.gather(
+            *(box.run(["echo", str(n)], capture_output=True, text=True) for n in range(4))
+        )
+        print(f"aio={[one.stdout.strip() for one in done]}")
+        process = await box.create_subprocess_exec(
+            "sh", "-c", "read x; echo $x; exit 7", stdin=aio.PIPE, stdout=aio.PIPE
+        )
+        process.stdin.write(b"line\n")
+        line = await process.stdout.readline()
+        print(f"aio_stream={line!r} {await process.wait()}")
+        task = asyncio.ensure_future(box.run(["sleep", "1000"]))
+        await asyncio.sleep(0)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError as error:
+            print(f"aio_cancel={type(error).__name__}")
+
+
+asyncio.run(main())
+print(f"forks={len(forks)}")

@@ -1,0 +1,79 @@
+"""The Python API: subprocess's names and behaviour, threads, asyncio, no fork of the host program."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from support.runs import Runner
+
+SCRIPT = Path(__file__).with_name("api_script.py")
+
+
+@pytest.fixture(scope="module")
+def said(cloche: Runner) -> dict[str, str]:
+    """Run the script as the ordinary user, in one host program, and return what it found: name to value."""
+    source = cloche.user.project / "src"
+    program = (
+        f"import sys; sys.path.insert(0, {str(source)!r}); exec(compile(sys.stdin.read(), 'api', 'exec'))"
+    )
+    done = cloche.user.run(["/usr/bin/python3", "-c", program], input=SCRIPT.read_bytes(), timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    return dict(line.split("=", 1) for line in done.stdout.decode().splitlines())
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("run", "0 b'hello\\n' b'oops\\n'"),
+        ("text", "'4\\n'"),
+        ("input", "b'given'"),
+        ("check", "CalledProcessError 3"),
+        ("timeout", "TimeoutExpired"),
+        ("signal", "-15"),
+        ("unknown", "CommandNotFoundError"),
+        ("string", "UsageError"),
+        ("cwd_env", "/usr/share blue"),
+        ("popen", "b'ping\\n' 0"),
+        ("merged", "b'out\\nerr\\n'"),
+        ("threads", "[1, 4, 9, 16]"),
+        ("same_machine", "True"),
+        ("closed", "DomainError"),
+        ("aio", "['0', '1', '2', '3']"),
+        ("aio_stream", "b'line\\n' 7"),
+        ("aio_cancel", "CancelledError"),
+        ("forks", "0"),
+    ],
+)
+def test_api(said: dict[str, str], name: str, value: str) -> None:
+    """Each call behaves as subprocess's or asyncio's of the same name."""
+    assert said[name] == value
+
+
+def test_examples_of_the_documentation(cloche: Runner, project: Path) -> None:
+    """Every Python example of docs/api.md runs as it stands."""
+    text = (project / "docs" / "api.md").read_text()
+    blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(blocks) >= 4
+    source = cloche.user.project / "src"
+    program = (
+        f"import sys; sys.path.insert(0, {str(source)!r}); exec(compile(sys.stdin.read(), 'docs', 'exec'))"
+    )
+    for block in blocks:
+        done = cloche.user.run(["/usr/bin/python3", "-c", program], input=block.encode(), timeout=120)
+        assert done.returncode == 0, (block, done.stderr.decode())
+
+
+def test_importing_the_package_is_cheap() -> None:
+    """`import cloche` loads nothing of the machinery."""
+    source = Path(__file__).resolve().parents[2] / "src"
+    program = (
+        f"import sys; sys.path.insert(0, {str(source)!r}); import cloche; print('subprocess' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, check=True)
+    assert done.stdout == b"False\n"
