@@ -285,11 +285,12 @@ def test_the_command_line_of_the_vmm(kernel: object, bus: str, kvm: bool) -> Non
 
 def test_a_machine_without_shares_has_one_file_system() -> None:
     """The second file server exists exactly if something is shared or included."""
-    for options, names in (
+    expected: tuple[tuple[dict[str, Any], list[str]], ...] = (
         ({}, ["fs-system", "vmm"]),
         ({"shares": SHARES}, ["fs-system", "fs-shares", "vmm"]),
         ({"includes": INCLUDES}, ["fs-system", "fs-shares", "vmm"]),
-    ):
+    )
+    for options, names in expected:
         made = plan(request(**options))
         assert [one.name for one in made.processes] == names
         assert len(values(process(made, "vmm").argv, "-device")) == 1 + len(names)
@@ -475,7 +476,8 @@ def test_bwrap_copies_into_the_home() -> None:
 
 def test_refusals_are_errors_with_a_message() -> None:
     """Whatever a driver refuses is one of cloche's own errors."""
+    refused: tuple[dict[str, Any], ...] = ({"user": "bob"}, {"env": ((b"", b""),)}, {"workdir": ""})
     for name in DRIVER_NAMES:
-        for options in ({"user": "bob"}, {"env": ((b"", b""),)}, {"workdir": ""}):
+        for options in refused:
             with pytest.raises(ClocheError):
                 plan(request(**options), driver=name)

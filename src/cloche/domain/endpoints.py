@@ -92,6 +92,7 @@ class _Reach:
 
     def __init__(self, path: str) -> None:
         self._directory, self._name = os.path.split(path)
+        self._fd = -1
 
     def __enter__(self) -> str:
         self._fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -74,9 +74,11 @@ class Driver(Protocol):
 
     def capabilities(self, facts: HostFacts) -> Capabilities:
         """Return what the driver can do on this host."""
+        raise NotImplementedError
 
     def status(self, facts: HostFacts) -> DriverStatus:
         """Return whether the driver can work here."""
+        raise NotImplementedError
 
     def plan(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
         """Compute everything that will be started. Pure.
@@ -85,3 +87,4 @@ class Driver(Protocol):
             UsageError: The request asks for what the driver cannot do.
             HostError: The host lacks what the driver needs.
         """
+        raise NotImplementedError
