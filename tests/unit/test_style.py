@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MOST_LINES = 500
 
-#: Paths of the machines the project is developed on. (`/root` and `/home` alone are directories of every guest.)
+#: Paths of the machines the project is developed on. (`/root` and `/home/alice` exist in guests and in examples.)
 DEVELOPER_PATHS = re.compile(
-    r"/work/\w|/root/\.(?!\.)\w|/home/(?!user\b|alice\b|bob\b|ada\b)[a-z]\w*/|/Users/\w"
+    r"/work/\w|/root/\.(cargo|rustup|pyenv|npm|nvm|go)\b|/home/(?!(user|alice|bob|ada)\d*\b)[a-z]\w*/|/Users/\w"
 )
 #: Where packages come from is the business of apt, pip and cargo, and of a mirror where there is one.
 REGISTRY_HOSTS = re.compile(
@@ -197,7 +197,9 @@ def test_developer_paths_are_found(line: str) -> None:
     assert DEVELOPER_PATHS.search(line)
 
 
-@pytest.mark.parametrize("line", ["/root", "/home/alice/project", "the /root/ of the guest", "~/.cargo/bin"])
+@pytest.mark.parametrize(
+    "line", ["/root", "/root/.profile", "/home/alice2/project", "the /root/ of the guest", "~/.cargo/bin"]
+)
 def test_ordinary_paths_are_not_found(line: str) -> None:
     """A path that exists in every guest, and an example's, are allowed."""
     assert not DEVELOPER_PATHS.search(line)

@@ -59,7 +59,11 @@ TEST = (
 #: For `make check`.
 CHECK = ("shellcheck",)
 #: For `make bench`.
-BENCH = ("hyperfine",)
+BENCH = (
+    "busybox-static",  # the smallest guest there is
+    "hyperfine",
+    "udev",  # how virtme-ng's guest finds its ports
+)
 
 #: The groups by name, as `tools/setup system` and the other stages ask for them.
 GROUPS = {
