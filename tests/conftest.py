@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from support import leaks
 from support.users import OrdinaryUser, ordinary_user
@@ -21,6 +22,14 @@ TESTS = Path(__file__).parent
 MACHINE_RINGS = ("domain", "security")
 #: What the design allows a domain's processes after their end (a second), and what a busy machine adds.
 END_TIMEOUT_S = 10.0
+
+# No deadline: a machine that is busy with something else must not fail a test.
+settings.register_profile("cloche", deadline=None, print_blob=True)
+settings.register_profile("ci", settings.get_profile("cloche"), derandomize=True)
+settings.register_profile(
+    "fuzz", settings.get_profile("cloche"), max_examples=int(os.environ.get("FUZZ_EXAMPLES") or 20000)
+)
+settings.load_profile("ci" if os.environ.get("CI") else "cloche")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: A guest that does not answer a request to write back its files within this time is ended all the same, in seconds.
 _SYNC_TIMEOUT_S = 30.0
+#: How long the end of the agent's connection waits for a process's end that explains it, in seconds.
+_REASON_TIMEOUT_S = 0.5
 
 
 class State(Enum):
@@ -125,7 +127,7 @@ class Domain:
         resume = any(e.name == plan.control and e.kind == EndpointKind.LISTEN for e in plan.endpoints)
         self._session = session = AgentSession(self._reactor, self._launcher.connect, resume=resume)
         session.on_ready = self._ready
-        session.on_lost = self._ended
+        session.on_lost = self._lost
         session.on_log = self._agent_log
         session.attach()
 
@@ -209,6 +211,10 @@ class Domain:
         if self._session is not None:
             self._session.close()
         self._launcher.close()
+
+    def _lost(self, error: ClocheError) -> None:
+        # The agent goes when its machine goes: the launcher knows why, and will say so in a moment.
+        self._reactor.call_later(_REASON_TIMEOUT_S, lambda: self._ended(error))
 
     def _ended(self, error: ClocheError) -> None:
         if self.state is not State.ENDED:

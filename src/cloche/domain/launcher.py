@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from cloche import log
+from cloche.domain.complaints import Complaints
 from cloche.domain.endpoints import Endpoints
 from cloche.errors import DomainError, LaunchError
 from cloche.host.reactor import READ
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cloche.host.warden import Event
     from cloche.model.plan import LaunchPlan, ProcessPlan
 
+_STDERR = 2
 #: As much of the console as is kept to explain a failed boot, in bytes.
 _CONSOLE_KEPT = 16 * 1024
 
@@ -51,7 +53,7 @@ class Launcher:
         self._warden: Warden | None = None
         self._endpoints: Endpoints | None = None
         self._directory: RunDirectory | None = None
-        self._running = 0
+        self._complaints: dict[int, Complaints] = {}
         self._closed = False
 
     @property
@@ -91,30 +93,25 @@ class Launcher:
     def _spawn(self, ident: int, process: ProcessPlan, machine_id: bytes) -> None:
         assert self._warden is not None
         assert self._endpoints is not None
-        fds = [self._endpoints.descriptor(descriptor) for descriptor in process.descriptors]
+        program = _open_program(process.executable) if process.executable else None
+        complaints = self._complaints[ident] = Complaints(self._reactor)
+        fds = [*(self._endpoints.descriptor(d) for d in process.descriptors), complaints.theirs]
         spec = SpawnSpec(
             id=ident,
             name=process.name.encode(),
             argv=process.argv,
             env=process.env,
             jail=process.jail._replace(root=_fresh(process.jail.root, machine_id)),
-            fds=tuple(descriptor.number for descriptor in process.descriptors),
-            exe_fd=bool(process.executable),
+            fds=(*(descriptor.number for descriptor in process.descriptors), _STDERR),
+            exe_fd=program is not None,
         )
         log.debug(f"starting {process.name}")
-        if not process.executable:
-            self._warden.send_spawn(spec, fds)
-            return
         try:
-            program = os.open(process.executable, os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            raise LaunchError(
-                f"cannot open {process.executable}: {error.strerror}", hint="Run `make setup`."
-            ) from None
-        try:
-            self._warden.send_spawn(spec, [*fds, program])
+            self._warden.send_spawn(spec, fds if program is None else [*fds, program])
         finally:
-            os.close(program)
+            complaints.sent()
+            if program is not None:
+                os.close(program)
 
     # What is heard from the domain
 
@@ -136,7 +133,6 @@ class Launcher:
             self._timings.mark("warden ready")
         elif isinstance(event, Spawned):
             os.close(event.pidfd)
-            self._running += 1
             self._timings.mark(f"{self._name(event.id)} started")
         elif isinstance(event, Failed):
             what = "the domain's namespaces" if event.id == WARDEN_ID else self._name(event.id)
@@ -152,9 +148,8 @@ class Launcher:
         if process.name.startswith("fs-") and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
         if process.essential:
-            self._end(
-                DomainError(f"the domain ended: its process {process.name} {how}", hint=self._console_hint())
-            )
+            hint = self._complaints[event.id].hint() or self._console_hint()
+            self._end(DomainError(f"the domain ended: its process {process.name} {how}", hint=hint))
 
     def _name(self, ident: int) -> str:
         return self.plan.processes[ident].name if ident < len(self.plan.processes) else f"process {ident}"
@@ -209,6 +204,8 @@ class Launcher:
         if self._console_socket is not None:
             self._read_console(READ)
         self._close_console()
+        for complaints in self._complaints.values():
+            complaints.close()
         if self._warden is not None:
             self._reactor.unregister(self._warden.fileno())
             self._warden.close()
@@ -217,6 +214,13 @@ class Launcher:
             self._endpoints.close()
         if self._directory is not None:
             self._directory.close()
+
+
+def _open_program(path: str) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise LaunchError(f"cannot open {path}: {error.strerror}", hint="Run `make setup`.") from None
 
 
 def _raise(error: LaunchError | DomainError) -> None:

@@ -140,7 +140,8 @@ def _container(request: RunRequest, facts: HostFacts) -> ProcessPlan:
     home = os.fsencode(facts.user.home)
     agent = os.fsencode(facts.tools.agent)
     read_only = BindFlag.READ_ONLY | BindFlag.NODEV
-    root: list[RootOp] = [Dir(_STAGE, 0o755), Proc(b"/proc"), Dev(b"/dev")]
+    # bubblewrap puts its new root together on /tmp.
+    root: list[RootOp] = [Dir(_STAGE, 0o755), Dir(b"/tmp", 0o700), Proc(b"/proc"), Dev(b"/dev")]
     root += below(_STAGE, build_stage(facts, hostname="cloche", machine_id="0" * 32))
     root += [Dir(_STAGE + home, 0o700), Bind(agent, _STAGE + _AGENT, read_only)]
     # bubblewrap itself needs its libraries.
