@@ -15,7 +15,7 @@ use crate::spawn::{Limit, Manner, Stack};
 use crate::sys::{self, Change, Result, Usage, Waited};
 use crate::tty::{self, Report};
 
-/// Children reaped before everything else has its turn.
+/// Children reaped, or reports of a stub read, before everything else has its turn.
 const REAP_TURN: usize = 256;
 
 /// Token of the way to the host.
@@ -57,6 +57,8 @@ pub struct Agent {
     signals: OwnedFd,
     pub(crate) port: Port,
     reap_more: bool,
+    /// A stub may have more to say.
+    read_more_reports: bool,
     /// Groups that still had processes when their job was over.
     full_cgroups: Vec<Cgroup>,
     /// How often the kernel had killed for want of memory when it was last asked.
@@ -106,6 +108,7 @@ impl Agent {
             signals,
             port,
             reap_more: false,
+            read_more_reports: false,
             full_cgroups: Vec::new(),
             // A fresh guest starts at 0; elsewhere the count is that of the whole machine since its start.
             oom_kills: if is_guest { 0 } else { count_oom_kills() },
@@ -134,6 +137,9 @@ impl Agent {
         if self.reap_more {
             self.reap();
         }
+        if std::mem::take(&mut self.read_more_reports) {
+            (0..self.jobs.len()).for_each(|slot| self.read_reports(slot));
+        }
         self.read_port();
         self.continue_setup();
         self.read_control();
@@ -148,7 +154,11 @@ impl Agent {
     fn timeout(&self) -> i32 {
         let read = self.port.readable && self.port.fd.is_some();
         let can_move = |job: &Job| job.can_move(&self.mux) || job.is_over(&self.mux);
-        if self.reap_more || read || self.jobs.iter().flatten().any(can_move) {
+        if self.reap_more
+            || self.read_more_reports
+            || read
+            || self.jobs.iter().flatten().any(can_move)
+        {
             return 0;
         }
         self.setup.as_ref().map_or(-1, PendingSetup::timeout_ms)
@@ -245,7 +255,7 @@ impl Agent {
 
     /// What a terminal's stub has to say.
     fn read_reports(&mut self, slot: usize) {
-        loop {
+        for _ in 0..REAP_TURN {
             let Some(Some(job)) = self.jobs.get_mut(slot) else {
                 return;
             };
@@ -257,6 +267,7 @@ impl Agent {
                 Some(Report::Changed(change, usage)) => self.program_changed(slot, change, usage),
             }
         }
+        self.read_more_reports = true;
     }
 
     /// Somebody has killed the stub. Its program, if it was started, has become the agent's own child, or its end was

@@ -293,6 +293,9 @@ impl Child<'_> {
         // SAFETY: no pointers.
         unsafe { libc::umask(program.umask) };
         program.limits.iter().try_for_each(set_limit)?;
+        unblock_signals();
+        // From here on a program of the same user may stop this child, and with it the agent, which waits for it: so
+        // as little as possible comes after.
         self.take_ids()?;
         // SAFETY: a C string.
         done(
@@ -342,7 +345,6 @@ impl Child<'_> {
 
     /// Tries every candidate as a shell would: one that is there but may not be run is remembered, and the next tried.
     fn exec(&self) -> Errno {
-        unblock_signals();
         let mut denied = false;
         let mut last = Errno(libc::ENOENT);
         for path in &self.program.candidates {

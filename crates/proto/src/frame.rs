@@ -11,6 +11,8 @@ pub const MAX_DATA: usize = 65536;
 pub const MAX_PAYLOAD: usize = MAX_DATA + 8;
 /// Largest payload of ATTACH and ATTACHED.
 pub const MAX_ATTACH_PAYLOAD: usize = 1 << 20;
+/// Bytes of a DATA frame beside those of the stream.
+pub const DATA_OVERHEAD: usize = HEADER_SIZE + 8 + 1;
 /// Bytes before a frame's payload.
 pub const HEADER_SIZE: usize = 12;
 /// The byte after every frame's payload.

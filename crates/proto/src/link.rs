@@ -2,13 +2,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::frame::{preface, Attach, Attached, Frame, Key, TableEntry, VERSION, ZERO_KEY};
+use crate::frame::{
+    preface, Attach, Attached, Frame, Key, TableEntry, DATA_OVERHEAD, VERSION, ZERO_KEY,
+};
 use crate::mux::{Event, Role, TO_AGENT, TO_HOST};
 use crate::ring::WINDOW;
 use crate::stream::{Contradiction, Receiver, Sender};
 
-/// Frames are put together until this many bytes wait to be written.
+/// Frames are put together up to this many bytes: what a virtio port takes in one write. One write is one exit of the
+/// virtual machine, so a rest of a few bytes would cost as much as all before it.
 const OUTPUT_SIZE: usize = 32768;
+/// A DATA frame is not begun for fewer bytes than this because of what stands before it.
+const SMALLEST_SHARE: usize = 2048;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
@@ -318,7 +323,7 @@ impl Link {
         if self.written == self.output.len() {
             self.drop_output();
         }
-        if self.dirty && self.state == State::Attached && self.output.len() < OUTPUT_SIZE {
+        if self.dirty && self.state == State::Attached && self.share() > 0 {
             self.fill();
         }
         &self.output[self.written..]
@@ -328,36 +333,40 @@ impl Link {
         self.written = (self.written + count).min(self.output.len());
     }
 
+    /// How many bytes of a stream still fit into what is put together; 0 when it is as good as full.
+    fn share(&self) -> usize {
+        let share = OUTPUT_SIZE.saturating_sub(self.output.len() + DATA_OVERHEAD);
+        if share < SMALLEST_SHARE {
+            0
+        } else {
+            share
+        }
+    }
+
     fn fill(&mut self) {
         let output = &mut self.output;
         self.receivers
             .retain(|stream, receiver| !receiver.fill(*stream, output));
         self.dirty = false;
-        if let Some(control) = self.senders.get_mut(&TO_HOST) {
-            self.dirty |= control.fill(TO_HOST, output);
-        }
-        if let Some(control) = self.senders.get_mut(&TO_AGENT) {
-            self.dirty |= control.fill(TO_AGENT, output);
-        }
-        self.fill_in_turn();
-    }
-
-    /// One DATA frame for each sender in turn, from the one after the last served on.
-    fn fill_in_turn(&mut self) {
+        // The control stream goes first, then the others take turns from the one after the last served on.
         let turn = self.turn.max(TO_HOST);
-        let Self {
-            senders, output, ..
-        } = self;
-        let (before, after): (Vec<_>, Vec<_>) = senders
-            .range_mut(TO_HOST + 1..)
-            .partition(|(stream, _)| **stream <= turn);
-        for (stream, sender) in after.into_iter().chain(before) {
-            if output.len() >= OUTPUT_SIZE {
+        let streams = self.senders.keys().copied();
+        let (mut control, others): (Vec<u32>, Vec<u32>) = streams.partition(|id| *id <= TO_HOST);
+        let (before, after): (Vec<u32>, Vec<u32>) = others.into_iter().partition(|id| *id <= turn);
+        control.extend(after);
+        control.extend(before);
+        for stream in control {
+            let share = self.share();
+            if share == 0 {
                 self.dirty = true;
                 return;
             }
-            self.dirty |= sender.fill(*stream, output);
-            self.turn = *stream;
+            if let Some(sender) = self.senders.get_mut(&stream) {
+                self.dirty |= sender.fill(stream, &mut self.output, share);
+            }
+            if stream > TO_HOST {
+                self.turn = stream;
+            }
         }
     }
 }

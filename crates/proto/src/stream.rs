@@ -165,11 +165,12 @@ impl Sender {
         self.eof_ever
     }
 
-    /// Appends at most one DATA frame and, when nothing is left, the EOF. Returns whether there is more.
-    pub(crate) fn fill(&mut self, stream: u32, out: &mut Vec<u8>) -> bool {
+    /// Appends at most one DATA frame with at most `most` bytes and, when nothing is left, the EOF. Returns whether
+    /// there is more.
+    pub(crate) fn fill(&mut self, stream: u32, out: &mut Vec<u8>, most: usize) -> bool {
         if self.sent < self.next {
             let skip = usize::try_from(self.sent - self.acked).unwrap_or(WINDOW);
-            let (first, second) = self.ring.slices(skip, MAX_DATA);
+            let (first, second) = self.ring.slices(skip, most.min(MAX_DATA));
             let count = first.len() + second.len();
             if count > 0 {
                 encode_data(out, stream, self.sent, &[first, second]);

@@ -12,6 +12,7 @@ mod root;
 mod socket;
 mod spawn;
 mod sys;
+mod tsc;
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::process::ExitCode;
@@ -30,6 +31,9 @@ pub const WARDEN_ID: u32 = u32::MAX;
 const EXIT_FAILED: u8 = 125;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == "--tsc-khz") {
+        return print_tsc_khz();
+    }
     let Ok(socket) = take_socket() else {
         eprintln!("cloche-warden: descriptor 3 must be a SOCK_SEQPACKET Unix socket");
         return ExitCode::from(EXIT_FAILED);
@@ -40,6 +44,16 @@ fn main() -> ExitCode {
             ExitCode::from(u8::try_from(128 + signo).unwrap_or(EXIT_FAILED))
         }
         Err(()) => ExitCode::from(EXIT_FAILED),
+    }
+}
+
+fn print_tsc_khz() -> ExitCode {
+    match tsc::measure_khz() {
+        Some(khz) => {
+            println!("{khz}");
+            ExitCode::SUCCESS
+        }
+        None => ExitCode::from(EXIT_FAILED),
     }
 }
 

@@ -6,6 +6,7 @@ import os
 import stat
 
 from cloche.host import accel, tools
+from cloche.host.tsc import tsc_khz
 from cloche.model.facts import HostFacts, PathFact, Tools, User
 from cloche.plan.shares import contains
 from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES, stage_candidates
@@ -14,6 +15,7 @@ from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES, stage_candidates
 def collect_facts() -> HostFacts:
     """Look at the host and at the caller. Nothing is started but, once per version of QEMU, QEMU for its version."""
     qemu = tools.find_system_tool("qemu-system-x86_64")
+    warden = tools.find_own_binary("cloche-warden")
     return HostFacts(
         user=_caller(),
         cwd=_working_directory(),
@@ -24,7 +26,7 @@ def collect_facts() -> HostFacts:
             qemu=qemu,
             qemu_version=tools.qemu_version(qemu) if qemu else (0, 0),
             bwrap=tools.find_system_tool("bwrap"),
-            warden=tools.find_own_binary("cloche-warden"),
+            warden=warden,
             agent=tools.find_own_binary("cloche-agent"),
             fs=tools.find_own_binary("cloche-fs"),
         ),
@@ -32,6 +34,7 @@ def collect_facts() -> HostFacts:
         memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024),
         kvm=accel.kvm_result(),
         nofile_hard=_nofile_hard(),
+        tsc_khz=tsc_khz(warden) if warden else 0,
     )
 
 

@@ -50,6 +50,7 @@ class HostFacts(Record):
         programs: For a bare program name: the host paths under which ``PATH`` finds it.
         kvm: Whether KVM was tried and works (None: not tried yet).
         nofile_hard: The hard limit of open files.
+        tsc_khz: The frequency of the host's time-stamp counter in kHz; 0 when it is not known or not steady.
     """
 
     user: User
@@ -62,3 +63,4 @@ class HostFacts(Record):
     memory_mib: int
     kvm: bool | None
     nofile_hard: int
+    tsc_khz: int = 0

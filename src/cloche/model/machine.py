@@ -52,9 +52,11 @@ class Machine(Record):
     Attributes:
         memory_mib: A ceiling, not a reservation, in MiB.
         cpus: Number of virtual CPUs.
+        tsc_khz: The frequency of the counter an emulated guest reads; 0 lets its kernel measure it.
     """
 
     memory_mib: int
     cpus: int
     accelerator: str
     kernel: Kernel
+    tsc_khz: int = 0

@@ -15,6 +15,10 @@ CONTROL_FD, SYSTEM_FD, SHARES_FD, MONITOR_FD, CONSOLE_FD = 10, 11, 12, 13, 14
 KERNEL_PATH, INITRD_PATH = "/boot/kernel", "/boot/initrd"
 
 
+#: Where QEMU's microvm has its eight virtio-mmio transports.
+_SLOT_BASE = 0xFEB00000
+
+
 class MachineOptions(Record):
     """What a machine's command line depends on besides ``Machine``.
 
@@ -72,12 +76,12 @@ def build_vmm_argv(qemu: str, machine: Machine, options: MachineOptions) -> tupl
 def _machine_word(machine: Machine, options: MachineOptions) -> str:
     if machine.kernel.machine != "microvm":
         return "q35,memory-backend=memory,vmport=off,hpet=off,graphics=off,usb=off"
-    # Without KVM there is no paravirtual clock: the timer needs the old interrupt and timer chips.
-    legacy = "on" if machine.accelerator == Accelerator.TCG else "off"
+    # An emulated machine whose counter's frequency is not known needs the old timer and interrupt chips to measure it.
+    legacy = "on" if machine.accelerator == Accelerator.TCG and not machine.tsc_khz else "off"
     serial = "on" if options.serial else "off"
     return (
         f"microvm,acpi=off,pit={legacy},pic={legacy},rtc=on,isa-serial={serial},"
-        "auto-kernel-cmdline=on,memory-backend=memory"
+        "auto-kernel-cmdline=off,memory-backend=memory"
     )
 
 
@@ -89,18 +93,30 @@ def _accelerator(machine: Machine) -> tuple[str, ...]:
 
 
 def build_kernel_command_line(machine: Machine, options: MachineOptions) -> str:
-    """Return the guest kernel's command line for this machine and accelerator."""
-    words = [
-        "panic=-1",
-        "reboot=t",
-        "random.trust_cpu=on",
-        "mitigations=off" if machine.accelerator == Accelerator.TCG else "",
-        "quiet",
+    """Return the guest kernel's command line for this machine and accelerator (guest/cmdline.md gives the reasons)."""
+    words = ["panic=-1", "reboot=t"]
+    tcg = machine.accelerator == Accelerator.TCG
+    if machine.kernel.machine == "microvm":
+        words += ["rcupdate.rcu_expedited=1", *_slots(options)]
+        if tcg:
+            words += ["tsc=reliable", "lapic_timer_hz=1000000000", "keep_initmem", "noreplace-smp"]
+            khz = machine.tsc_khz
+            words += [f"tsc_early_khz={khz}", f"lpj={khz * 10}"] if khz else ["no_timer_check"]
+        if options.boot_log:
+            words += ["console=ttyS0", "earlyprintk=ttyS0", "8250.nr_uarts=1", "ignore_loglevel"]
+        elif options.serial:
+            # No driver looks for the port; only what the kernel says in distress goes there.
+            words += ["quiet", "earlyprintk=ttyS0,keep"]
+    else:
+        words += ["console=ttyS0", "ignore_loglevel" if options.boot_log else "quiet"]
+        if tcg:
+            words += ["mitigations=off", "tsc=reliable", "no_timer_check"]
+    return " ".join(words)
+
+
+def _slots(options: MachineOptions) -> list[str]:
+    """Name the transports in use: QEMU plugs devices into the highest free slot first."""
+    used = 3 if options.shares else 2
+    return [
+        f"virtio_mmio.device=512@{_SLOT_BASE + slot * 512:#x}:{5 + slot}" for slot in range(7, 7 - used, -1)
     ]
-    if machine.accelerator == Accelerator.TCG:
-        words += ["tsc=reliable", "no_timer_check"]
-    if options.serial:
-        words += ["console=ttyS0"]
-    if options.boot_log:
-        words += ["loglevel=7", "earlyprintk=serial,ttyS0"]
-    return " ".join(word for word in words if word)

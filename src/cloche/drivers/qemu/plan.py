@@ -141,7 +141,7 @@ def choose_machine(request: RunRequest, facts: HostFacts, kernel: Kernel) -> tup
             f"the {kernel.kind} kernel {kernel.ident} starts slowly (no template); "
             "`cloche kernel build` makes a fast one."
         )
-    return Machine(memory, cpus, accelerator, kernel), tuple(notices)
+    return Machine(memory, cpus, accelerator, kernel, facts.tsc_khz), tuple(notices)
 
 
 def _server_jail(facts: HostFacts, ops: tuple[RootOp, ...], *, keep_caps: int = 0) -> Jail:
