@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -266,4 +269,41 @@ def test_a_killed_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     domain.launcher.close()
     domain.reactor.close()
     assert rundir.sweep() == 1
+    assert list(tmp_path.glob("cloche/*")) == []
+
+
+HOST_PROGRAM = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from cloche.domain.remote import RemoteLauncher
+import importlib.util
+spec = importlib.util.spec_from_file_location("launchers", sys.argv[3])
+launchers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(launchers)
+idle = launchers.script("vmm", "echo up >&3; read x <&3", launchers.CONSOLE)
+domain = launchers.Domain(RemoteLauncher, launchers.plan(idle))
+domain.launcher.start()
+domain.says("up")
+print(domain.launcher._pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_host_program(tmp_path: Path, project: Path) -> None:
+    """When the program that uses the API is killed, its supervisor ends the domain and cleans up, without a word."""
+    argv = [sys.executable, "-c", HOST_PROGRAM, str(project / "src"), str(project / "tests"), __file__]
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+    ) as program:
+        assert program.stdout
+        assert program.stderr
+        supervisor = os.pidfd_open(int(program.stdout.readline()))
+        program.kill()
+        assert select.select([supervisor], [], [], PATIENCE_S)[0]
+        os.close(supervisor)
+        assert program.stderr.read() == b""
     assert list(tmp_path.glob("cloche/*")) == []

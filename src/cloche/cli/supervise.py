@@ -42,7 +42,7 @@ class _Supervisor:
     def serve(self) -> int:
         try:
             self._launcher.start()
-            send_message(self._connection, ("started", self._launcher.ident))
+            self._tell(("started", self._launcher.ident))
             self._reactor.register(self._connection.fileno(), READ, self._asked)
             rundir.sweep()
             self._reactor.run_until(lambda: self._over)
@@ -54,26 +54,32 @@ class _Supervisor:
 
     def _asked(self, events: int) -> None:
         del events
-        message, _ = receive_message(self._connection)
+        try:
+            message, _ = receive_message(self._connection)
+        except OSError:
+            message = None  # reset: the host program was killed before it had read everything
         if message is None:
             self._over = True
         elif message[0] == "connect":
             self._connect()
         elif message[0] == "console":
-            send_message(self._connection, ("console", self._launcher.console_tail(int(str(message[1])))))
+            self._tell(("console", self._launcher.console_tail(int(str(message[1])))))
 
     def _connect(self) -> None:
         try:
             agent = self._launcher.connect()
         except OSError as error:
-            send_message(self._connection, ("connected", error.errno or 0))
+            self._tell(("connected", error.errno or 0))
             return
         with agent:
-            send_message(self._connection, ("connected", 0), agent.fileno())
+            self._tell(("connected", 0), agent.fileno())
 
     def _ended(self, error: ClocheError) -> None:
         self._over = True
+        self._tell(("ended", pack_error(error)))
+
+    def _tell(self, message: tuple[object, ...], fd: int | None = None) -> None:
         try:
-            send_message(self._connection, ("ended", pack_error(error)))
+            send_message(self._connection, message, fd)
         except OSError:
-            return  # the host program is gone: there is nobody to tell
+            self._over = True  # the host program is gone: there is nobody to tell

@@ -43,7 +43,9 @@ def check_program(command: GuestCommand, shown: tuple[bytes, ...]) -> None:
         return
     full = os.path.normpath(os.path.join(command.cwd, name))
     if not is_below(full, shown):
-        if os.path.lexists(os.path.join(os.getcwdb(), name)) and not os.path.isabs(name):
+        home = next((word[5:] for word in command.env if word.startswith(b"HOME=")), b"")
+        # Only a program that starts in the home has left the caller's directory behind.
+        if command.cwd == home and not os.path.isabs(name) and os.path.lexists(name):
             raise CommandNotFoundError(
                 f"{text} was not found in the guest", hint="Share the working directory with --here."
             )
