@@ -1,23 +1,32 @@
 """What test_api runs in a host program of the ordinary user's; prints name=value lines."""
 
-# ruff: noqa: T201, D103, BLE001
+# ruff: noqa: T201
+
+from __future__ import annotations
 
 import asyncio
 import os
 import threading
+from typing import TYPE_CHECKING, Any
 
 import cloche
 from cloche import aio
 
-forks = []
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+forks: list[int] = []
 os.register_at_fork(before=lambda: forks.append(1))
 
 
-def name_of(function, *args, **options):
+def name_of(function: Callable[..., object], *args: object, **options: Any) -> str:
+    """Return the name of what ``function`` raises."""
     try:
         function(*args, **options)
-    except BaseException as error:
-        return type(error).__name__ + (f" {error.returncode}" if hasattr(error, "returncode") else "")
+    except (cloche.ClocheError, cloche.CalledProcessError, cloche.TimeoutExpired) as error:
+        return type(error).__name__ + (
+            f" {error.returncode}" if isinstance(error, cloche.CalledProcessError) else ""
+        )
     return "nothing"
 
 
@@ -42,15 +51,18 @@ with cloche.Sandbox() as box:
     )
     print(f"cwd_env={done.stdout.strip()}")
     with box.popen(["cat"], stdin=cloche.PIPE, stdout=cloche.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
         process.stdin.write(b"ping\n")
         line = process.stdout.readline()
         process.stdin.close()
         print(f"popen={line!r} {process.wait()}")
     done = box.run(["sh", "-c", "echo out; echo err >&2"], stdout=cloche.PIPE, stderr=cloche.STDOUT)
     print(f"merged={done.stdout!r}")
-    results = {}
+    results: dict[int, int] = {}
 
-    def square(number):
+    def square(number: int) -> None:
+        """Let the guest compute."""
         results[number] = int(box.check_output(["expr", str(number), "*", str(number)]).strip() or 0)
 
     threads = [threading.Thread(target=square, args=(number,)) for number in range(1, 5)]
@@ -64,7 +76,8 @@ with cloche.Sandbox() as box:
 print("closed=" + name_of(box.run, ["true"]))
 
 
-async def main():
+async def main() -> None:
+    """Use the asyncio half."""
     async with aio.Sandbox() as box:
         done = await asyncio.gather(
             *(box.run(["echo", str(n)], capture_output=True, text=True) for n in range(4))
@@ -73,11 +86,13 @@ async def main():
         process = await box.create_subprocess_exec(
             "sh", "-c", "read x; echo $x; exit 7", stdin=aio.PIPE, stdout=aio.PIPE
         )
+        assert process.stdin
+        assert process.stdout
         process.stdin.write(b"line\n")
         line = await process.stdout.readline()
         print(f"aio_stream={line!r} {await process.wait()}")
         task = asyncio.ensure_future(box.run(["sleep", "1000"]))
-        await asyncio.sleep(0)
+        await asyncio.wait([task], timeout=0)
         task.cancel()
         try:
             await task

@@ -31,7 +31,10 @@ def test_streams_and_status(cloche: Runner, driver: str) -> None:
 def test_the_stage_is_the_same(cloche: Runner, driver: str, folder: Path) -> None:
     """The same parts of the host are there, the same are not, and the caller is the caller."""
     (folder / "secret").write_text("x")
-    script = f"id -un; test -x /usr/bin/env && echo usr; ls /etc/ssh {folder} /var/lib/dpkg 2>/dev/null; touch ~/x && echo home"
+    script = (
+        f"id -un; test -x /usr/bin/env && echo usr; ls /etc/ssh {folder} /var/lib/dpkg 2>/dev/null;"
+        "touch ~/x && echo home"
+    )
     done = cloche("--driver", driver, "sh", "-c", script)
     assert done.stdout.decode().split() == [cloche.user.entry.pw_name, "usr", "home"], done.stderr
 

@@ -7,7 +7,8 @@
 //!
 //! * names that do not exist are remembered as such (a search along `PATH` costs nothing the second time);
 //! * files and directories are opened and closed without a word (`ENOSYS` to the first open ends all of it);
-//! * the targets of links are cached.
+//! * the targets of links are cached;
+//! * there are no extended attributes (and so no capabilities of files; set-id programs are not concerned).
 //!
 //! If the host replaces a file all the same, who reads it goes on with the old one while its descriptor is kept; otherwise
 //! the guest gets `ESTALE`, and never a mixture of both.
@@ -20,8 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use virtiofsd::filesystem::{
-    Context, DirEntry, DirectoryIterator, Entry, FileSystem, FsOptions, GetxattrReply,
-    ListxattrReply, OpenOptions, SerializableFileSystem, ZeroCopyWriter,
+    Context, DirEntry, DirectoryIterator, Entry, FileSystem, FsOptions, OpenOptions,
+    SerializableFileSystem, ZeroCopyWriter,
 };
 use virtiofsd::fuse::Attr;
 use virtiofsd::read_dir::ReadDir;
@@ -176,15 +177,6 @@ impl TreeFs {
         let file = Arc::new(check_same(file, key)?);
         state.files.put((number, Use::Read), file.clone());
         Ok(file)
-    }
-
-    fn check_xattrs(&self) -> io::Result<()> {
-        // In a user namespace capabilities of files cannot be read, and there is nothing else of use. A guest told so
-        // once does not ask again, which it otherwise does at every exec.
-        if self.0.ids.is_host() {
-            return Ok(());
-        }
-        Err(io::Error::from_raw_os_error(libc::ENOSYS))
     }
 }
 
@@ -355,49 +347,9 @@ impl FileSystem for TreeFs {
         Ok(unsafe { out.assume_init() })
     }
 
-    fn getxattr(
-        &self,
-        _ctx: Context,
-        inode: u64,
-        name: &CStr,
-        size: u32,
-    ) -> io::Result<GetxattrReply> {
-        self.check_xattrs()?;
-        let is_file = self.state().nodes.get(inode)?.kind == libc::S_IFREG;
-        if name != c"security.capability" || !is_file {
-            return Err(io::Error::from_raw_os_error(libc::ENODATA));
-        }
-        let file = self.readable(inode, libc::S_IFREG)?;
-        let mut value = vec![0_u8; size as usize];
-        // SAFETY: the kernel writes at most `value.len()` bytes into `value`, and nothing when that is 0.
-        let length = unsafe {
-            libc::fgetxattr(
-                file.as_raw_fd(),
-                name.as_ptr(),
-                value.as_mut_ptr().cast(),
-                value.len(),
-            )
-        };
-        if length < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        if size == 0 {
-            return Ok(GetxattrReply::Count(length as u32));
-        }
-        value.truncate(length as usize);
-        Ok(GetxattrReply::Value(value))
-    }
-
-    fn listxattr(&self, _ctx: Context, _inode: u64, size: u32) -> io::Result<ListxattrReply> {
-        self.check_xattrs()?;
-        Ok(if size == 0 {
-            ListxattrReply::Count(0)
-        } else {
-            ListxattrReply::Names(Vec::new())
-        })
-    }
-
-    // Everything else, all that writes included, is left out: the guest is told `ENOSYS`.
+    // Everything else is left out and answered with `ENOSYS`: all that writes, and extended attributes. An overlay asks for
+    // one at every lookup and the kernel at every exec, unless told once that there are none. What they would bring are
+    // capabilities of files, which cannot be read in the user namespace of an ordinary user's domain anyway.
 }
 
 impl SerializableFileSystem for TreeFs {}

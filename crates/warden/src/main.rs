@@ -31,7 +31,10 @@ pub const WARDEN_ID: u32 = u32::MAX;
 const EXIT_FAILED: u8 = 125;
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|word| word == "--tsc-khz") {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == "--tsc-khz")
+    {
         return print_tsc_khz();
     }
     let Ok(socket) = take_socket() else {
