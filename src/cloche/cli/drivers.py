@@ -46,7 +46,8 @@ def main(parsed: Parsed) -> int:
             for key, value in capabilities.items()
             if value is False and key != "needs_kernel"
         ]
-        sys.stdout.write(f"{row['name']:<8}{capabilities['isolation']:<14}{row['detail']}\n")
+        unusable = "" if row["usable"] else "cannot be used here: "
+        sys.stdout.write(f"{row['name']:<8}{capabilities['isolation']:<14}{unusable}{row['detail']}\n")
         sys.stdout.write(f"        can:     {', '.join(can) or 'nothing of this'}\n")
         sys.stdout.write(f"        cannot:  {', '.join(lacks) or 'nothing is missing'}\n")
         if row["hint"]:
