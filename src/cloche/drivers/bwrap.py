@@ -58,7 +58,7 @@ class BwrapDriver:
         if not facts.tools.bwrap:
             return DriverStatus(False, "bubblewrap is not installed", "Install the package bubblewrap.")
         if facts.user.uid == 0:
-            # Most of /proc/sys asks for root's user id and for no capability: a container of root's could change the host.
+            # Most of /proc/sys asks for the user id of root and no capability: such a container could change the host.
             return DriverStatus(
                 False, "it would not hold root", "Run cloche as an ordinary user, or use the qemu driver."
             )

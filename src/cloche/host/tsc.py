@@ -18,9 +18,9 @@ def tsc_khz(warden: str) -> int:
 
     Measuring takes 50 ms, so the result is kept in the cache until the host boots again.
     """
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot = file.read().strip()
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
         path = os.path.join(xdg.cache_dir(), _FILE)
         with open(path, encoding="ascii") as file:
             known, _, value = file.read().partition(" ")
