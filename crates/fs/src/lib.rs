@@ -17,3 +17,4 @@ pub mod share;
 mod share_ops;
 pub mod stat;
 pub mod tree;
+pub mod tree_state;

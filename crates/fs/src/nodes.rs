@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::io;
 
 use crate::stat::Key;
+use crate::tree_state::Saved;
 
 /// The root's number in FUSE.
 pub const ROOT: u64 = virtiofsd::fuse::ROOT_ID;
@@ -22,6 +23,14 @@ pub struct Node {
     pub kind: u32,
     lookups: u64,
     children: u64,
+}
+
+impl Node {
+    /// How often the guest looked it up and has not forgotten.
+    #[must_use]
+    pub fn lookups(&self) -> u64 {
+        self.lookups
+    }
 }
 
 /// All inodes known to the guest.
@@ -65,6 +74,70 @@ impl Nodes {
     #[must_use]
     pub fn known(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// The number the next new inode gets.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// All inodes but the root, the directory of each before it.
+    #[must_use]
+    pub fn in_order(&self) -> Vec<(u64, &Node)> {
+        let mut nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|(number, node)| (*number, node))
+            .filter(|(number, _)| *number != ROOT)
+            .collect();
+        // A directory is found before anything in it, so its number is smaller.
+        nodes.sort_unstable_by_key(|(number, _)| *number);
+        nodes
+    }
+
+    /// Puts back an inode of a saved state; `None` stands for one that is not where it was.
+    ///
+    /// # Errors
+    /// `ESTALE` when its directory was not put back before.
+    pub fn restore(&mut self, saved: Saved, found: Option<(Key, u32)>) -> io::Result<()> {
+        self.nodes
+            .get_mut(&saved.parent)
+            .ok_or_else(stale)?
+            .children += 1;
+        let nowhere = Key {
+            dev: u64::MAX,
+            ino: saved.number,
+            mount: u64::MAX,
+        };
+        let (key, kind) = found
+            .filter(|(key, _)| !self.numbers.contains_key(key))
+            .unwrap_or((nowhere, 0));
+        let Saved {
+            number,
+            parent,
+            lookups,
+            name,
+        } = saved;
+        let name = name.into_boxed_c_str();
+        self.nodes.insert(
+            number,
+            Node {
+                parent,
+                name,
+                key,
+                kind,
+                lookups,
+                children: 0,
+            },
+        );
+        self.numbers.insert(key, number);
+        Ok(())
+    }
+
+    /// Goes on with the numbers of a saved state.
+    pub fn resume(&mut self, next: u64) {
+        self.next = next;
     }
 
     /// Counts a lookup of `name` in `parent` that found `key`; returns the number of its node.

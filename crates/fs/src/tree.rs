@@ -33,6 +33,7 @@ use crate::nodes::{stale, Nodes, ROOT};
 use crate::recent::Recent;
 use crate::request::{check_name, check_range};
 use crate::stat::{open_at, read_link_at, stat_at, Key, Stat};
+use crate::tree_state;
 
 /// How long the guest may believe what it was told about the tree.
 const LIFETIME: Duration = Duration::from_secs(86400);
@@ -352,7 +353,27 @@ impl FileSystem for TreeFs {
     // capabilities of files, which cannot be read in the user namespace of an ordinary user's domain anyway.
 }
 
-impl SerializableFileSystem for TreeFs {}
+impl SerializableFileSystem for TreeFs {
+    fn serialize(&self, state: File) -> io::Result<()> {
+        tree_state::save(&self.state().nodes, state)
+    }
+
+    fn deserialize_and_apply(&self, saved: File) -> io::Result<()> {
+        let (next, saved) = tree_state::load(saved)?;
+        self.reset();
+        let mut state = self.state();
+        for one in saved {
+            let found = self
+                .place(&mut state, one.parent)
+                .and_then(|dir| stat_at(&dir, &one.name));
+            state
+                .nodes
+                .restore(one, found.ok().map(|stat| (stat.key, stat.kind())))?;
+        }
+        state.nodes.resume(next);
+        Ok(())
+    }
+}
 
 /// The answer for a name that does not exist and never will.
 fn nothing() -> Entry {
