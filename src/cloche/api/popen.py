@@ -55,6 +55,8 @@ class Popen:
         self._started = threading.Event()
         self._done = threading.Event()
         self._text = text
+        self._readers: list[_Reader] = []
+        self._writer: threading.Thread | None = None
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
@@ -180,7 +182,7 @@ class Popen:
         Raises:
             TimeoutExpired: It did not end in time; calling again goes on reading.
         """
-        if not hasattr(self, "_readers"):
+        if self._writer is None:
             self._readers = [_Reader(file) for file in (self.stdout, self.stderr)]
             self._writer = threading.Thread(target=self._write, args=(input,), daemon=True)
             self._writer.start()

@@ -252,7 +252,7 @@ class Sandbox:
         if cwd is not None:
             command = command._replace(cwd=os.fsencode(cwd))
         if env:
-            merged = dict(word.partition(b"=")[::2] for word in command.env)
+            merged = {name: value for name, _, value in (word.partition(b"=") for word in command.env)}
             merged.update((os.fsencode(name), os.fsencode(value)) for name, value in env.items())
             command = command._replace(env=tuple(name + b"=" + value for name, value in merged.items()))
         if user is not None:
