@@ -5,7 +5,7 @@
 #   make test-long   the tests that take minutes each
 #   make check       linters, types, layers, licences (each has its own target, see below)
 #   make bench       how fast, compared with what
-#   make fuzz        throw bytes at the parsers (FUZZ_EXAMPLES=20000 for each property)
+#   make fuzz        throw bytes at the parsers (FUZZ_EXAMPLES=20000 each property, FUZZ_SECONDS=60 each target)
 #   make setup       everything the tests need, and nothing more
 #   make fix         let the formatters write
 #   make lock        take newer versions of the development tools and of the crates
@@ -24,7 +24,8 @@ CARGO := tools/setup cargo
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 export FUZZ_EXAMPLES ?= 20000
-SHELL_FILES = $(shell git ls-files -- '*.sh' .ci/run tools/demo guest bench fuzz | xargs -r grep -lE '^\#!.*\b(ba|da)?sh\b')
+FUZZ_SECONDS ?= 60
+SHELL_FILES = $(shell git ls-files -- '*.sh' .ci/run tools guest bench fuzz | xargs -r grep -lE '^\#!.*\b(ba|da)?sh\b')
 PYTHON_FILES := src tests tools
 
 .PHONY: help demo setup test test-unit test-component test-domain test-security test-rust test-long \
@@ -106,9 +107,11 @@ bench:
 	@$(SETUP) bench
 	@/usr/bin/python3 bench/run.py $(BENCH_ARGS)
 
-# The properties that the tests hold for a hundred made-up inputs each, for very many.
+# The properties that the tests hold for a hundred made-up inputs each, for very many; then the Rust parsers, guided by
+# what their code does with the bytes.
 fuzz: check-setup
 	@$(PYTEST) --hypothesis-profile=fuzz $$(git grep -l hypothesis -- 'tests/unit/test_*.py')
+	@tools/fuzz $(FUZZ_SECONDS)
 
 fix: check-setup
 	@$(BIN)/ruff check --fix
