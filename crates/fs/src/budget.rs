@@ -1,15 +1,27 @@
 //! How many descriptors the guest holds, counted exactly.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Counts the inodes the guest knows (each costs a descriptor until it is forgotten) and its open files.
 #[derive(Debug)]
 pub struct Budget {
     threshold: u64,
-    lookups: Mutex<HashMap<u64, u64>>,
-    handles: AtomicU64,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    lookups: HashMap<u64, u64>,
+    handles: HashSet<u64>,
+    /// Descriptors of before a restore, of inodes and open files that were never seen here.
+    restored: u64,
+}
+
+impl Held {
+    fn count(&self) -> u64 {
+        self.lookups.len() as u64 + self.handles.len() as u64 + self.restored
+    }
 }
 
 impl Budget {
@@ -18,51 +30,57 @@ impl Budget {
     pub fn new(threshold: u64) -> Self {
         Budget {
             threshold,
-            lookups: Mutex::new(HashMap::new()),
-            handles: AtomicU64::new(0),
+            held: Mutex::default(),
         }
     }
 
-    fn lookups(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
-        self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts an entry that is told to the guest.
     pub fn remember(&self, inode: u64) {
-        *self.lookups().entry(inode).or_insert(0) += 1;
+        *self.lock().lookups.entry(inode).or_insert(0) += 1;
     }
 
     /// Counts down what the guest forgets; an inode that it does not know is ignored.
     pub fn forget(&self, inode: u64, count: u64) {
-        let mut lookups = self.lookups();
-        if let Some(known) = lookups.get_mut(&inode) {
-            *known = known.saturating_sub(count);
-            if *known == 0 {
-                lookups.remove(&inode);
-            }
+        let mut held = self.lock();
+        let Some(known) = held.lookups.get_mut(&inode) else {
+            held.restored = held.restored.saturating_sub(1);
+            return;
+        };
+        *known = known.saturating_sub(count);
+        if *known == 0 {
+            held.lookups.remove(&inode);
         }
     }
 
     /// Counts an opened file or directory.
-    pub fn open(&self) {
-        self.handles.fetch_add(1, Ordering::Relaxed);
+    pub fn open(&self, handle: Option<u64>) {
+        self.lock().handles.extend(handle);
     }
 
     /// Counts a closed one.
-    pub fn close(&self) {
-        self.handles.fetch_sub(1, Ordering::Relaxed);
+    pub fn close(&self, handle: u64) {
+        let mut held = self.lock();
+        if !held.handles.remove(&handle) {
+            held.restored = held.restored.saturating_sub(1);
+        }
     }
 
-    /// The guest starts anew and knows nothing.
-    pub fn clear(&self) {
-        self.lookups().clear();
-        self.handles.store(0, Ordering::Relaxed);
+    /// The guest starts anew, and what it knew before holds `restored` descriptors (0: it knows nothing).
+    pub fn restart(&self, restored: u64) {
+        *self.lock() = Held {
+            restored,
+            ..Held::default()
+        };
     }
 
     /// Descriptors held for the guest.
     #[must_use]
     pub fn held(&self) -> u64 {
-        self.lookups().len() as u64 + self.handles.load(Ordering::Relaxed)
+        self.lock().count()
     }
 
     /// Whether what is told to the guest from now on should not be cached by it.
@@ -96,6 +114,7 @@ mod tests {
         let budget = Budget::new(1);
         budget.remember(2);
         budget.forget(7, 1);
+        budget.close(7);
         budget.forget(2, u64::MAX);
         budget.forget(2, 1);
         assert_eq!(budget.held(), 0);
@@ -104,12 +123,22 @@ mod tests {
     #[test]
     fn open_files_count_too() {
         let budget = Budget::new(1);
-        budget.open();
-        budget.open();
+        budget.open(Some(0));
+        budget.open(Some(1));
         assert!(budget.is_scarce());
-        budget.close();
+        budget.close(0);
         assert!(!budget.is_scarce());
-        budget.clear();
+        budget.restart(0);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn what_was_restored_counts_until_it_is_let_go() {
+        let budget = Budget::new(1);
+        budget.restart(2);
+        assert!(budget.is_scarce());
+        budget.forget(5, 1);
+        budget.close(9);
         assert_eq!(budget.held(), 0);
     }
 }

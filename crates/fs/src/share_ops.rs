@@ -32,7 +32,7 @@ impl FileSystem for ShareFs {
             .session
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        self.0.budget.clear();
+        self.0.budget.restart(0);
         let wanted = self.0.files.init(capable)?;
         // The host's kernel itself takes set-id bits away when a process without privileges writes, so that the guest
         // need not ask for `security.capability` before every write.
@@ -46,7 +46,7 @@ impl FileSystem for ShareFs {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         self.0.files.destroy();
-        self.0.budget.clear();
+        self.0.budget.restart(0);
     }
 
     fn lookup(&self, ctx: Context, parent: Inode, name: &CStr) -> io::Result<Entry> {
@@ -192,7 +192,7 @@ impl FileSystem for ShareFs {
     ) -> io::Result<(Option<Handle>, OpenOptions)> {
         self.check_open(flags)?;
         let opened = self.0.files.open(ctx, inode, kill_priv, flags)?;
-        self.0.budget.open();
+        self.0.budget.open(opened.0);
         Ok(opened)
     }
 
@@ -213,7 +213,7 @@ impl FileSystem for ShareFs {
             .0
             .files
             .create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)?;
-        self.0.budget.open();
+        self.0.budget.open(handle);
         Ok((self.told(entry), handle, options))
     }
 
@@ -297,7 +297,7 @@ impl FileSystem for ShareFs {
         self.0
             .files
             .release(ctx, inode, flags, handle, flush, flock_release, lock_owner)?;
-        self.0.budget.close();
+        self.0.budget.close(handle);
         Ok(())
     }
 
@@ -358,7 +358,7 @@ impl FileSystem for ShareFs {
         flags: u32,
     ) -> io::Result<(Option<Handle>, OpenOptions)> {
         let opened = self.0.files.opendir(ctx, inode, flags)?;
-        self.0.budget.open();
+        self.0.budget.open(opened.0);
         Ok(opened)
     }
 
@@ -385,7 +385,7 @@ impl FileSystem for ShareFs {
 
     fn releasedir(&self, ctx: Context, inode: Inode, flags: u32, handle: Handle) -> io::Result<()> {
         self.0.files.releasedir(ctx, inode, flags, handle)?;
-        self.0.budget.close();
+        self.0.budget.close(handle);
         Ok(())
     }
 
@@ -437,6 +437,13 @@ impl SerializableFileSystem for ShareFs {
     }
 
     fn deserialize_and_apply(&self, state: File) -> io::Result<()> {
-        self.0.files.deserialize_and_apply(state)
+        let before = open_fds()?;
+        self.0.files.deserialize_and_apply(state)?;
+        self.0.budget.restart(open_fds()?.saturating_sub(before));
+        Ok(())
     }
+}
+
+fn open_fds() -> io::Result<u64> {
+    Ok(std::fs::read_dir("/proc/self/fd")?.count() as u64)
 }
