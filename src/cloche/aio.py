@@ -130,12 +130,15 @@ class Sandbox:
             stdin = PIPE
         if capture_output:
             stdout = stderr = PIPE
+        encoding, errors = options.pop("encoding", None), options.pop("errors", None)
+        text = text or encoding is not None or errors is not None
         if not args:
             raise UsageError("no program was named")
         process = await self.create_subprocess_exec(
             *args, stdin=stdin, stdout=stdout, stderr=stderr, **options
         )
-        data = input.encode() if isinstance(input, str) else input
+        code = (encoding or "utf-8", errors or "strict")
+        data = input.encode(*code) if isinstance(input, str) else input
         try:
             out, err = await asyncio.wait_for(process.communicate(data), timeout)
         except TimeoutError:
@@ -146,7 +149,7 @@ class Sandbox:
             process.kill()
             raise
         status = await process.wait()
-        texts = [piece.decode() if text and piece is not None else piece for piece in (out, err)]
+        texts = [piece.decode(*code) if text and piece is not None else piece for piece in (out, err)]
         if check and status:
             raise api.CalledProcessError(status, list(args), texts[0], texts[1])
         return CompletedProcess(list(args), status, texts[0], texts[1])

@@ -54,6 +54,7 @@ with cloche.Sandbox() as box:
         assert process.stdin
         assert process.stdout
         process.stdin.write(b"ping\n")
+        process.stdin.flush()
         line = process.stdout.readline()
         process.stdin.close()
         print(f"popen={line!r} {process.wait()}")

@@ -118,5 +118,6 @@ class Loop:
 
             self._reactor.call_soon_threadsafe(finish)
             self._thread.join()
+        if not self._thread.is_alive():
             self._reactor.close()
         self._error = self._error or DomainError("the sandbox has ended")

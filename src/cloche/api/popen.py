@@ -66,6 +66,7 @@ class Popen:
             loop.watch(self._lost)
             loop.call(lambda domain: self._start(domain, command, ends))
             self._started.wait()
+            self._check()
         except BaseException:
             self._close_files()
             loop.unwatch(self._lost)
@@ -74,7 +75,6 @@ class Popen:
             # The loop has its own copies; with ours closed, an end of file can be seen.
             for fd in theirs:
                 os.close(fd)
-        self._check()
 
     def _open_files(
         self, files: tuple[File, File, File], theirs: list[int]
@@ -101,7 +101,7 @@ class Popen:
 
     def _file(self, fd: int, mode: str) -> IO[Any]:
         if self._text is None:
-            return open(fd, mode + "b", buffering=-1 if mode == "r" else 0)
+            return open(fd, mode + "b")
         encoding, errors = self._text
         return open(fd, mode, encoding=encoding, errors=errors)
 

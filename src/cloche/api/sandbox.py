@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from cloche.api.popen import File
+    from cloche.model.facts import HostFacts
     from cloche.model.guest import GuestCommand
     from cloche.model.request import Include, Share
 
@@ -113,7 +114,7 @@ class Sandbox:
             boot_timeout_s=boot_timeout_s,
         )
         self._loop: Loop | None = None
-        self._base: GuestCommand | None = None
+        self._facts: HostFacts
 
     def __enter__(self) -> Self:
         self.start()
@@ -133,8 +134,8 @@ class Sandbox:
         """
         if self._loop is not None:
             raise DomainError("the sandbox was started already")
-        plan = prepare_plan(self._request, collect_facts())
-        self._base = plan.command
+        self._facts = collect_facts()
+        plan = prepare_plan(self._request, self._facts)
         self._loop = Loop(plan)
         try:
             self._loop.open()
@@ -241,31 +242,30 @@ class Sandbox:
     def _command(
         self, args: Sequence[Word], env: Mapping[str, str] | None, cwd: Word | None, user: str | None
     ) -> GuestCommand:
-        assert self._base is not None
         if isinstance(args, (str, bytes)):
             raise UsageError(
                 "the program must be given as a list of words: there is no shell to take a string apart"
             )
         if not args:
             raise UsageError("no program was named")
-        command = self._base._replace(argv=tuple(os.fsencode(word) for word in args))
-        if cwd is not None:
-            command = command._replace(cwd=os.fsencode(cwd))
-        if env:
-            merged = {name: value for name, _, value in (word.partition(b"=") for word in command.env)}
-            merged.update((os.fsencode(name), os.fsencode(value)) for name, value in env.items())
-            command = command._replace(env=tuple(name + b"=" + value for name, value in merged.items()))
-        if user is not None:
-            from cloche.plan.guest import resolve_user
+        from cloche.plan.guest import build_command, resolve_user, shown_trees
 
-            person = resolve_user(self._request._replace(user=user), collect_facts().user)
-            command = command._replace(uid=person.uid, gid=person.gid, groups=(person.gid,))
-        return command
+        asked = self._request._replace(
+            argv=tuple(os.fsencode(word) for word in args),
+            env=tuple((os.fsencode(name), os.fsencode(value)) for name, value in (env or {}).items()),
+            workdir=None if cwd is None else os.fsdecode(cwd),
+            user=user if user is not None else self._request.user,
+            privileged=self._request.privileged and user is None,
+        )
+        facts = self._facts
+        return build_command(asked, facts, resolve_user(asked, facts.user), shown_trees(asked.shares))
 
 
 def _shares(words: Sequence[Word]) -> tuple[Share, ...]:
     from cloche.host.paths import resolve_share
 
+    if isinstance(words, (str, bytes)):
+        raise UsageError("share takes a list of directories", hint='Write share=["DIR:rw"].')
     return tuple(resolve_share(os.fsdecode(word)) for word in words)
 
 

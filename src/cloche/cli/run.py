@@ -20,6 +20,7 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed
     from cloche.guest.job import Job
+    from cloche.host.reactor import Timer
     from cloche.model.plan import LaunchPlan
     from cloche.model.request import Include, RunRequest, Share
 
@@ -125,6 +126,8 @@ class _Run:
         self._job: Job | None = None
         self._status: int | None = None
         self._error: ClocheError | None = None
+        self._time_limit: Timer | None = None
+        self._ending = False
 
     def _wants_tty(self) -> bool:
         asked = self._parsed.get("tty")
@@ -132,6 +135,10 @@ class _Run:
 
     def run(self) -> int:
         """Start the domain, wait for the program, and return its status."""
+        if self._terminal.wanted:
+            log.set_sink("notice", self._say)
+            if self._parsed.get("verbose"):
+                log.set_sink("debug", self._say)
         self._domain.on_open = self._open
         self._domain.on_end = self._fail
         if self._request.boot_log:
@@ -156,6 +163,11 @@ class _Run:
         assert self._status is not None
         return self._status
 
+    def _say(self, line: str) -> None:
+        """Write a line of cloche's own; in raw mode the terminal needs to be told to go back to its left edge."""
+        end = b"\r\n" if self._terminal.is_raw else b"\n"
+        os.write(2, f"cloche: {line}".encode("utf-8", "backslashreplace") + end)
+
     def _open(self) -> None:
         terminal = self._terminal.size() if self._terminal.wanted else None
         if self._terminal.wanted:
@@ -167,10 +179,12 @@ class _Run:
         self._job.on_stopped = self._stopped
         self._job.on_done = self._done
         if self._plan.timeout_s is not None:
-            self._reactor.call_later(self._plan.timeout_s, self._out_of_time)
+            self._time_limit = self._reactor.call_later(self._plan.timeout_s, self._out_of_time)
 
     def _done(self, job: Job) -> None:
         self._timings.mark("program ended")
+        if self._time_limit is not None:
+            self._time_limit.cancel()
         if job.failure is not None:
             from cloche.domain.outcome import failure
 
@@ -185,7 +199,8 @@ class _Run:
             )
         broken = job.output_error()
         if broken is not None:
-            self._fail(ClocheError(f"cannot write the program's output: {broken.strerror}"))
+            error = ClocheError(f"cannot write the program's output: {broken.strerror}")
+            self._domain.finish(lambda: self._fail(error))
             return
         if status and self._request.shell_on_failure and self._open_shell(status):
             return
@@ -208,6 +223,9 @@ class _Run:
         return True
 
     def _end(self, status: int | None) -> None:
+        # From now on a signal does not wait for shares to be written back: it ends the run.
+        self._ending = True
+
         def ended() -> None:
             self._status = status
 
@@ -218,14 +236,16 @@ class _Run:
             self._error = error
 
     def _out_of_time(self) -> None:
-        seconds = self._plan.timeout_s
-        self._fail(TimeLimitError(f"the program was ended after its time limit of {seconds:g} seconds"))
+        error = TimeLimitError(
+            f"the program was ended after its time limit of {self._plan.timeout_s:g} seconds"
+        )
+        self._domain.finish(lambda: self._fail(error))
 
     # The caller's signals and terminal
 
     def _signal(self, signo: int) -> None:
         """Pass a signal on; one that comes before the program runs ends the run."""
-        if self._job is not None and self._domain.state is State.OPEN:
+        if self._job is not None and self._domain.state is State.OPEN and not self._ending:
             self._job.signal(signo)
         elif self._status is None:
             self._status = 128 + signo
@@ -262,4 +282,5 @@ class _ConsolePrinter:
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()[-4096:]
         for line in lines:
-            log.notice(f"boot: {escape_untrusted(line.rstrip(chr(13).encode()), 400)}")
+            text = line.removesuffix(b"\r")
+            log.notice(f"boot: {escape_untrusted(text, 400)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -68,7 +69,12 @@ class Terminal:
         control[termios.VMIN], control[termios.VTIME] = 1, 0
         raw[6] = control
         # At once: waiting for the output to drain would hang on a terminal that nobody reads.
-        termios.tcsetattr(0, termios.TCSANOW, raw)
+        _set(raw)
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the terminal is in raw mode now."""
+        return self._saved is not None
 
     def restore(self) -> None:
         """Give the terminal back as it was."""
@@ -79,7 +85,7 @@ class Terminal:
         # A background process that touches the terminal is stopped by it: the mode must come back all the same.
         before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         try:
-            termios.tcsetattr(0, termios.TCSANOW, self._saved)  # type: ignore[arg-type]
+            _set(self._saved)
         except termios.error:
             return  # the terminal is gone, and its mode with it
         finally:
@@ -101,3 +107,17 @@ class Terminal:
         self.restore()
         stop = signo if signo in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU) else signal.SIGSTOP
         os.kill(0 if stop != signal.SIGSTOP else os.getpid(), stop)
+
+
+def _set(mode: list[object]) -> None:
+    """Set the terminal's mode; a signal that comes in between is no reason to give up."""
+    import termios
+
+    while True:
+        try:
+            termios.tcsetattr(0, termios.TCSANOW, mode)  # type: ignore[arg-type]
+        except termios.error as error:
+            if error.args[0] != errno.EINTR:
+                raise
+        else:
+            return

@@ -108,10 +108,25 @@ class Launcher:
         log.debug(f"starting {process.name}")
         try:
             self._warden.send_spawn(spec, fds if program is None else [*fds, program])
+        except LaunchError as error:
+            raise self._why_gone(error) from None
+        except ValueError as error:
+            raise LaunchError(f"cannot start {process.name}: {error}", hint="Share fewer things.") from None
         finally:
             complaints.sent()
             if program is not None:
                 os.close(program)
+
+    def _why_gone(self, error: LaunchError) -> LaunchError:
+        """Return what the warden said before it went, if it said anything."""
+        assert self._warden is not None
+        try:
+            for event in self._warden.receive():
+                if isinstance(event, Failed):
+                    return self._not_started(event)
+        except LaunchError:
+            return error
+        return error
 
     # What is heard from the domain
 
@@ -135,9 +150,7 @@ class Launcher:
             os.close(event.pidfd)
             self._timings.mark(f"{self._name(event.id)} started")
         elif isinstance(event, Failed):
-            what = "the domain's namespaces" if event.id == WARDEN_ID else self._name(event.id)
-            hint = "`cloche doctor` says what this host allows." if event.id == WARDEN_ID else None
-            self._end(LaunchError(f"cannot start {what}: {event.reason()}", hint=hint))
+            self._end(self._not_started(event))
         else:
             self._process_ended(event)
 
@@ -150,6 +163,11 @@ class Launcher:
         if process.essential:
             hint = self._complaints[event.id].hint() or self._console_hint()
             self._end(DomainError(f"the domain ended: its process {process.name} {how}", hint=hint))
+
+    def _not_started(self, event: Failed) -> LaunchError:
+        what = "the domain's namespaces" if event.id == WARDEN_ID else self._name(event.id)
+        hint = "`cloche doctor` says what this host allows." if event.id == WARDEN_ID else None
+        return LaunchError(f"cannot start {what}: {event.reason()}", hint=hint)
 
     def _name(self, ident: int) -> str:
         return self.plan.processes[ident].name if ident < len(self.plan.processes) else f"process {ident}"
@@ -184,7 +202,16 @@ class Launcher:
         text = bytes(self._console).replace(b"\r", b"").split(b"\n")
         return [escape_untrusted(line, 200) for line in text if line.strip()][-lines:]
 
+    def _drain_console(self) -> None:
+        """Read what the guest has said until now: its last words may still be in the socket."""
+        while self._console_socket is not None:
+            before = len(self._console), bytes(self._console[-64:])
+            self._read_console(READ)
+            if (len(self._console), bytes(self._console[-64:])) == before:
+                return
+
     def _console_hint(self) -> str | None:
+        self._drain_console()
         tail = self.console_tail()
         return "the guest's last words were:\n  " + "\n  ".join(tail) if tail else None
 
@@ -201,8 +228,7 @@ class Launcher:
         if self._closed:
             return
         self._closed = True
-        if self._console_socket is not None:
-            self._read_console(READ)
+        self._drain_console()
         self._close_console()
         for complaints in self._complaints.values():
             complaints.close()

@@ -14,6 +14,7 @@ import pickle
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 from cloche import errors
 from cloche.errors import ClocheError, DomainError, HostError, LaunchError
@@ -162,7 +163,8 @@ class RemoteLauncher:
             self._socket.close()
             self._socket = None
         if self._pid:
-            os.waitpid(self._pid, 0)
+            with suppress(ChildProcessError):  # the host program ignores SIGCHLD: the kernel has waited
+                os.waitpid(self._pid, 0)
             self._pid = 0
 
 
@@ -183,7 +185,8 @@ def _spawn_supervisor(connection: socket.socket) -> int:
     keep = ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "LANG", "LC_ALL")
     env = {name: os.environ[name] for name in keep if name in os.environ}
     try:
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.flush()
         # Its own session: a Ctrl-C in a notebook's terminal is the host program's to handle.
         return os.posix_spawn(_INTERPRETER, argv, env, file_actions=actions, setsid=True)
     finally:

@@ -210,7 +210,10 @@ class Warden:
         they are dying.
         """
         if self._status is None:
-            status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            try:
+                status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            except ChildProcessError:
+                status = 0  # whoever started us ignores SIGCHLD: the kernel waits, and there is no status
             self._status = status if status >= 0 else 128 - status
         return self._status
 
