@@ -11,8 +11,8 @@ use crate::control::{Outbox, PendingSetup};
 use crate::job::{Job, Part};
 use crate::log;
 use crate::port::Port;
-use crate::spawn::{Limit, Manner, Stack};
-use crate::sys::{self, Change, Result, Usage, Waited};
+use crate::spawn::{Limit, Manner, SpawnError, Stack};
+use crate::sys::{self, Change, Errno, Result, Usage, Waited};
 use crate::tty::{self, Report};
 
 /// Children reaped, or reports of a stub read, before everything else has its turn.
@@ -270,15 +270,23 @@ impl Agent {
         self.read_more_reports = true;
     }
 
-    /// Somebody has killed the stub. Its program, if it was started, has become the agent's own child, or its end was
-    /// reaped with the stub's.
+    /// Somebody has killed the stub. Its program, if it was started, has become the agent's own child, and its end is
+    /// still to come; or its end was reaped with the stub's.
     fn stub_ended(&mut self, slot: usize) {
         let Some(Some(job)) = self.jobs.get_mut(slot) else {
             return;
         };
-        let is_alive = job.pid.is_some_and(sys::is_child);
-        if !job.ended && !is_alive {
-            self.program_changed(slot, Change::Killed(libc::SIGKILL), Usage::default());
+        match job.pid {
+            _ if job.ended => {}
+            Some(pid) if sys::is_child(pid) => {}
+            Some(_) => {
+                self.program_changed(slot, Change::Killed(libc::SIGKILL), Usage::default());
+            }
+            // Killed before it could say that the program runs: without its terminal it will not for long.
+            None => {
+                let error = SpawnError::new(Errno(libc::ECHILD), b"terminal");
+                self.program_failed(slot, &error);
+            }
         }
     }
 

@@ -340,6 +340,23 @@ impl Host {
         self.finish(exec)
     }
 
+    /// Forgets the streams of a job that was not started, or waits until they have ended.
+    pub fn abandon(&mut self, exec: &Exec) {
+        let is_started = self
+            .take(|m| matches!(m, ToHost::Started { job, .. } if *job == exec.job))
+            .is_some();
+        self.input.remove(&exec.stdin);
+        let streams: Vec<u32> = [exec.stdin, exec.stdout, exec.stderr]
+            .into_iter()
+            .filter(|stream| *stream != 0)
+            .collect();
+        if is_started {
+            self.wait_for(|host| !streams.iter().any(|stream| host.mux.knows(*stream)));
+        } else {
+            streams.iter().for_each(|stream| self.mux.forget(*stream));
+        }
+    }
+
     /// The agent's answer to an EXEC that cannot be done.
     pub fn failure(&mut self, exec: &Exec) -> (u32, String) {
         self.exec(exec);
@@ -348,11 +365,7 @@ impl Host {
             |m| matches!(m, ToHost::Started { job, .. } | ToHost::Failed { job, .. } if *job == id),
         ) {
             ToHost::Failed { errno, what, .. } => {
-                for stream in [exec.stdin, exec.stdout, exec.stderr] {
-                    if stream != 0 {
-                        self.mux.forget(stream);
-                    }
-                }
+                self.abandon(exec);
                 (errno, String::from_utf8_lossy(&what).into_owned())
             }
             other => panic!("{other:?}"),
