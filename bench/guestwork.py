@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import tempfile
 import time
 from typing import TYPE_CHECKING
 
 from bench import workload
-from bench.rounds import TIMEOUT_S, MeasureError, adopt_orphans, last_line, reap_orphans, wait_for_end
+from bench.rounds import TIMEOUT_S, MeasureError, adopted_orphans, last_line, start, wait_for_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,22 +33,20 @@ def measure(argv: Sequence[str], env: Mapping[str, str] | None, work: Workload) 
     Raises:
         MeasureError: The guest did something else, or nothing.
     """
-    adopt_orphans()
     with (
+        adopted_orphans() as reap,
         tempfile.TemporaryFile() as said,
-        subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=env
-        ) as process,
+        start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=env) as process,
     ):
         try:
             metrics = _Conversation(process, work).run()
         except (MeasureError, BrokenPipeError) as error:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise MeasureError(f"{error}; its last line was: {last_line(said)}") from error
         wait_for_end(process, TIMEOUT_S)
-    reap_orphans()
-    return metrics
+        reap()
+        return metrics
 
 
 class _Conversation:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.rounds import TIMEOUT_S, MeasureError, adopt_orphans, last_line, reap_orphans
+from bench.rounds import TIMEOUT_S, MeasureError, adopted_orphans, last_line, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,13 +41,13 @@ def measure(argv: Sequence[str], count: int) -> dict[str, float]:
     Raises:
         MeasureError: A domain did not come up, or its processes may not be looked at.
     """
-    adopt_orphans()
-    with ExitStack() as stack:
-        processes = [stack.enter_context(running(argv)) for _ in range(count)]
-        for process in processes:
-            wait_until_ready(process)
-        found = [memory for process in processes for memory in family(process.pid)]
-    reap_orphans()
+    with adopted_orphans() as reap:
+        with ExitStack() as stack:
+            processes = [stack.enter_context(running(argv)) for _ in range(count)]
+            for process in processes:
+                wait_until_ready(process)
+            found = [memory for process in processes for memory in family(process.pid)]
+        reap()
     qemu = [memory for memory in found if memory.name.startswith("qemu")]
     if len(qemu) != count:
         raise MeasureError(f"{count} domains have {len(qemu)} processes of QEMU")
@@ -62,12 +63,12 @@ def running(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Start something whose guest says ``ready`` and then waits, and end it at last."""
     with (
         tempfile.TemporaryFile() as said,
-        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as process,
+        start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as process,
     ):
         try:
             yield process
         except MeasureError as error:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             raise MeasureError(f"{error}: {last_line(said)}") from error
         finally:
             process.terminate()

@@ -11,13 +11,14 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from bench import samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 #: No measurement takes longer; a guest that hangs is ended. In seconds.
 TIMEOUT_S = 180
@@ -94,20 +95,33 @@ def run_to_exit(
     Raises:
         MeasureError: It could not be started, hung, failed, or left something behind that does not end.
     """
-    adopt_orphans()
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, adopted_orphans() as reap:
         begin = time.perf_counter()
-        try:
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, env=env
-            )
-        except OSError as error:
-            raise MeasureError(f"cannot start {argv[0]}: {error.strerror}") from error
+        process = start(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, env=env)
         cpu = wait_for_end(process, TIMEOUT_S)
         wall = time.perf_counter() - begin
         if process.returncode not in statuses:
             raise MeasureError(f"ended with status {process.returncode}: {last_line(said)}")
-    return {"wall": wall, "cpu": cpu + reap_orphans()}
+        return {"wall": wall, "cpu": cpu + reap()}
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    stdin: int,
+    stdout: int,
+    stderr: IO[bytes],
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a candidate in a process group of its own, so that all of it can be killed at once.
+
+    Raises:
+        MeasureError: There is no such program.
+    """
+    try:
+        return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, process_group=0)
+    except OSError as error:
+        raise MeasureError(f"cannot start {argv[0]}: {error.strerror}") from error
 
 
 def wait_for_end(process: subprocess.Popen[bytes], timeout_s: float) -> float:
@@ -116,31 +130,45 @@ def wait_for_end(process: subprocess.Popen[bytes], timeout_s: float) -> float:
     Raises:
         MeasureError: It did not end in time; it was killed.
     """
-    end = _reap(process.pid, timeout_s)
+    end = _reap(process.pid, timeout_s, group=True)
     process.returncode = os.waitstatus_to_exitcode(end.status)
     if not end.in_time:
         raise MeasureError(f"did not end within {timeout_s:g} seconds")
     return end.cpu_s
 
 
-def adopt_orphans() -> None:
-    """Become the parent of what a candidate leaves behind (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+@contextmanager
+def adopted_orphans() -> Iterator[Callable[[], float]]:
+    """Be the parent of what candidates leave behind (prctl(2), PR_SET_CHILD_SUBREAPER).
+
+    Gives a function that waits for all that was left behind since then and returns its CPU seconds; it raises
+    ``MeasureError`` if one of these processes does not end by itself, and kills it.
+    """
+    before = _children()
+    _set_subreaper(1)
+    try:
+        yield lambda: _reap_all_but(before)
+    finally:
+        _set_subreaper(0)
+
+
+def _set_subreaper(value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, value, 0, 0, 0):
         raise MeasureError(f"cannot adopt orphans: {os.strerror(ctypes.get_errno())}")
 
 
-def reap_orphans() -> float:
-    """Wait for every adopted process and return their CPU seconds.
-
-    Raises:
-        MeasureError: One did not end by itself; it was killed.
-    """
-    cpu = 0.0
+def _children() -> frozenset[int]:
     children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
-    while pids := children.read_text().split():
-        name = Path(f"/proc/{pids[0]}/comm").read_text().strip()
-        end = _reap(int(pids[0]), _ORPHANS_END_S)
+    return frozenset(map(int, children.read_text().split()))
+
+
+def _reap_all_but(known: frozenset[int]) -> float:
+    cpu = 0.0
+    while left := _children() - known:
+        pid = min(left)
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        end = _reap(pid, _ORPHANS_END_S)
         cpu += end.cpu_s
         if not end.in_time:
             raise MeasureError(f"left its process {name} behind")
@@ -153,14 +181,16 @@ class _End(NamedTuple):
     in_time: bool
 
 
-def _reap(pid: int, timeout_s: float) -> _End:
-    """Wait for a child, and kill it if it takes too long."""
+def _reap(pid: int, timeout_s: float, *, group: bool = False) -> _End:
+    """Wait for a child, and kill it, or all of its process group, if it takes too long."""
     pidfd = os.pidfd_open(pid)
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         in_time = bool(poll.poll(timeout_s * 1000))
-        if not in_time:
+        if not in_time and group:
+            os.killpg(pid, signal.SIGKILL)
+        elif not in_time:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
     finally:
