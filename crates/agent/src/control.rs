@@ -411,9 +411,16 @@ fn start_on_terminal(
     let failed = |errno| SpawnError::new(errno, b"terminal");
     let (master, slave) = tty::open_terminal(rows, cols, uid).map_err(failed)?;
     sys::set_nonblocking(master.as_fd()).map_err(failed)?;
-    let (pid, socket) = tty::start(program, slave)?;
+    let [stdin, stdout, stderr] = job.streams;
+    let mut error = None;
+    if stderr != 0 {
+        let (read, write) = sys::pipe().map_err(failed)?;
+        sys::set_nonblocking(read.as_fd()).map_err(failed)?;
+        job.outputs[1] = Some(Output::new(stderr, Rc::new(read), false));
+        error = Some(write);
+    }
+    let (pid, socket) = tty::start(program, slave, error)?;
     let master = Rc::new(master);
-    let [stdin, stdout, _] = job.streams;
     job.input = Some(Input::new(stdin, Rc::clone(&master), true));
     job.outputs[0] = Some(Output::new(stdout, Rc::clone(&master), true));
     job.terminal = Some(master);

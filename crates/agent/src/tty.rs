@@ -71,18 +71,30 @@ pub enum Report {
 }
 
 /// Starts the stub, which starts the program. Returns its process id and the socket of its reports.
-pub fn start(program: &Program, slave: OwnedFd) -> std::result::Result<(i32, OwnedFd), SpawnError> {
+///
+/// `error` is where the program's standard error goes when it is not the terminal.
+pub fn start(
+    program: &Program,
+    slave: OwnedFd,
+    error: Option<OwnedFd>,
+) -> std::result::Result<(i32, OwnedFd), SpawnError> {
     let failed = |errno| SpawnError::new(errno, b"terminal");
     let (ours, theirs) = sys::packet_pair().map_err(failed)?;
     sys::set_nonblocking(ours.as_fd()).map_err(failed)?;
-    let pid = sys::fork(|| run_stub(program, slave, &theirs)).map_err(failed)?;
+    let pid = sys::fork(|| run_stub(program, slave, error, &theirs)).map_err(failed)?;
     Ok((pid, ours))
 }
 
 /// The stub's whole life, in its own process.
-fn run_stub(program: &Program, slave: OwnedFd, socket: &OwnedFd) {
+fn run_stub(program: &Program, slave: OwnedFd, error: Option<OwnedFd>, socket: &OwnedFd) {
     let cgroup = program.cgroup.as_ref().map(AsRawFd::as_raw_fd);
-    close_all_but([Some(slave.as_raw_fd()), Some(socket.as_raw_fd()), cgroup]);
+    let pipe = error.as_ref().map(AsRawFd::as_raw_fd);
+    close_all_but([
+        Some(slave.as_raw_fd()),
+        Some(socket.as_raw_fd()),
+        cgroup,
+        pipe,
+    ]);
     sys::lead_session();
     // SAFETY: no pointers: the argument of TIOCSCTTY is a number.
     if unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) } < 0 {
@@ -90,10 +102,14 @@ fn run_stub(program: &Program, slave: OwnedFd, socket: &OwnedFd) {
         return report(socket, &Report::Failed(error));
     }
     let terminal = slave.as_fd();
-    let pid = match program.start([terminal; 3], Some(terminal), &mut Stack::new()) {
+    let errors = error.as_ref().map_or(terminal, AsFd::as_fd);
+    let streams = [terminal, terminal, errors];
+    let pid = match program.start(streams, Some(terminal), &mut Stack::new()) {
         Ok(pid) => pid,
         Err(error) => return report(socket, &Report::Failed(error)),
     };
+    // The program's copy is the only one that keeps the stream open.
+    drop(error);
     report(socket, &Report::Started(pid));
     while let Some(waited) = sys::wait_any(true) {
         if waited.pid != pid {
@@ -122,7 +138,7 @@ fn report(socket: &OwnedFd, report: &Report) {
     let _ = sys::write(socket.as_fd(), &encode(report));
 }
 
-fn close_all_but(mut keep: [Option<i32>; 3]) {
+fn close_all_but(mut keep: [Option<i32>; 4]) {
     keep.sort_unstable();
     let mut first = 3;
     for fd in keep.into_iter().flatten() {

@@ -139,7 +139,7 @@ fn stop_is_sigpipe() {
 #[test]
 fn closed_input_is_told() {
     let mut host = Host::start();
-    let exec = host.shell("exec 0<&-; echo closed; exec sleep 1000");
+    let exec = host.shell("echo closing; exec 0<&-; exec sleep 1000");
     host.exec_started(&exec);
     let stdin = exec.stdin;
     host.wait_for(|host| !host.mux.knows(stdin));
@@ -147,7 +147,7 @@ fn closed_input_is_told() {
         job: exec.job,
         signo: 9,
     });
-    assert_eq!(host.finish(&exec).1, b"closed\n");
+    assert_eq!(host.finish(&exec).1, b"closing\n");
 }
 
 /// A program whose output nobody reads is held up by the credit, and everything arrives once it is read.
