@@ -32,7 +32,7 @@ pub struct Exec {
     pub stdin: u32,
     /// Stream of its standard output; 0: /dev/null.
     pub stdout: u32,
-    /// Stream of its standard error; 0: /dev/null (with TTY: always 0).
+    /// Stream of its standard error; 0: /dev/null (with TTY: the terminal).
     pub stderr: u32,
     /// Bits of [`exec_flags`].
     pub flags: u32,
@@ -237,7 +237,7 @@ impl Exec {
             return Err(CodecError::Invalid("stream id"));
         }
         if self.flags & exec_flags::TTY != 0
-            && (self.stdin == 0 || self.stdout == 0 || self.stderr != 0)
+            && (self.stdin == 0 || self.stdout == 0 || self.stderr == self.stdout)
         {
             return Err(CodecError::Invalid("streams of a terminal"));
         }

@@ -341,3 +341,32 @@ fn an_unread_stream_blocks_no_other() {
     assert_eq!(pair.agent.room(5), 0);
     assert!(pair.host.peek(5).len() <= WINDOW);
 }
+
+/// However much waits, what is put together at once is at most what a virtio port takes in one write, so that no write
+/// carries only a rest.
+#[test]
+fn output_fits_one_write() {
+    let mut pair = Pair::new(0);
+    pair.agent.open_sender(5);
+    for _ in 0..20 {
+        Pair::carry(&mut pair.host, &mut pair.to_agent, 100_000, true);
+        Pair::carry(&mut pair.agent, &mut pair.to_agent, 60_000, false);
+        while pair.agent.next_event(&mut |_, _| 0).unwrap().is_some() {}
+    }
+    let greeting = pair.agent.output().len();
+    pair.agent.sent(greeting);
+    for stream in [UP, 5] {
+        assert_eq!(pair.agent.send(stream, &vec![1; WINDOW]), WINDOW);
+    }
+    let mut total = 0;
+    loop {
+        let count = pair.agent.output().len();
+        if count == 0 {
+            break;
+        }
+        assert!(count <= 32_768, "{count}");
+        total += count;
+        pair.agent.sent(count);
+    }
+    assert!(total > 2 * WINDOW);
+}
