@@ -125,3 +125,13 @@ def test_full_screen_programs(cloche: Runner) -> None:
         on.expect(b"GNU GENERAL PUBLIC LICENSE")
         on.type(b"q")
         assert on.wait() == 0
+
+
+def test_stderr_can_go_elsewhere(cloche: Runner) -> None:
+    """With a terminal and `2>file`, errors go to the file and nowhere else."""
+    script = f"{cloche.program} sh -c 'tty; echo out; echo err >&2' 2>errors; echo file $(cat errors)"
+    with TerminalProgram(cloche.user, ["sh", "-c", script]) as on:
+        on.expect(b"/dev/pts/")
+        shown = on.expect(b"file err")
+        assert shown.count(b"err") == 1
+        on.wait()

@@ -463,7 +463,7 @@ mod tests {
         let broken: [fn(&mut Exec); 6] = [
             |e| e.stdin = 5,
             |e| e.stdout = 1,
-            |e| e.stderr = 7,
+            |e| e.stderr = 3,
             |e| e.flags = 8,
             |e| e.argv.clear(),
             |e| e.stdin = 0,

@@ -173,7 +173,11 @@ class _Run:
         if self._terminal.wanted:
             self._terminal.make_raw()
         self._job = self._domain.execute(
-            self._plan.command, stdin=0, stdout=1, stderr=None if terminal else _stderr(), terminal=terminal
+            self._plan.command,
+            stdin=0,
+            stdout=1,
+            stderr=_stderr(terminal=terminal is not None),
+            terminal=terminal,
         )
         self._job.on_started = lambda job: self._timings.mark("program started")
         self._job.on_stopped = self._stopped
@@ -264,12 +268,18 @@ class _Run:
             self._resized()
 
 
-def _stderr() -> int:
-    """Return 2, or STDOUT when both lead to the same file (`2>&1`): one stream then keeps their order."""
+def _stderr(*, terminal: bool) -> int | None:
+    """Return where the program's stderr goes: 2, or what stdout is when both lead to the same place (`2>&1`).
+
+    One stream then keeps their order. On a terminal, stderr is a stream of its own only when the user sent it elsewhere.
+    """
     from cloche.guest.session import STDOUT
 
     out, err = os.fstat(1), os.fstat(2)
-    return STDOUT if (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino) else 2
+    same = (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
+    if terminal:
+        return None if same or os.isatty(2) else 2
+    return STDOUT if same else 2
 
 
 class _ConsolePrinter:

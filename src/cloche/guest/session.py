@@ -152,7 +152,7 @@ class AgentSession:
             stdin: A descriptor of any kind (duplicated, never switched to non-blocking), bytes, a callable
                 (see ``SourcePump``), or None for /dev/null.
             stdout: A descriptor, a callable that takes bytes, or None for /dev/null.
-            stderr: Like ``stdout``, or STDOUT; must be None with ``terminal``.
+            stderr: Like ``stdout``, or STDOUT. With ``terminal``, None is the terminal.
             terminal: Rows and columns: run it on a pty. Needs stdin and stdout.
             linger: Background processes may go on writing after the program ended.
 
@@ -160,8 +160,8 @@ class AgentSession:
             UsageError: Arguments and environment are larger than the channel takes (4 MiB).
             OSError: A descriptor is not open, or there are no more.
         """
-        if terminal is not None and (stdin is None or stdout is None or stderr is not None):
-            raise ValueError("a terminal needs stdin and stdout and has no stderr")
+        if terminal is not None and (stdin is None or stdout is None or stderr == STDOUT):
+            raise ValueError("a terminal needs stdin and stdout, and has no stderr of its own but a pipe")
         job = Job(self._next_job, self._tell)
         sender = self.mux.open_sender() if stdin is not None else None
         out = self.mux.open_receiver() if stdout is not None else None
