@@ -41,6 +41,9 @@ const LIFETIME: Duration = Duration::from_secs(86400);
 /// The largest listing made at once, whatever the guest asks for.
 const MAX_LISTING: u32 = 1 << 20;
 
+/// Descriptors kept at most, however many are allowed: each keeps an inode of the host in memory.
+const MAX_KEPT: u64 = 16384;
+
 /// Inode numbers of the second and of further devices differ in these bits.
 const DEVICE_SHIFT: u32 = 48;
 
@@ -85,7 +88,7 @@ impl TreeFs {
         let first_device = stat_at(&root, c"usr").map_or(root_key.dev, |stat| stat.key.dev);
         // SAFETY: these two calls cannot fail and touch no memory.
         let own = unsafe { (libc::geteuid(), libc::getegid()) };
-        let capacity = usize::try_from(fd_limit.saturating_sub(RESERVED_FDS)).unwrap_or(usize::MAX);
+        let capacity = fd_limit.saturating_sub(RESERVED_FDS).min(MAX_KEPT) as usize;
         let state = State {
             nodes: Nodes::new(root_key),
             files: Recent::new(capacity),
