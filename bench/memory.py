@@ -24,6 +24,10 @@ _GUEST = "/memfd:"
 READY = b"ready"
 
 
+class GuestError(Exception):
+    """A guest did not become ready."""
+
+
 class ProcessMemory(NamedTuple):
     """One process: its name, and MiB of PSS with and without the guest's memory."""
 
@@ -67,7 +71,7 @@ def running(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     ):
         try:
             yield process
-        except MeasureError as error:
+        except GuestError as error:
             os.killpg(process.pid, signal.SIGKILL)
             raise MeasureError(f"{error}: {last_line(said)}") from error
         finally:
@@ -79,17 +83,17 @@ def wait_until_ready(process: subprocess.Popen[bytes]) -> None:
     """Wait for the guest's word.
 
     Raises:
-        MeasureError: It did not come.
+        GuestError: It did not come.
     """
     assert process.stdout is not None
     fd = process.stdout.fileno()
     heard = b""
     while READY not in heard:
         if not select.select([fd], [], [], TIMEOUT_S)[0]:
-            raise MeasureError("the guest did not come up")
+            raise GuestError("the guest did not come up")
         block = os.read(fd, 4096)
         if not block:
-            raise MeasureError("the guest ended")
+            raise GuestError("the guest ended")
         heard += block
 
 
@@ -126,7 +130,9 @@ def _memory(pid: int) -> ProcessMemory:
         name = Path(f"/proc/{pid}/comm").read_text().strip()
         guest, private = split_pss(Path(f"/proc/{pid}/smaps").read_text())
     except OSError as error:
-        raise MeasureError(f"cannot look at process {pid}: {error.strerror}") from error
+        # cloche's jailed processes cannot be looked into by anybody but root, their own user included.
+        why = "only root can look at it" if isinstance(error, PermissionError) else error.strerror
+        raise MeasureError(f"process {pid}: {why}") from error
     return ProcessMemory(name, pid, guest / 1024, private / 1024)
 
 
