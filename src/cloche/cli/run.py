@@ -152,7 +152,7 @@ class _Run:
             self._reactor.run_until(lambda: self._status is not None or self._error is not None)
         finally:
             self._terminal.restore()
-            self._domain.close()
+            self._domain.close(wait=False)
             self._reactor.close()
         if self._parsed.get("timings"):
             self._timings.mark("ended")
@@ -233,7 +233,7 @@ class _Run:
         def ended() -> None:
             self._status = status
 
-        self._domain.finish(ended)
+        self._domain.finish(ended, wait=False)
 
     def _fail(self, error: ClocheError) -> None:
         if self._error is None:
@@ -271,7 +271,7 @@ class _Run:
 def _stderr(*, terminal: bool) -> int | None:
     """Return where the program's stderr goes: 2, or what stdout is when both lead to the same place (`2>&1`).
 
-    One stream then keeps their order. On a terminal, stderr is a stream of its own only when the user sent it elsewhere.
+    One stream then keeps their order. On a terminal, stderr is a stream of its own only when it was sent elsewhere.
     """
     from cloche.guest.session import STDOUT
 

@@ -130,13 +130,13 @@ class Domain:
         session.on_lost = self._lost
         session.on_log = self._agent_log
         session.attach()
+        # Asked for at once: it is sent with the greeting's answer, a round trip earlier than after READY.
+        session.setup(self.plan.setup, self._set_up)
 
     def _ready(self, ready: Ready) -> None:
         del ready
         self.timings.mark("agent answers")
         self.state = State.SETTING_UP
-        assert self._session is not None
-        self._session.setup(self.plan.setup, self._set_up)
 
     def _set_up(self, answer: SetupDone | SetupFailed) -> None:
         from cloche.guest.messages import SetupFailed
@@ -185,10 +185,10 @@ class Domain:
             command, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal, linger=linger
         )
 
-    def finish(self, then: Callable[[], None]) -> None:
+    def finish(self, then: Callable[[], None], *, wait: bool = True) -> None:
         """End the domain in an orderly way: what programs wrote to shares is on the host before ``then`` is called."""
         if self.state is not State.OPEN or self._session is None or not self.plan.writable_shares:
-            self.close()
+            self.close(wait=wait)
             then()
             return
         done = False
@@ -198,19 +198,22 @@ class Domain:
             if not done:
                 done = True
                 timer.cancel()
-                self.close()
+                self.close(wait=wait)
                 then()
 
         timer = self._reactor.call_later(_SYNC_TIMEOUT_S, once)
         self._session.sync(once)
 
-    def close(self) -> None:
-        """End the domain now. Harmless when it has ended."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the domain now. Harmless when it has ended.
+
+        Without ``wait`` the kernel may still be ending its processes when this returns; nothing can keep them.
+        """
         self.state = State.ENDED
         self._cancel_deadline()
         if self._session is not None:
             self._session.close()
-        self._launcher.close()
+        self._launcher.close(wait=wait)
 
     def _lost(self, error: ClocheError) -> None:
         # The agent goes when its machine goes: the launcher knows why, and will say so in a moment.

@@ -223,8 +223,11 @@ class Launcher:
 
     # The end
 
-    def close(self) -> None:
-        """End the domain and remove what it had. May be called twice, and after a failed ``start``."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the domain and remove what it had. May be called twice, and after a failed ``start``.
+
+        The lifeline is cut in any case; ``wait`` also waits until the kernel has ended everything.
+        """
         if self._closed:
             return
         self._closed = True
@@ -235,7 +238,8 @@ class Launcher:
         if self._warden is not None:
             self._reactor.unregister(self._warden.fileno())
             self._warden.close()
-            self._warden.wait()
+            if wait:
+                self._warden.wait()
         if self._endpoints is not None:
             self._endpoints.close()
         if self._directory is not None:

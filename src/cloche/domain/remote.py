@@ -156,8 +156,9 @@ class RemoteLauncher:
         self.close()
         ended(error)  # type: ignore[arg-type]
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """End the supervisor and the domain, and wait until both are gone. May be called twice."""
+        del wait  # the supervisor is this program's child and must be reaped
         if self._socket is not None:
             self._reactor.unregister(self._socket.fileno())
             self._socket.close()

@@ -52,6 +52,7 @@ class Machine(Record):
     Attributes:
         memory_mib: A ceiling, not a reservation, in MiB.
         cpus: Number of virtual CPUs.
+        cpu: The CPU model in QEMU's words.
         tsc_khz: The frequency of the counter an emulated guest reads; 0 lets its kernel measure it.
     """
 
@@ -59,4 +60,5 @@ class Machine(Record):
     cpus: int
     accelerator: str
     kernel: Kernel
+    cpu: str
     tsc_khz: int = 0

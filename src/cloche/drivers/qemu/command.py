@@ -87,9 +87,9 @@ def _machine_word(machine: Machine, options: MachineOptions) -> str:
 
 def _accelerator(machine: Machine) -> tuple[str, ...]:
     if machine.accelerator == Accelerator.KVM:
-        return ("-accel", "kvm", "-cpu", "host")
+        return ("-accel", "kvm", "-cpu", machine.cpu)
     thread = "multi" if machine.cpus > 1 else "single"
-    return ("-accel", f"tcg,thread={thread}", "-cpu", "max")
+    return ("-accel", f"tcg,thread={thread}", "-cpu", machine.cpu)
 
 
 def build_kernel_command_line(machine: Machine, options: MachineOptions) -> str:

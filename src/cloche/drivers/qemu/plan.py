@@ -98,6 +98,17 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     )
 
 
+def choose_cpu(accelerator: str, facts: HostFacts) -> str:
+    """Return the CPU model: the host's under KVM, else all that QEMU can emulate without what it emulates badly."""
+    if accelerator == Accelerator.KVM:
+        return "host"
+    # Kernels that are told that `rep movsb` is fast copy with it, and QEMU carries it out byte by byte.
+    slow = ["erms", "fsrm"]
+    if facts.tools.qemu_version >= (10, 0):
+        slow += ["fsrs", "fzrm"]
+    return ",".join(["max", *(f"-{flag}" for flag in slow)])
+
+
 def choose_machine(request: RunRequest, facts: HostFacts, kernel: Kernel) -> tuple[Machine, tuple[str, ...]]:
     """Return the machine and what the user should be told about it.
 
@@ -141,7 +152,9 @@ def choose_machine(request: RunRequest, facts: HostFacts, kernel: Kernel) -> tup
             f"the {kernel.kind} kernel {kernel.ident} starts slowly (no template); "
             "`cloche kernel build` makes a fast one."
         )
-    return Machine(memory, cpus, accelerator, kernel, facts.tsc_khz), tuple(notices)
+    return Machine(memory, cpus, accelerator, kernel, choose_cpu(accelerator, facts), facts.tsc_khz), tuple(
+        notices
+    )
 
 
 def _server_jail(facts: HostFacts, ops: tuple[RootOp, ...], *, keep_caps: int = 0) -> Jail:
