@@ -331,10 +331,15 @@ def test_everything_happens_before_the_root_is_switched() -> None:
 
 
 def test_the_home_is_fresh_and_private() -> None:
-    """The home is made for its owner alone and filled from the guest's skeleton."""
+    """The home is made for its owner alone, from the guest's skeleton, in the layer that is not mounted over yet."""
     steps = machine_steps()
-    assert Mkdir(b"/cloche/root/home/alice", 0o700, 1000, 1000) in steps
-    assert CopyTree(b"/cloche/root/etc/skel", b"/cloche/root/home/alice", 1000, 1000) in steps
+    home = b"/cloche/layer/upper/home/alice"
+    made = steps.index(Mkdir(home, 0o700, 1000, 1000))
+    filled = steps.index(CopyTree(b"/cloche/system/etc/skel", home, 1000, 1000))
+    overlay = next(
+        index for index, step in enumerate(steps) if isinstance(step, Mount) and step.fstype == b"overlay"
+    )
+    assert made < filled < overlay
 
 
 def test_directories_on_the_way() -> None:

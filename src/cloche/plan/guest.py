@@ -94,6 +94,8 @@ def build_machine_steps(request: RunRequest, user: User, person: User, *, hostna
         Mount(b"tmpfs", b"layer", base + b"/layer", 0, b"mode=0755,size=90%"),
         Mkdir(base + b"/layer/upper"),
         Mkdir(base + b"/layer/work"),
+        # Made in the writable layer itself, before it lies over the system tree: nothing has to be copied up for it.
+        *build_home_steps(user, home=base + b"/layer/upper", skel=base + b"/system"),
         Mount(
             b"overlay",
             b"cloche",
@@ -103,7 +105,6 @@ def build_machine_steps(request: RunRequest, user: User, person: User, *, hostna
             + OVERLAY_OPTIONS,
         ),
     ]
-    steps += build_home_steps(user, prefix=root)
     if request.shares or request.includes:
         steps.append(Mkdir(base + b"/shares"))
         steps.append(Mount(b"virtiofs", SHARES_TAG, base + b"/shares", MS_NOSUID | MS_NODEV))
@@ -151,12 +152,12 @@ def build_copy_steps(
     return steps
 
 
-def build_home_steps(user: User, *, prefix: bytes = b"") -> tuple[Step, ...]:
-    """Return the steps that make a fresh home from /etc/skel."""
-    home = prefix + _encode(user.home)
+def build_home_steps(user: User, *, home: bytes, skel: bytes) -> tuple[Step, ...]:
+    """Return the steps that make a fresh home below ``home`` from the /etc/skel below ``skel``."""
+    place = home + _encode(user.home)
     return (
-        Mkdir(home, 0o700, user.uid, user.gid),
-        CopyTree(prefix + b"/etc/skel", home, user.uid, user.gid),
+        Mkdir(place, 0o700, user.uid, user.gid),
+        CopyTree(skel + b"/etc/skel", place, user.uid, user.gid),
     )
 
 
