@@ -63,7 +63,15 @@ def test_writer_learns_that_the_program_closed_its_input(cloche: Runner) -> None
             while True:
                 os.write(process.stdin.fileno(), bytes(65536))
         process.send_signal(signal.SIGTERM)
-        process.stdin = None
+        assert process.wait(60) == 128 + signal.SIGTERM
+
+
+def test_reader_learns_that_the_program_closed_its_output(cloche: Runner) -> None:
+    """A program that closes its stdout and goes on gives its reader the end of file."""
+    with cloche.popen("sh", "-c", "echo last; exec >&-; sleep 1000") as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == b"last\n"
+        process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
 
 

@@ -169,6 +169,10 @@ class _Run:
         os.write(2, f"cloche: {line}".encode("utf-8", "backslashreplace") + end)
 
     def _open(self) -> None:
+        from functools import partial
+
+        from cloche.guest.pumps import InputPump, OutputPump
+
         terminal = self._terminal.size() if self._terminal.wanted else None
         if self._terminal.wanted:
             self._terminal.make_raw()
@@ -179,6 +183,11 @@ class _Run:
             stderr=_stderr(terminal=terminal is not None),
             terminal=terminal,
         )
+        if not terminal:
+            # Whoever writes to or reads from the program learns at once that it has closed its end.
+            for pump, fd in ((self._job.stdin, 0), (self._job.stdout, 1)):
+                if isinstance(pump, (InputPump, OutputPump)):
+                    pump.on_close = partial(_let_go, fd)
         self._job.on_started = lambda job: self._timings.mark("program started")
         self._job.on_stopped = self._stopped
         self._job.on_done = self._done
@@ -266,6 +275,13 @@ class _Run:
         if self._terminal.wanted:
             self._terminal.make_raw()
             self._resized()
+
+
+def _let_go(fd: int) -> None:
+    """Put /dev/null in the place of a standard stream: its number must not become another file's."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, fd)
+    os.close(null)
 
 
 def _stderr(*, terminal: bool) -> int | None:

@@ -44,6 +44,7 @@ class InputPump:
     Attributes:
         error: What reading failed with, if it did; the agent was told ABORTED.
         closed: Nothing is read any more.
+        on_close: Called when that begins; the caller may then let go of its own descriptor.
     """
 
     def __init__(self, link: Link, sender: Sender, fd: int) -> None:
@@ -52,6 +53,7 @@ class InputPump:
         self._reader = open_reader(fd)
         self.error: OSError | None = None
         self.closed = False
+        self.on_close: Callable[[], None] | None = None
 
     def update(self) -> None:
         """The stream has news: credit, STOP or its end."""
@@ -101,6 +103,8 @@ class InputPump:
             self.closed = True
             self._link.reactor.unregister(self._reader.fileno())
             self._reader.close()
+            if self.on_close is not None:
+                self.on_close()
 
 
 class SourcePump:
@@ -145,6 +149,7 @@ class OutputPump:
     Attributes:
         error: What writing failed with other than a reader that left (a full disk); the agent was told STOP.
         closed: Nothing is written any more.
+        on_close: Called when that begins; the caller may then let go of its own descriptor.
     """
 
     def __init__(self, link: Link, receiver: Receiver, fd: int) -> None:
@@ -153,6 +158,7 @@ class OutputPump:
         self._writer = open_writer(fd)
         self.error: OSError | None = None
         self.closed = False
+        self.on_close: Callable[[], None] | None = None
         # No events: only an error or a hang-up, which is how a pipe without a reader shows.
         link.reactor.register(self._writer.fileno(), 0, self._event)
 
@@ -204,6 +210,8 @@ class OutputPump:
             self.closed = True
             self._link.reactor.unregister(self._writer.fileno())
             self._writer.close()
+            if self.on_close is not None:
+                self.on_close()
 
 
 class SinkPump:
