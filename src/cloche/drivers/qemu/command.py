@@ -96,6 +96,11 @@ def build_kernel_command_line(machine: Machine, options: MachineOptions) -> str:
     """Return the guest kernel's command line for this machine and accelerator (guest/cmdline.md gives the reasons)."""
     words = ["panic=-1", "reboot=t"]
     tcg = machine.accelerator == Accelerator.TCG
+    if tcg:
+        # A file server writes guest memory without QEMU's knowing: a page that held code and is filled with other
+        # code would go on running as QEMU has translated it. Cleared by the guest's CPU when it is taken, it has no
+        # translation left.
+        words += ["init_on_alloc=1"]
     if machine.kernel.machine == "microvm":
         words += ["rcupdate.rcu_expedited=1", *_slots(options)]
         if tcg:
