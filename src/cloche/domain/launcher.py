@@ -121,12 +121,13 @@ class Launcher:
         """Return what the warden said before it went, if it said anything."""
         assert self._warden is not None
         try:
-            for event in self._warden.receive():
-                if isinstance(event, Failed):
-                    return self._not_started(event)
+            heard = self._warden.receive()
         except LaunchError:
             return error
-        return error
+        for event in heard:
+            if isinstance(event, Spawned):
+                os.close(event.pidfd)
+        return next((self._not_started(event) for event in heard if isinstance(event, Failed)), error)
 
     # What is heard from the domain
 
@@ -139,9 +140,11 @@ class Launcher:
             self._end(error)
             return
         for event in heard:
-            self._handle(event)
-            if self._closed:
-                return
+            if not self._closed:
+                self._handle(event)
+            elif isinstance(event, Spawned):
+                # Reported together with what ended the domain: nobody else closes its descriptor.
+                os.close(event.pidfd)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Ready):

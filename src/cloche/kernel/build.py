@@ -78,7 +78,7 @@ _REPRODUCIBLE = {
     "SOURCE_DATE_EPOCH": "0",
 }
 #: Lines "  CC  file" that make prints for the whole kernel; only the progress depends on it.
-_STEPS = 1700
+_STEPS = 1860
 _STEP = re.compile(r"^  [A-Z][A-Z0-9_]* +\S")
 _UNPACKED, _CONFIGURED, _COMPILED = 0.10, 0.12, 0.98
 
