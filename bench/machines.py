@@ -63,7 +63,7 @@ def raw_qemu(
 
     ``init`` is its first program with its arguments; when that ends the kernel panics, ``panic=-1`` makes this a
     restart at once, and ``-no-reboot`` makes that the end of QEMU: nothing shorter is known. ``console`` gives it a
-    serial port on standard output, ``shared_memory`` keeps its memory in a memfd as cloche's is.
+    serial port on standard output, ``shared_memory`` keeps its memory in a file as cloche's is, which has a name.
     """
     options = list(computer.options)
     words = [*computer.words, _ROOT_9P]
@@ -75,7 +75,8 @@ def raw_qemu(
     if shared_memory:
         place = options.index("-machine") + 1
         options[place] += ",memory-backend=memory"
-        extra += ["-object", f"memory-backend-memfd,id=memory,size={computer.memory_mib}M,share=on"]
+        size = f"size={computer.memory_mib}M"
+        extra += ["-object", f"memory-backend-file,id=memory,{size},share=on,mem-path=/dev/shm,align=2M"]
     program, _, arguments = init.partition(" ")
     # Words that the kernel does not know are arguments of init. No "--" before them: QEMU adds the places of the
     # virtio slots at the end, and the kernel reads nothing behind "--".

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cloche.errors import CommandNotExecutableError, CommandNotFoundError
-from cloche.host.programs import check_program
+from cloche.host.programs import find_program
 from cloche.plan.guest import build_command, shown_trees
 from support.plans import ALICE, facts, request, share
 
@@ -31,17 +31,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def check(
     name: bytes, *shares: Share, cwd: str = "/", path: bytes = b"/usr/bin:/bin", **options: Any
-) -> None:
+) -> bytes:
     """Look a program up for a run from a directory."""
     asked = request(name, shares=shares, **options)
     host = facts(cwd=cwd, environment={b"PATH": path})
     shown = shown_trees(shares)
-    check_program(build_command(asked, host, ALICE, shown), tuple(map(os.fsencode, shown)))
+    return find_program(build_command(asked, host, ALICE, shown), tuple(map(os.fsencode, shown)))
 
 
 def test_programs_of_the_path() -> None:
-    """A name that is in a directory of PATH passes, one that is nowhere is not found."""
-    check(b"ls")
+    """A name that is in a directory of PATH is found in the first one, one that is nowhere is not found."""
+    assert check(b"env", path=b"/usr/local/lib:/usr/bin:/bin") == b"/usr/bin/env"
     with pytest.raises(CommandNotFoundError, match="no-such-program was not found"):
         check(b"no-such-program")
     with pytest.raises(CommandNotFoundError, match=r"x\\n was not found"):
@@ -50,8 +50,9 @@ def test_programs_of_the_path() -> None:
 
 def test_a_path_the_host_cannot_judge() -> None:
     """With a directory in PATH that only the guest has, the guest has the last word."""
-    check(b"no-such-program", env=((b"PATH", b"/only/in/the/guest:/usr/bin"),))
-    check(b"")
+    assert check(b"no-such-program", env=((b"PATH", b"/only/in/the/guest:/usr/bin"),)) == b""
+    assert check(b"env", env=((b"PATH", b"/only/in/the/guest:/usr/bin"),)) == b""
+    assert check(b"") == b""
 
 
 def test_programs_by_their_path(here: Path) -> None:

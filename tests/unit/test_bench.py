@@ -117,13 +117,13 @@ def test_raw_machine_is_cloches_without_devices() -> None:
     assert argv.count("-device") == 1
 
 
-def test_raw_machine_can_speak_and_keep_its_memory_in_a_memfd() -> None:
+def test_raw_machine_can_speak_and_keep_its_memory_in_a_file() -> None:
     """With a console there is a serial port; with shared memory there is a memory back end; init has its arguments."""
     computer = machines.computer_of(VMM, "/usr/bin/qemu", "/k/vmlinux", 256)
     argv = machines.raw_qemu(computer, '/bin/sh -c "echo hi"', console=True, shared_memory=True)
     assert argv[argv.index("-machine") + 1] == "microvm,acpi=off,isa-serial=on,memory-backend=memory"
     assert argv[argv.index("-append") + 1].endswith('init=/bin/sh -c "echo hi"')
-    assert "memory-backend-memfd,id=memory,size=256M,share=on" in argv
+    assert "memory-backend-file,id=memory,size=256M,share=on,mem-path=/dev/shm,align=2M" in argv
 
 
 def test_virtme_ng_gets_a_microvm() -> None:
@@ -160,9 +160,9 @@ def test_incomplete_waterfall_is_refused() -> None:
 
 
 def test_guest_memory_is_told_by_its_name() -> None:
-    """PSS is summed for the memfd of the guest and for all other mappings, with and without a path."""
+    """PSS is summed for the file of the guest's memory and for all other mappings, with and without a path."""
     smaps = (
-        "7f00-7f10 rw-s 00000000 00:01 7 /memfd:memory-backend-memfd (deleted)\n"
+        "7f00-7f10 rw-s 00000000 00:01 7 /dev/shm/qemu_back_mem.memory.0a1b2c (deleted)\n"
         "Rss: 9 kB\nPss: 100 kB\nPss_Dirty: 5 kB\n"
         "5500-5510 r-xp 00000000 08:01 9 /usr/bin/qemu\nPss: 20 kB\n"
         "7f20-7f30 rw-p 00000000 00:00 0 \nPss: 3 kB\nVmFlags: rd wr\n"

@@ -78,12 +78,14 @@ def test_short_messages_to_the_agent_round_trip(message: m.ToAgent) -> None:
         m.decode(body(message))
 
 
-@given(WORDS.filter(bool), WORDS, st.lists(U32, max_size=4).map(tuple), st.integers(0, 7), U32)
+@given(
+    WORDS.filter(bool), WORDS, st.lists(U32, max_size=4).map(tuple), st.integers(0, 7), st.binary(max_size=20)
+)
 def test_exec_round_trips(
-    argv: tuple[bytes, ...], env: tuple[bytes, ...], groups: tuple[int, ...], flags: int, uid: int
+    argv: tuple[bytes, ...], env: tuple[bytes, ...], groups: tuple[int, ...], flags: int, program: bytes
 ) -> None:
     """EXEC keeps any bytes in arguments and environment."""
-    message = m.Exec(1, 2, 3, 5, flags, 24, 80, uid, 0, 0o22, groups, 0, b"/tmp", argv, env)
+    message = m.Exec(1, 2, 3, 5, flags, 24, 80, len(argv), 0, 0o22, groups, 0, b"/tmp", argv, env, program)
     assert m.decode(body(message), to_agent=True) == message
 
 

@@ -10,16 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloche.errors import UsageError
+from cloche.model.facts import SkeletonEntry
 from cloche.model.guest import (
     MS_BIND,
     MS_RDONLY,
     MS_REMOUNT,
     CopyTree,
     GuestCommand,
+    MakeSymlink,
     Mkdir,
     Mount,
     Step,
     SwitchRoot,
+    WriteFile,
 )
 from cloche.model.request import Include, RunRequest, Share
 from cloche.plan.guest import (
@@ -269,11 +272,14 @@ def test_privileged_means_root() -> None:
 
 
 def machine_steps(
-    shares: tuple[Share, ...] = (), includes: tuple[Include, ...] = (), person: User = ALICE
+    shares: tuple[Share, ...] = (),
+    includes: tuple[Include, ...] = (),
+    person: User = ALICE,
+    skeleton: tuple[SkeletonEntry, ...] | None = None,
 ) -> list[Step]:
     """Return the steps that set up a machine for alice."""
     asked = request(shares=shares, includes=includes)
-    return list(build_machine_steps(asked, ALICE, person, hostname="guest"))
+    return list(build_machine_steps(asked, ALICE, person, skeleton, hostname="guest"))
 
 
 def targets(steps: list[Step]) -> list[bytes]:
@@ -331,15 +337,29 @@ def test_everything_happens_before_the_root_is_switched() -> None:
 
 
 def test_the_home_is_fresh_and_private() -> None:
-    """The home is made for its owner alone, from the guest's skeleton, in the layer that is not mounted over yet."""
-    steps = machine_steps()
+    """The home is made for its owner alone, from the skeleton, in the layer that is not mounted over yet."""
     home = b"/cloche/layer/upper/home/alice"
-    made = steps.index(Mkdir(home, 0o700, 1000, 1000))
-    filled = steps.index(CopyTree(b"/cloche/system/etc/skel", home, 1000, 1000))
-    overlay = next(
-        index for index, step in enumerate(steps) if isinstance(step, Mount) and step.fstype == b"overlay"
+    small = (
+        SkeletonEntry(b".bashrc", "file", 0o644, b"# hello"),
+        SkeletonEntry(b"bin", "dir", 0o755),
+        SkeletonEntry(b"bin/link", "link", 0, b"/usr/bin/true"),
     )
-    assert made < filled < overlay
+    wanted: dict[tuple[SkeletonEntry, ...] | None, list[Step]] = {
+        small: [
+            WriteFile(home + b"/.bashrc", 0o644, 1000, 1000, b"# hello"),
+            Mkdir(home + b"/bin", 0o755, 1000, 1000),
+            MakeSymlink(b"/usr/bin/true", home + b"/bin/link"),
+        ],
+        None: [CopyTree(b"/cloche/system/etc/skel", home, 1000, 1000)],
+    }
+    for skeleton, filling in wanted.items():
+        steps = machine_steps(skeleton=skeleton)
+        made = steps.index(Mkdir(home, 0o700, 1000, 1000))
+        assert steps[made + 1 : made + 1 + len(filling)] == filling
+        overlay = next(
+            index for index, step in enumerate(steps) if isinstance(step, Mount) and step.fstype == b"overlay"
+        )
+        assert made + len(filling) < overlay
 
 
 def test_directories_on_the_way() -> None:

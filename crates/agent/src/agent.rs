@@ -43,6 +43,8 @@ pub struct Agent {
     /// The control stream cannot be read on.
     pub(crate) control_broken: bool,
     pub(crate) setup: Option<PendingSetup>,
+    /// The last SETUP failed: no program may run in what it left.
+    pub(crate) setup_failed: bool,
     pub(crate) limits: Vec<Limit>,
     pub(crate) manner: Manner,
     pub(crate) stack: Stack,
@@ -93,6 +95,7 @@ impl Agent {
             control: Assembler::new(MAX_TO_AGENT),
             control_broken: false,
             setup: None,
+            setup_failed: false,
             limits: Vec::new(),
             manner: Manner {
                 own_session,

@@ -147,12 +147,15 @@ impl Agent {
         let what = reason.as_bytes().to_vec();
         let errno = Errno(libc::EBADMSG).code();
         match message.first() {
-            Some(1) => self.outbox.push(&ToHost::SetupFailed {
-                seq: number,
-                step: 0,
-                errno,
-                what,
-            }),
+            Some(1) => {
+                self.setup_failed = true;
+                self.outbox.push(&ToHost::SetupFailed {
+                    seq: number,
+                    step: 0,
+                    errno,
+                    what,
+                });
+            }
             Some(2) => self.outbox.push(&ToHost::Failed {
                 job: number,
                 errno,
@@ -204,10 +207,12 @@ impl Agent {
                 return self.set_up_failed(seq, index, errno, step);
             }
         }
+        self.setup_failed = false;
         self.outbox.push(&ToHost::SetupDone { seq });
     }
 
     fn set_up_failed(&mut self, seq: u32, index: usize, errno: Errno, step: &Step) {
+        self.setup_failed = true;
         self.outbox.push(&ToHost::SetupFailed {
             seq,
             step: u32::try_from(index).unwrap_or(u32::MAX),
@@ -276,6 +281,11 @@ impl Agent {
 
     fn exec(&mut self, exec: Exec) {
         let id = exec.job;
+        if self.setup_failed {
+            // Asked for together with a set-up that failed: it must not run in half a guest.
+            let error = SpawnError::new(Errno(libc::ECANCELED), b"set-up");
+            return self.tell_failed(id, &error);
+        }
         if self.job(id).is_some() {
             return self.warn(&format!("job {id} exists already"));
         }

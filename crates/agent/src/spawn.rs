@@ -121,7 +121,12 @@ impl Program {
         let env = strings(exec.env, b"env")?;
         let argv = strings(words, b"argv")?;
         let name = argv.first().map_or(&b""[..], |name| name.as_bytes());
-        let candidates = candidates(name, &env)?;
+        let mut candidates = candidates(name, &env)?;
+        if !exec.program.is_empty() && exec.flags & exec_flags::STRACE == 0 {
+            let program =
+                c_string(&exec.program).map_err(|errno| SpawnError::new(errno, b"exec"))?;
+            candidates.insert(0, program);
+        }
         let (uid, gid) = manner.own_ids;
         let changes = exec.uid != uid || exec.gid != gid;
         Ok(Self {

@@ -287,3 +287,17 @@ fn sync_and_poweroff() {
     host.write_all();
     assert_eq!(host.agent.wait().unwrap().code(), Some(0));
 }
+
+/// The file the host has found is executed without a search; where it is not, the search goes on as without it.
+#[test]
+fn tries_the_named_file_first() {
+    let mut host = Host::start();
+    for (program, said) in [
+        (&b"/bin/echo"[..], &b"-c echo searched\n"[..]),
+        (b"/no/such", b"searched\n"),
+    ] {
+        let mut exec = host.shell("echo searched");
+        exec.program = program.to_vec();
+        assert_eq!(host.run(&exec).1, said);
+    }
+}

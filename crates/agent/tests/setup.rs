@@ -236,3 +236,34 @@ fn unreadable_requests_are_answered() {
     assert!(matches!(answer, ToHost::SetupFailed { seq: 7, .. }));
     assert_eq!(set_up(&mut host, 8, vec![]), ToHost::SetupDone { seq: 8 });
 }
+
+/// A program asked for together with a set-up that fails does not run, until another set-up has succeeded.
+#[test]
+fn failed_setup_stops_programs() {
+    let mut host = Host::start();
+    let wrong = Step::Rlimit {
+        resource: 99,
+        soft: 0,
+        hard: 0,
+    };
+    host.send(&ToAgent::Setup {
+        seq: 1,
+        steps: vec![wrong],
+    });
+    let exec = host.shell("echo ran");
+    host.send(&ToAgent::Exec(Box::new(exec.clone())));
+    host.expect(|m| matches!(m, ToHost::SetupFailed { seq: 1, .. }));
+    let answer = host.expect(|m| matches!(m, ToHost::Failed { .. } | ToHost::Started { .. }));
+    let what = b"set-up".to_vec();
+    assert_eq!(
+        answer,
+        ToHost::Failed {
+            job: exec.job,
+            errno: libc::ECANCELED.unsigned_abs(),
+            what
+        }
+    );
+    assert_eq!(set_up(&mut host, 2, vec![]), ToHost::SetupDone { seq: 2 });
+    let exec = host.shell("echo ran");
+    assert_eq!(host.run(&exec).1, b"ran\n");
+}

@@ -43,6 +43,14 @@ pub mod bind_flags {
     pub const ALL: u32 = 127;
 }
 
+/// Bits of [`RootOp::Tmpfs`]'s flags.
+pub mod tmpfs_flags {
+    /// Huge pages, where the kernel has them, for mappings that ask for them by `madvise(2)`.
+    pub const HUGE_PAGES: u32 = 1;
+    /// Every bit with a meaning.
+    pub const ALL: u32 = 1;
+}
+
 /// The `CLONE_NEW*` bits that [`Jail::namespaces`] may hold: mount, cgroup, uts, ipc, user, pid, net.
 pub const NAMESPACE_BITS: u32 =
     0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000;
@@ -101,6 +109,8 @@ pub enum RootOp {
         size: u64,
         /// Permission bits of its root.
         mode: u32,
+        /// Bits of [`tmpfs_flags`].
+        flags: u32,
     },
     /// Mounts a proc file system.
     Proc {
@@ -219,6 +229,7 @@ impl RootOp {
                 path: r.byte_vec()?,
                 size: r.u64()?,
                 mode: r.u32()?,
+                flags: r.u32()?,
             },
             6 => Self::Proc {
                 path: r.byte_vec()?,
@@ -254,7 +265,12 @@ impl RootOp {
                 content,
             } => w.u8(3).bytes(path).u32(*mode).bytes(content),
             Self::Symlink { target, path } => w.u8(4).bytes(target).bytes(path),
-            Self::Tmpfs { path, size, mode } => w.u8(5).bytes(path).u64(*size).u32(*mode),
+            Self::Tmpfs {
+                path,
+                size,
+                mode,
+                flags,
+            } => w.u8(5).bytes(path).u64(*size).u32(*mode).u32(*flags),
             Self::Proc { path } => w.u8(6).bytes(path),
             Self::Dev { path } => w.u8(7).bytes(path),
             Self::BindFd {
@@ -285,6 +301,7 @@ impl RootOp {
             Self::Bind { flags, .. } | Self::BindFd { flags, .. } => {
                 known_bits("bind flags", *flags, bind_flags::ALL)
             }
+            Self::Tmpfs { flags, .. } => known_bits("tmpfs flags", *flags, tmpfs_flags::ALL),
             _ => Ok(()),
         }
     }

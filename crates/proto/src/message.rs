@@ -56,6 +56,8 @@ pub struct Exec {
     pub argv: Vec<Vec<u8>>,
     /// Environment, `NAME=value` each.
     pub env: Vec<Vec<u8>>,
+    /// A file that is tried before `argv[0]` is searched for; empty: none.
+    pub program: Vec<u8>,
 }
 
 /// A message to the agent.
@@ -200,6 +202,7 @@ impl Exec {
             cwd: r.byte_vec()?,
             argv: r.list(4, Reader::byte_vec)?,
             env: r.list(4, Reader::byte_vec)?,
+            program: r.byte_vec()?,
         };
         exec.check()?;
         Ok(exec)
@@ -220,6 +223,7 @@ impl Exec {
         w.list(&self.env, |w, entry| {
             w.bytes(entry);
         });
+        w.bytes(&self.program);
     }
 
     fn check(&self) -> Result<()> {
@@ -458,6 +462,7 @@ mod tests {
             cwd: b"/".to_vec(),
             argv: vec![b"true".to_vec()],
             env: vec![],
+            program: vec![],
         };
         assert!(ToAgent::Exec(Box::new(good.clone())).encode().is_ok());
         let broken: [fn(&mut Exec); 6] = [

@@ -2,7 +2,8 @@
 
 use crate::codec::{CodecError, Reader, Result, Writer};
 pub use crate::jail::{
-    bind_flags, jail_flags, Jail, Rlimit, RootOp, ID_KEEP, MAX_BPF_INSTRUCTIONS, NAMESPACE_BITS,
+    bind_flags, jail_flags, tmpfs_flags, Jail, Rlimit, RootOp, ID_KEEP, MAX_BPF_INSTRUCTIONS,
+    NAMESPACE_BITS,
 };
 
 /// Largest packet in bytes.

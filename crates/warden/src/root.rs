@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use cloche_proto::warden::{bind_flags, jail_flags, Jail, RootOp};
+use cloche_proto::warden::{bind_flags, jail_flags, tmpfs_flags, Jail, RootOp};
 
 use crate::failure::{Failure, Outcome, Step};
 use crate::sys::{self, Errno};
@@ -38,7 +38,7 @@ pub fn build(jail: &Jail, fds: &[OwnedFd], own_process: &OwnedFd) -> Outcome {
     sys::umask(0);
     let host = open_directory(c"/")?;
     step_aside(&host)?;
-    let (top, device) = new_tmpfs(ROOT_SIZE, 0o755).step("mount the root")?;
+    let (top, device) = new_tmpfs(ROOT_SIZE, 0o755, Pages::Small).step("mount the root")?;
     let place = open_directory(NEW)?;
     sys::attach_mount(top.as_fd(), place.as_fd()).step("mount the root")?;
     let mut root = Root {
@@ -69,7 +69,7 @@ pub fn build(jail: &Jail, fds: &[OwnedFd], own_process: &OwnedFd) -> Outcome {
 /// tree with all its mounts too, does not hold the new root itself.
 fn step_aside(host: &OwnedFd) -> Outcome {
     let what = "put the host's tree aside";
-    let (base, _) = new_tmpfs(BASE_SIZE, 0o700).step(what)?;
+    let (base, _) = new_tmpfs(BASE_SIZE, 0o700, Pages::Small).step(what)?;
     sys::attach_mount(base.as_fd(), host.as_fd()).step(what)?;
     for name in [NEW, OLD] {
         sys::mkdir_at(base.as_fd(), name, 0o700).step(what)?;
@@ -105,9 +105,14 @@ impl Root {
             RootOp::Bind { source, flags, .. } => self.bind(source, &path, *flags),
             RootOp::File { mode, content, .. } => self.write_file(&path, *mode, content),
             RootOp::Symlink { target, .. } => self.link(target, &path),
-            RootOp::Tmpfs { size, mode, .. } => self
-                .mount_tmpfs(&path, size.to_string().as_bytes(), *mode, NOTHING_SPECIAL)
-                .map(drop),
+            RootOp::Tmpfs {
+                size, mode, flags, ..
+            } => {
+                let size = size.to_string();
+                let pages = Pages::of(*flags);
+                self.mount_tmpfs(&path, size.as_bytes(), *mode, NOTHING_SPECIAL, pages)
+                    .map(drop)
+            }
             RootOp::Proc { .. } => self.mount_proc(&path),
             RootOp::Dev { .. } => self.mount_dev(&path),
             RootOp::BindFd {
@@ -208,9 +213,10 @@ impl Root {
         size: &[u8],
         mode: u32,
         attributes: u64,
+        pages: Pages,
     ) -> Outcome<OwnedFd> {
         let what = path.what("mount tmpfs ");
-        let (mount, device) = new_tmpfs(size, mode).step(what.as_slice())?;
+        let (mount, device) = new_tmpfs(size, mode, pages).step(what.as_slice())?;
         sys::add_mount_attributes(mount.as_fd(), attributes, false).step(what.as_slice())?;
         self.attach(&mount, path, true, &what)?;
         self.own.push(device);
@@ -226,7 +232,7 @@ impl Root {
         } else {
             &only_processes
         };
-        let mount = sys::new_mount(c"proc", parameters, attributes).map_err(|errno| {
+        let mount = sys::new_mount(c"proc", parameters, None, attributes).map_err(|errno| {
             if errno == Errno(libc::EPERM) {
                 // The kernel gives a user namespace no view of /proc that shows more than the one it came from.
                 what.extend_from_slice(b" (parts of the host's /proc are covered by other mounts)");
@@ -242,6 +248,7 @@ impl Root {
             DEV_SIZE,
             0o755,
             NOTHING_SPECIAL | libc::MOUNT_ATTR_NOEXEC,
+            Pages::Small,
         )?;
         for name in DEVICES {
             let source = [b"/dev/", name.as_bytes()].concat();
@@ -256,13 +263,14 @@ impl Root {
         let what = pts_path.what("mount devpts ");
         let parameters = [(c"ptmxmode", c"0666"), (c"mode", c"0620")];
         let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-        let pts = sys::new_mount(c"devpts", &parameters, attributes).step(what.as_slice())?;
+        let pts = sys::new_mount(c"devpts", &parameters, None, attributes).step(what.as_slice())?;
         self.attach(&pts, &pts_path, true, &what)?;
         self.mount_tmpfs(
             &Path::new(&path.below("shm"))?,
             SHM_SIZE,
             0o1777,
             NOTHING_SPECIAL,
+            Pages::Small,
         )?;
         self.devices.push(dev);
         Ok(())
@@ -393,8 +401,26 @@ fn attributes(flags: u32) -> u64 {
     .fold(0, |all, (_, attribute)| all | attribute)
 }
 
+/// The pages a tmpfs keeps files in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    Small,
+    /// Huge ones for mappings that ask for them by madvise(2).
+    Huge,
+}
+
+impl Pages {
+    fn of(flags: u32) -> Self {
+        if flags & tmpfs_flags::HUGE_PAGES != 0 {
+            Self::Huge
+        } else {
+            Self::Small
+        }
+    }
+}
+
 /// A detached tmpfs and its device number.
-fn new_tmpfs(size: &[u8], mode: u32) -> sys::Result<(OwnedFd, u64)> {
+fn new_tmpfs(size: &[u8], mode: u32, pages: Pages) -> sys::Result<(OwnedFd, u64)> {
     let size = sys::c_string(size)?;
     let mode = sys::c_string(format!("{:o}", mode & 0o7777).as_bytes())?;
     let parameters = [
@@ -402,7 +428,8 @@ fn new_tmpfs(size: &[u8], mode: u32) -> sys::Result<(OwnedFd, u64)> {
         (c"mode", &mode),
         (c"nr_inodes", MOST_INODES),
     ];
-    let mount = sys::new_mount(c"tmpfs", &parameters, NOTHING_SPECIAL)?;
+    let huge = (pages == Pages::Huge).then_some((c"huge", c"advise"));
+    let mount = sys::new_mount(c"tmpfs", &parameters, huge, NOTHING_SPECIAL)?;
     let (device, _, _) = sys::stat(mount.as_fd())?;
     Ok((mount, device))
 }

@@ -139,7 +139,8 @@ class _Run:
             log.set_sink("notice", self._say)
             if self._parsed.get("verbose"):
                 log.set_sink("debug", self._say)
-        self._domain.on_open = self._open
+        # Asked for while the guest is being set up: it starts a round trip earlier.
+        self._domain.on_ready = self._open
         self._domain.on_end = self._fail
         if self._request.boot_log:
             self._domain.watch_console(_ConsolePrinter().feed)
@@ -228,7 +229,7 @@ class _Run:
             log.notice("--shell-on-failure needs a terminal")
             return False
         log.notice(f"the program ended with status {status}; this shell runs in its machine, `exit` ends it")
-        command = self._plan.command._replace(argv=(b"/bin/sh", b"-i"), strace=False)
+        command = self._plan.command._replace(argv=(b"/bin/sh", b"-i"), strace=False, program=b"")
         self._terminal.make_raw()
         shell = self._domain.execute(command, stdin=0, stdout=1, terminal=self._terminal.size())
         self._job = shell

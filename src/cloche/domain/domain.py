@@ -53,7 +53,8 @@ class Domain:
     ``launcher`` decides whose children the domain's processes are: this process's, or a supervisor's.
 
     Attributes:
-        on_open: Called when programs can be started.
+        on_ready: Called when the agent has answered: programs can be asked for, and start when the guest is set up.
+        on_open: Called when the guest is set up.
         on_end: Called once when the domain ended by itself, with the reason. Not called after ``close``.
         on_agent_log: Called with level and text of the agent's messages.
     """
@@ -68,6 +69,7 @@ class Domain:
         self.plan = plan
         self.state = State.PLANNED
         self.timings = timings or Timings()
+        self.on_ready: Callable[[], None] = _nothing
         self.on_open: Callable[[], None] = _nothing
         self.on_end: Callable[[ClocheError], None] = _raise
         self.on_agent_log: Callable[[int, str], None] | None = None
@@ -137,6 +139,7 @@ class Domain:
         del ready
         self.timings.mark("agent answers")
         self.state = State.SETTING_UP
+        self.on_ready()
 
     def _set_up(self, answer: SetupDone | SetupFailed) -> None:
         from cloche.guest.messages import SetupFailed
@@ -177,9 +180,9 @@ class Domain:
         """Start a program in the guest (see ``AgentSession.exec``).
 
         Raises:
-            DomainError: The domain is not open.
+            DomainError: The agent has not answered yet, or the domain has ended.
         """
-        self.require(State.OPEN)
+        self.require(State.SETTING_UP, State.OPEN)
         assert self._session is not None
         return self._session.exec(
             command, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal, linger=linger

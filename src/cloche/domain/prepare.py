@@ -6,7 +6,7 @@ import os
 
 from cloche.drivers.registry import find_driver
 from cloche.errors import HostError, MissingToolError
-from cloche.host.programs import check_program
+from cloche.host.programs import find_program
 from cloche.model.machine import Kernel
 from cloche.plan.stage import SYSTEM_TREES
 from cloche.record import TYPE_CHECKING
@@ -43,7 +43,8 @@ def prepare_plan(request: RunRequest, facts: HostFacts) -> LaunchPlan:
     plan = driver.plan(request, facts, kernel)
     if not request.includes:
         shown = (*SYSTEM_TREES, *(share.target for share in request.shares if share.target == share.source))
-        check_program(plan.command, tuple(os.fsencode(path) for path in shown))
+        program = find_program(plan.command, tuple(os.fsencode(path) for path in shown))
+        plan = plan._replace(command=plan.command._replace(program=program))
     return plan
 
 

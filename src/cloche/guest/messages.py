@@ -40,7 +40,11 @@ class Setup(Record):
 
 
 class Exec(Record):
-    """Start a program. ``stdin``, ``stdout``, ``stderr`` are stream ids, 0 for /dev/null; ``pids_max`` 0: no limit."""
+    """Start a program.
+
+    ``stdin``, ``stdout``, ``stderr`` are stream ids, 0 for /dev/null; ``pids_max`` 0: no limit; ``program`` is a file
+    that is tried before ``argv[0]`` is searched for, empty for none.
+    """
 
     job: int
     stdin: int
@@ -57,6 +61,7 @@ class Exec(Record):
     cwd: bytes
     argv: tuple[bytes, ...]
     env: tuple[bytes, ...]
+    program: bytes = b""
 
 
 class Signal(Record):
@@ -163,7 +168,7 @@ class Synced(Record):
 # How a field is written: B H I Q integers of 1, 2, 4, 8 bytes, s bytes, i list<u32>, a list<bytes>, x list<step>.
 _TO_AGENT: dict[int, tuple[type[Any], str]] = {
     1: (Setup, "Ix"),
-    2: (Exec, "IIIIIHHIIIiIsaa"),
+    2: (Exec, "IIIIIHHIIIiIsaas"),
     3: (Signal, "II"),
     4: (Resize, "IHH"),
     5: (Poweroff, ""),

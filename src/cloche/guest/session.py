@@ -186,6 +186,7 @@ class AgentSession:
             command.cwd,
             command.argv,
             command.env,
+            command.program,
         )
         job.sender = sender
         job.receivers = [receiver for receiver in (out, None if merged else err) if receiver is not None]

@@ -7,9 +7,12 @@ import stat
 
 from cloche.host import accel, tools
 from cloche.host.tsc import tsc_khz
-from cloche.model.facts import HostFacts, PathFact, Tools, User
+from cloche.model.facts import HostFacts, PathFact, SkeletonEntry, Tools, User
 from cloche.plan.shares import contains
 from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES, stage_candidates
+
+#: As much of /etc/skel as is sent with a plan: far more than distributions put there, and little to send.
+_SKELETON_BYTES, _SKELETON_ENTRIES = 64 * 1024, 64
 
 
 def collect_facts() -> HostFacts:
@@ -34,6 +37,7 @@ def collect_facts() -> HostFacts:
         memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024),
         kvm=accel.kvm_result(),
         nofile_hard=_nofile_hard(),
+        skeleton=read_skeleton("/etc/skel"),
         tsc_khz=tsc_khz(warden) if warden else 0,
     )
 
@@ -106,6 +110,50 @@ def _path_facts(candidates: tuple[str, ...]) -> dict[str, PathFact]:
         except OSError:
             continue
     return facts
+
+
+def read_skeleton(top: str) -> tuple[SkeletonEntry, ...] | None:
+    """Return what is in a skeleton directory; None when it is more than a few small files.
+
+    What the caller may not read, and what is neither file, directory nor link, is left out.
+    """
+    entries: list[SkeletonEntry] = []
+    room = _SKELETON_BYTES
+    waiting = [b""]
+    while waiting:
+        above = waiting.pop()
+        try:
+            names = sorted(os.listdir(os.path.join(os.fsencode(top), above)))
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(above, name)
+            entry = _skeleton_entry(os.path.join(os.fsencode(top), path), path, room)
+            if entry is None:
+                continue
+            room -= len(entry.content)
+            entries.append(entry)
+            if room < 0 or len(entries) > _SKELETON_ENTRIES:
+                return None
+            if entry.kind == "dir":
+                waiting.append(path)
+    return tuple(entries)
+
+
+def _skeleton_entry(full: bytes, path: bytes, room: int) -> SkeletonEntry | None:
+    try:
+        mode = os.lstat(full).st_mode
+        if stat.S_ISLNK(mode):
+            return SkeletonEntry(path, "link", 0, os.readlink(full))
+        if stat.S_ISDIR(mode):
+            return SkeletonEntry(path, "dir", stat.S_IMODE(mode))
+        if stat.S_ISREG(mode):
+            with open(full, "rb", buffering=0) as file:
+                return SkeletonEntry(path, "file", stat.S_IMODE(mode), file.read(room + 1) or b"")
+    except OSError:
+        # Gone, or not for the caller to read.
+        return None
+    return None
 
 
 def _nofile_hard() -> int:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from cloche.model.guest import GuestCommand
 
 
-def check_program(command: GuestCommand, shown: tuple[bytes, ...]) -> None:
-    """Refuse a program that certainly does not exist in the guest, or cannot be executed there.
+def find_program(command: GuestCommand, shown: tuple[bytes, ...]) -> bytes:
+    """Look for the program where the guest will; empty when that is not known, or it is named by a path.
+
+    A program that certainly does not exist in the guest, or cannot be executed there, is refused.
 
     Args:
         command: What is to be started.
@@ -34,13 +36,14 @@ def check_program(command: GuestCommand, shown: tuple[bytes, ...]) -> None:
         path = next((word[5:] for word in command.env if word.startswith(b"PATH=")), b"")
         directories = [part for part in path.split(b":") if part]
         if not name or any(not is_below(part, shown) for part in directories):
-            return
-        if not any(os.path.lexists(os.path.join(part, name)) for part in directories):
-            raise CommandNotFoundError(
-                f"{text} was not found in the guest",
-                hint="It is in no directory of PATH that the guest sees; share its directory with --here or --share.",
-            )
-        return
+            return b""
+        for part in directories:
+            if os.path.lexists(os.path.join(part, name)):
+                return os.path.join(part, name)
+        raise CommandNotFoundError(
+            f"{text} was not found in the guest",
+            hint="It is in no directory of PATH that the guest sees; share its directory with --here or --share.",
+        )
     full = os.path.normpath(os.path.join(command.cwd, name))
     if not is_below(full, shown):
         home = next((word[5:] for word in command.env if word.startswith(b"HOME=")), b"")
@@ -49,7 +52,7 @@ def check_program(command: GuestCommand, shown: tuple[bytes, ...]) -> None:
             raise CommandNotFoundError(
                 f"{text} was not found in the guest", hint="Share the working directory with --here."
             )
-        return
+        return b""
     if not os.path.lexists(full):
         raise CommandNotFoundError(
             f"{text} was not found in the guest", hint="It does not exist on the host either."
@@ -59,9 +62,10 @@ def check_program(command: GuestCommand, shown: tuple[bytes, ...]) -> None:
     try:
         executable = os.stat(full).st_mode & 0o111
     except OSError:
-        return
+        return b""
     if not executable:
         raise CommandNotExecutableError(
             f"{text} cannot be executed: it has no execute permission",
             hint=f"chmod +x {text}, or name its interpreter.",
         )
+    return b""

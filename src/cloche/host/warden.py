@@ -320,6 +320,7 @@ def _encode_root_op(writer: Writer, op: RootOp) -> None:
         writer.blob(op.path)
         writer.u64(op.size)
         writer.u32(op.mode)
+        writer.u32(op.flags)
     elif isinstance(op, Proc):
         writer.u8(6)
         writer.blob(op.path)

@@ -39,6 +39,18 @@ class Tools(Record):
     fs: str
 
 
+class SkeletonEntry(Record):
+    """One entry of the host's /etc/skel: a directory, a file with ``content``, or a link that holds ``content``.
+
+    ``path`` is relative; directories come before what is in them.
+    """
+
+    path: bytes
+    kind: str
+    mode: int
+    content: bytes = b""
+
+
 class HostFacts(Record):
     """Everything a plan may depend on.
 
@@ -50,6 +62,7 @@ class HostFacts(Record):
         programs: For a bare program name: the host paths under which ``PATH`` finds it.
         kvm: Whether KVM was tried and works (None: not tried yet).
         nofile_hard: The hard limit of open files.
+        skeleton: What a fresh home begins with; None when that is too much to be sent with the plan.
         tsc_khz: The frequency of the host's time-stamp counter in kHz; 0 when it is not known or not steady.
     """
 
@@ -63,4 +76,5 @@ class HostFacts(Record):
     memory_mib: int
     kvm: bool | None
     nofile_hard: int
+    skeleton: tuple[SkeletonEntry, ...] | None = None
     tsc_khz: int = 0

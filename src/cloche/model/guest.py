@@ -140,7 +140,8 @@ MS_REC = 16384
 class GuestCommand(Record):
     """The program a domain is started for.
 
-    ``pids_max`` 0 means no limit. ``strace`` runs it under the guest's own strace.
+    ``pids_max`` 0 means no limit. ``strace`` runs it under the guest's own strace. ``program`` is where the host has
+    found it (empty: nowhere for certain): it is tried first, which spares the guest the search.
     """
 
     argv: tuple[bytes, ...]
@@ -152,3 +153,4 @@ class GuestCommand(Record):
     umask: int = 0o022
     pids_max: int = 0
     strace: bool = False
+    program: bytes = b""

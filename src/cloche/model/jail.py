@@ -93,12 +93,23 @@ class Symlink(Record):
     path: bytes
 
 
+class TmpfsFlag(IntFlag):
+    """How a tmpfs is kept.
+
+    Attributes:
+        HUGE_PAGES: In huge pages, where the kernel has them, for mappings that ask for them by madvise(2).
+    """
+
+    HUGE_PAGES = 1
+
+
 class Tmpfs(Record):
-    """Mount an empty tmpfs of at most ``size`` bytes."""
+    """Mount an empty tmpfs of at most ``size`` bytes; ``flags`` are TmpfsFlag bits."""
 
     path: bytes
     size: int
     mode: int = 0o755
+    flags: int = 0
 
 
 class Proc(Record):

@@ -16,17 +16,19 @@ from cloche.model.guest import (
     GuestCommand,
     Hostname,
     Loopback,
+    MakeSymlink,
     Mkdir,
     Mount,
     Step,
     SwitchRoot,
+    WriteFile,
 )
 from cloche.plan.shares import contains
 from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloche.model.facts import HostFacts, User
+    from cloche.model.facts import HostFacts, SkeletonEntry, User
     from cloche.model.request import Include, RunRequest, Share
 
 SYSTEM_TAG = b"system"
@@ -74,7 +76,14 @@ _PASSED_ON = (
 _PRESENT = frozenset(("/", "/etc", *SYSTEM_TREES, *(path for path, _ in EMPTY_DIRECTORIES)))
 
 
-def build_machine_steps(request: RunRequest, user: User, person: User, *, hostname: str) -> tuple[Step, ...]:
+def build_machine_steps(
+    request: RunRequest,
+    user: User,
+    person: User,
+    skeleton: tuple[SkeletonEntry, ...] | None,
+    *,
+    hostname: str,
+) -> tuple[Step, ...]:
     """Return the SETUP steps of a virtual machine: mounts, writable layer, home, shares, copies, names.
 
     Everything is done below /cloche before the root is switched, so that nothing has to be undone.
@@ -83,6 +92,7 @@ def build_machine_steps(request: RunRequest, user: User, person: User, *, hostna
         request: Whose shares and includes.
         user: Whose home the guest has.
         person: Whom the program runs as, and so whom the copies belong to.
+        skeleton: What the home begins with, if it is to be sent along.
         hostname: The guest's name.
     """
     base, root = b"/cloche", b"/cloche/root"
@@ -95,7 +105,7 @@ def build_machine_steps(request: RunRequest, user: User, person: User, *, hostna
         Mkdir(base + b"/layer/upper"),
         Mkdir(base + b"/layer/work"),
         # Made in the writable layer itself, before it lies over the system tree: nothing has to be copied up for it.
-        *build_home_steps(user, home=base + b"/layer/upper", skel=base + b"/system"),
+        *build_home_steps(user, skeleton, home=base + b"/layer/upper", system=base + b"/system"),
         Mount(
             b"overlay",
             b"cloche",
@@ -152,13 +162,27 @@ def build_copy_steps(
     return steps
 
 
-def build_home_steps(user: User, *, home: bytes, skel: bytes) -> tuple[Step, ...]:
-    """Return the steps that make a fresh home below ``home`` from the /etc/skel below ``skel``."""
+def build_home_steps(
+    user: User, skeleton: tuple[SkeletonEntry, ...] | None, *, home: bytes, system: bytes
+) -> tuple[Step, ...]:
+    """Return the steps that make a fresh home below ``home``.
+
+    What the home begins with is sent along: through the file server it would take a dozen round trips. Only where it
+    is not known (None) it is copied from the /etc/skel below ``system``.
+    """
     place = home + _encode(user.home)
-    return (
-        Mkdir(place, 0o700, user.uid, user.gid),
-        CopyTree(skel + b"/etc/skel", place, user.uid, user.gid),
-    )
+    steps: list[Step] = [Mkdir(place, 0o700, user.uid, user.gid)]
+    if skeleton is None:
+        return (*steps, CopyTree(system + b"/etc/skel", place, user.uid, user.gid))
+    for entry in skeleton:
+        path = place + b"/" + entry.path
+        if entry.kind == "dir":
+            steps.append(Mkdir(path, entry.mode, user.uid, user.gid))
+        elif entry.kind == "file":
+            steps.append(WriteFile(path, entry.mode, user.uid, user.gid, entry.content))
+        else:
+            steps.append(MakeSymlink(entry.content, path))
+    return tuple(steps)
 
 
 def _make_directory(path: str, user: User, prefix: bytes) -> list[Step]:

@@ -267,6 +267,7 @@ impl Host {
             cwd: b"/".to_vec(),
             argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(),
             env: vec![b"PATH=/usr/bin:/bin".to_vec(), b"LC_ALL=C".to_vec()],
+            program: Vec::new(),
         }
     }
 

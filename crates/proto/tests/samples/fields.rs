@@ -123,7 +123,7 @@ pub fn to_agent_fields(message: &ToAgent) -> Value {
             "type": "EXEC", "job": e.job, "stdin": e.stdin, "stdout": e.stdout, "stderr": e.stderr,
             "flags": e.flags, "rows": e.rows, "cols": e.cols, "uid": e.uid, "gid": e.gid,
             "umask": e.umask, "groups": e.groups, "pids_max": e.pids_max, "cwd": hex(&e.cwd),
-            "argv": hexes(&e.argv), "env": hexes(&e.env),
+            "argv": hexes(&e.argv), "env": hexes(&e.env), "program": hex(&e.program),
         }),
         ToAgent::Signal { job, signo } => json!({"type": "SIGNAL", "job": job, "signo": signo}),
         ToAgent::Resize { job, rows, cols } => {
@@ -192,8 +192,13 @@ fn root_fields(op: &RootOp) -> Value {
         RootOp::Symlink { target, path } => {
             json!({"op": "SYMLINK", "target": hex(target), "path": hex(path)})
         }
-        RootOp::Tmpfs { path, size, mode } => {
-            json!({"op": "TMPFS", "path": hex(path), "size": size, "mode": mode})
+        RootOp::Tmpfs {
+            path,
+            size,
+            mode,
+            flags,
+        } => {
+            json!({"op": "TMPFS", "path": hex(path), "size": size, "mode": mode, "flags": flags})
         }
         RootOp::Proc { path } => json!({"op": "PROC", "path": hex(path)}),
         RootOp::Dev { path } => json!({"op": "DEV", "path": hex(path)}),

@@ -5,8 +5,8 @@ mod fields;
 use cloche_proto::frame::{preface, Attach, Attached, Frame, TableEntry, VERSION, ZERO_KEY};
 use cloche_proto::message::{exec_flags, Exec, Step, ToAgent, ToHost};
 use cloche_proto::warden::{
-    bind_flags, jail_flags, Jail, Rlimit, RootOp, Spawn, ToSupervisor, ToWarden, FD_UNNAMED,
-    ID_KEEP,
+    bind_flags, jail_flags, tmpfs_flags, Jail, Rlimit, RootOp, Spawn, ToSupervisor, ToWarden,
+    FD_UNNAMED, ID_KEEP,
 };
 
 pub use fields::{
@@ -199,6 +199,7 @@ fn exec() -> Exec {
         cwd: bytes("/"),
         argv: vec![bytes("true")],
         env: vec![],
+        program: vec![],
     }
 }
 
@@ -225,6 +226,7 @@ pub fn messages() -> Vec<Named> {
         cwd: vec![b'/', 0xFF],
         argv: vec![bytes("sh"), bytes("-c"), vec![], vec![0xFE, b'\n', b'\'']],
         env: vec![bytes("PATH=/usr/bin:/bin"), vec![b'X', b'=', 0x80]],
+        program: vec![b'/', 0xFD],
         ..exec()
     };
     let traced = Exec {
@@ -337,6 +339,7 @@ fn root() -> Vec<RootOp> {
             path: bytes("/run"),
             size: 1 << 33,
             mode: 0o755,
+            flags: tmpfs_flags::HUGE_PAGES,
         },
         RootOp::Proc {
             path: bytes("/proc"),

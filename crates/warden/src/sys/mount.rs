@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::{c_char, c_uint, c_ulong};
 
-use super::{check, check_fd, Result};
+use super::{check, check_fd, Errno, Result};
 
 /// Changes how mounts spread (`MS_PRIVATE`, `MS_SLAVE`), for the whole tree.
 pub fn set_propagation(flag: c_ulong) -> Result<()> {
@@ -23,8 +23,14 @@ pub fn set_propagation(flag: c_ulong) -> Result<()> {
     .map(drop)
 }
 
-/// A new, detached mount of `fstype` with these parameters and `MOUNT_ATTR_*` flags.
-pub fn new_mount(fstype: &CStr, parameters: &[(&CStr, &CStr)], attributes: u64) -> Result<OwnedFd> {
+/// A new, detached mount of `fstype` with these parameters and `MOUNT_ATTR_*` flags. What is `optional` is left out
+/// when the kernel does not know it.
+pub fn new_mount(
+    fstype: &CStr,
+    parameters: &[(&CStr, &CStr)],
+    optional: Option<(&CStr, &CStr)>,
+    attributes: u64,
+) -> Result<OwnedFd> {
     // SAFETY: `fstype` ends with NUL.
     let context = check_fd(unsafe {
         libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), libc::FSOPEN_CLOEXEC)
@@ -44,6 +50,12 @@ pub fn new_mount(fstype: &CStr, parameters: &[(&CStr, &CStr)], attributes: u64) 
     };
     for (key, value) in parameters {
         configure(libc::FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?;
+    }
+    if let Some((key, value)) = optional {
+        match configure(libc::FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr()) {
+            Err(Errno(libc::EINVAL)) | Ok(_) => {}
+            Err(errno) => return Err(errno),
+        }
     }
     configure(
         libc::FSCONFIG_CMD_CREATE,

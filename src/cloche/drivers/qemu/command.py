@@ -14,6 +14,9 @@ CONTROL_FD, SYSTEM_FD, SHARES_FD, MONITOR_FD, CONSOLE_FD = 10, 11, 12, 13, 14
 #: Where the VMM's jail shows the kernel and its initramfs.
 KERNEL_PATH, INITRD_PATH = "/boot/kernel", "/boot/initrd"
 
+#: Where the VMM's jail has room for the guest's memory, and a huge page of x86-64 in bytes.
+MEMORY_PATH = "/memory"
+HUGE_PAGE = 2 << 20
 
 #: Where QEMU's microvm has its eight virtio-mmio transports.
 _SLOT_BASE = 0xFEB00000
@@ -49,8 +52,12 @@ def build_vmm_argv(qemu: str, machine: Machine, options: MachineOptions) -> tupl
         *_accelerator(machine),
         *("-smp", str(machine.cpus)),
         *("-m", memory),
-        # vhost-user backends map the guest's memory, so it must be shared and have a descriptor.
-        *("-object", f"memory-backend-memfd,id=memory,size={memory},share=on"),
+        # vhost-user backends map the guest's memory, so it must be shared and have a descriptor. A memfd would be in
+        # small pages on most hosts; mappings of huge ones must begin at a multiple of their size.
+        *(
+            "-object",
+            f"memory-backend-file,id=memory,size={memory},mem-path={MEMORY_PATH},share=on,align={HUGE_PAGE >> 20}M",
+        ),
         *("-kernel", KERNEL_PATH),
         *("-initrd", INITRD_PATH),
         *("-append", build_kernel_command_line(machine, options)),

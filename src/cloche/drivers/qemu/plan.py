@@ -18,6 +18,7 @@ from cloche.model.jail import (
     Proc,
     Symlink,
     Tmpfs,
+    TmpfsFlag,
 )
 from cloche.model.machine import DEFAULT_MEMORY_MIB, MAX_CPUS, MIN_MEMORY_MIB, Accelerator, Isolation, Machine
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, ProcessPlan
@@ -89,7 +90,7 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         control="control",
         console="console",
         monitor="monitor",
-        setup=build_machine_steps(request, facts.user, person, hostname=ident),
+        setup=build_machine_steps(request, facts.user, person, facts.skeleton, hostname=ident),
         command=build_command(request, facts, person, shown_trees(request.shares)),
         writable_shares=any(share.writable for share in request.shares),
         boot_timeout_s=request.boot_timeout_s or _BOOT_TIMEOUT_S[machine.accelerator],
@@ -238,6 +239,12 @@ def _vmm(facts: HostFacts, machine: Machine, options: command.MachineOptions) ->
         ),
         Dev(b"/dev"),
         Tmpfs(b"/tmp", 1 << 20, 0o700),
+        Tmpfs(
+            command.MEMORY_PATH.encode(),
+            (machine.memory_mib << 20) + command.HUGE_PAGE,
+            0o700,
+            TmpfsFlag.HUGE_PAGES,
+        ),
     ]
     for path in ("/lib", "/lib64"):
         fact = facts.paths.get(path)
