@@ -6,7 +6,7 @@ the command line ends with. Only ``cloche.cli`` prints them; everything below ra
 
 from __future__ import annotations
 
-from enum import IntEnum
+from cloche.lean import IntEnum
 
 
 class ExitCode(IntEnum):

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -112,7 +113,7 @@ def start(
 def test_a_domain_answers(start: Callable[..., Domain]) -> None:
     """The control socket can be connected to at once, and the process answers when it comes up."""
     domain = start(script("echo", f"exec python3 -IS -c '{ECHO}'", CONTROL), console=False)
-    with domain.launcher.connect() as connection:
+    with closing(domain.launcher.connect()) as connection:
         connection.sendall(b"hello")
         connection.settimeout(PATIENCE_S)
         assert connection.recv(10, 256) == b"hellohello"

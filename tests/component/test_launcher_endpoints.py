@@ -6,6 +6,7 @@ import os
 import resource
 import select
 import socket
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -91,7 +92,7 @@ def test_link(directory: RunDirectory) -> None:
 def test_pair(directory: RunDirectory) -> None:
     """A pair's one side is the supervisor's, once, the other the process's; it has no path either."""
     endpoints = Endpoints(ALL, directory)
-    with endpoints.connect("console") as here, side(endpoints, "console", "there") as there:
+    with closing(endpoints.connect("console")) as here, side(endpoints, "console", "there") as there:
         endpoints.release()
         talk(here, there)
     assert "console.sock" not in os.listdir(directory.path)
@@ -141,7 +142,7 @@ def test_nothing_is_inherited(directory: RunDirectory) -> None:
     """Every descriptor is closed by an exec; processes get theirs from the warden."""
     before = descriptors()
     endpoints = Endpoints(ALL, directory)
-    with endpoints.connect("control"):
+    with closing(endpoints.connect("control")):
         for number in descriptors() - before:
             try:
                 assert not os.get_inheritable(int(number)), number

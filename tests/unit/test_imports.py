@@ -22,7 +22,7 @@ SRC = Path(__file__).resolve().parents[2] / "src"
 
 #: Who stands on which layer. What is on one layer does not import its neighbours, only what is below.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("record",),
+    ("lean", "record"),
     ("errors", "log"),
     ("model",),
     ("plan", "policy", "profile"),
@@ -162,7 +162,7 @@ def bottom_faults(modules: Sequence[Module]) -> list[str]:
         for module in modules
         if part_of(module.name) in (*LAYERS[0], *LAYERS[1])
         for name, line in imports_of(module, frozenset())
-        if name.split(".")[0] not in sys.stdlib_module_names and name != "cloche.record"
+        if name.split(".")[0] not in sys.stdlib_module_names and name not in ("cloche.lean", "cloche.record")
     ]
 
 

@@ -8,6 +8,7 @@ import sys
 from cloche import log
 from cloche.cli.terminal import Terminal
 from cloche.domain.domain import Domain, State
+from cloche.domain.launcher import Launcher
 from cloche.domain.prepare import prepare_plan
 from cloche.domain.timings import Timings
 from cloche.errors import ClocheError, TimeLimitError, UsageError
@@ -15,6 +16,8 @@ from cloche.host import rundir
 from cloche.host.facts import collect_facts
 from cloche.host.reactor import Reactor
 from cloche.host.text import escape_untrusted
+from cloche.host.tools import require_own_binary
+from cloche.host.warden import Warden
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,16 +35,23 @@ def main(parsed: Parsed) -> int:
     if not parsed.operands:
         raise UsageError("no program was named", hint="For example: cloche run -- uname -a")
     request = build_request(parsed)
-    plan = prepare_plan(request, collect_facts())
-    timings.mark("plan")
     if parsed.get("dry_run"):
         from cloche.domain.describe import describe_plan
 
-        sys.stdout.write(describe_plan(plan))
+        sys.stdout.write(describe_plan(prepare_plan(request, collect_facts())))
         return 0
-    for line in plan.notices:
-        _notice_once(line)
-    return _Run(parsed, request, plan, timings).run()
+    # It needs no plan and comes up while one is made.
+    warden = Warden.start(require_own_binary("cloche-warden"))
+    try:
+        plan = prepare_plan(request, collect_facts())
+        timings.mark("plan")
+        for line in plan.notices:
+            _notice_once(line)
+        run = _Run(parsed, request, plan, timings, warden)
+    except BaseException:
+        warden.close()
+        raise
+    return run.run()
 
 
 def build_request(parsed: Parsed) -> RunRequest:
@@ -115,13 +125,20 @@ def _notice_once(line: str) -> None:
 class _Run:
     """The state of one ``run``: a domain, its program, and what the caller's signals and terminal do to them."""
 
-    def __init__(self, parsed: Parsed, request: RunRequest, plan: LaunchPlan, timings: Timings) -> None:
+    def __init__(
+        self, parsed: Parsed, request: RunRequest, plan: LaunchPlan, timings: Timings, warden: Warden
+    ) -> None:
         self._parsed = parsed
         self._request = request
         self._plan = plan
         self._timings = timings
         self._reactor = Reactor()
-        self._domain = Domain(self._reactor, plan, timings)
+        self._domain = Domain(
+            self._reactor,
+            plan,
+            timings,
+            lambda reactor, plan, timings: Launcher(reactor, plan, timings, warden),
+        )
         self._terminal = Terminal(self._wants_tty())
         self._job: Job | None = None
         self._status: int | None = None

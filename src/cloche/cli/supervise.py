@@ -71,8 +71,8 @@ class _Supervisor:
         except OSError as error:
             self._tell(("connected", error.errno or 0))
             return
-        with agent:
-            self._tell(("connected", 0), agent.fileno())
+        self._tell(("connected", 0), agent.fileno())
+        agent.close()
 
     def _ended(self, error: ClocheError) -> None:
         self._over = True

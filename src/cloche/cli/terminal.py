@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 import struct
 
+from cloche.lean import signal
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:

@@ -11,12 +11,11 @@ Whatever happens, ``close`` ends it: every process, socket and file of the domai
 
 from __future__ import annotations
 
-from enum import Enum
-
 from cloche.domain.launcher import Launcher
 from cloche.domain.timings import Timings
 from cloche.errors import BootTimeoutError, ClocheError, DomainError, LaunchError
 from cloche.host.text import escape_untrusted
+from cloche.lean import Enum
 from cloche.model.plan import EndpointKind
 from cloche.record import TYPE_CHECKING
 
@@ -64,7 +63,7 @@ class Domain:
         reactor: Reactor,
         plan: LaunchPlan,
         timings: Timings | None = None,
-        launcher: type[Launcher | RemoteLauncher] = Launcher,
+        launcher: Callable[[Reactor, LaunchPlan, Timings], Launcher | RemoteLauncher] = Launcher,
     ) -> None:
         self.plan = plan
         self.state = State.PLANNED

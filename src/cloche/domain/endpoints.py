@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 
 from cloche.errors import HostError
+from cloche.lean import socket
 from cloche.model.plan import EndpointKind
 from cloche.record import TYPE_CHECKING
 

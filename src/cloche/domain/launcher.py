@@ -42,7 +42,10 @@ class Launcher:
         ended: Called once, with an error that says why the domain ended by itself.
     """
 
-    def __init__(self, reactor: Reactor, plan: LaunchPlan, timings: Timings) -> None:
+    def __init__(
+        self, reactor: Reactor, plan: LaunchPlan, timings: Timings, warden: Warden | None = None
+    ) -> None:
+        """Take over ``warden``, one that nothing was asked of yet; without one, ``start`` starts it."""
         self.plan = plan
         self.ended: Callable[[LaunchError | DomainError], None] = _raise
         self.console_sink: Callable[[bytes], None] | None = None
@@ -50,7 +53,7 @@ class Launcher:
         self._timings = timings
         self._console = bytearray()
         self._console_socket: socket.socket | None = None
-        self._warden: Warden | None = None
+        self._warden = warden
         self._endpoints: Endpoints | None = None
         self._directory: RunDirectory | None = None
         self._complaints: dict[int, Complaints] = {}
@@ -67,10 +70,9 @@ class Launcher:
         Raises:
             HostError: The run directory, the warden or a binary is missing.
         """
-        warden = require_own_binary("cloche-warden")
         self._directory = RunDirectory.create()
         # The warden needs nothing of the others: it comes up while they are made.
-        self._warden = Warden.start(warden)
+        self._warden = self._warden or Warden.start(require_own_binary("cloche-warden"))
         self._reactor.register(self._warden.fileno(), READ, self._hear)
         self._endpoints = Endpoints(self.plan.endpoints, self._directory)
         self._timings.mark("sockets and warden")

@@ -23,9 +23,9 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import socket
 import stat
 
+from cloche.lean import socket
 from cloche.record import Protocol
 
 #: What a terminal's line discipline takes without waiting once it says it is writable.

@@ -11,10 +11,10 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 from heapq import heappop, heappush
 from time import monotonic
 
+from cloche.lean import signal
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:

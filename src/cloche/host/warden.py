@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import sys
 
 from cloche.errors import HostError, LaunchError, ProtocolError
 from cloche.host.codec import Reader, Writer
+from cloche.lean import socket
 from cloche.model.jail import Bind, BindFd, Dev, Dir, File, Proc, Symlink, Tmpfs
 from cloche.record import TYPE_CHECKING, Record
 
@@ -97,13 +97,13 @@ class Warden:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
-                fd = _away_from(theirs.fileno(), _SOCKET_NUMBER)
-                try:
-                    pid = _spawn_warden(binary, fd)
-                finally:
-                    if fd != theirs.fileno():
-                        os.close(fd)
+            fd = _away_from(theirs.fileno(), _SOCKET_NUMBER)
+            try:
+                pid = _spawn_warden(binary, fd)
+            finally:
+                if fd != theirs.fileno():
+                    os.close(fd)
+                theirs.close()
         except OSError as error:
             ours.close()
             raise HostError(f"cannot start {binary}: {error.strerror}") from error
@@ -238,7 +238,8 @@ class Warden:
         if len(packet) > MAX_PACKET:
             raise ValueError(f"a message of {len(packet)} bytes is longer than the protocol's {MAX_PACKET}")
         try:
-            socket.send_fds(self._socket, [packet], fds)
+            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+            self._socket.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise LaunchError("the warden is gone, and every process of the domain with it") from error
 

@@ -6,8 +6,7 @@ Paths are bytes because the names of files are.
 
 from __future__ import annotations
 
-from enum import IntFlag
-
+from cloche.lean import IntFlag
 from cloche.record import Record
 
 #: As ``uid`` or ``gid`` of a jail: the one the warden has, which is the caller's.
