@@ -133,7 +133,7 @@ class Sandbox:
         encoding, errors = options.pop("encoding", None), options.pop("errors", None)
         text = text or encoding is not None or errors is not None
         if not args:
-            raise UsageError("no program was named")
+            raise UsageError("no program was named", hint='Give its words, for example ["uname", "-a"].')
         process = await self.create_subprocess_exec(
             *args, stdin=stdin, stdout=stdout, stderr=stderr, **options
         )

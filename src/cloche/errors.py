@@ -24,14 +24,16 @@ class ClocheError(Exception):
     Args:
         message: One sentence: what failed, then why. No full stop at its end.
         hint: What the user can do about it, a sentence of its own.
+        detail: Somebody else's words that explain it (a console's last lines, a tool's), made safe to show.
     """
 
     exit_code: ExitCode = ExitCode.FAILED
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, detail: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.detail = detail
 
 
 class UsageError(ClocheError):

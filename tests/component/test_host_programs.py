@@ -52,7 +52,12 @@ def test_a_path_the_host_cannot_judge() -> None:
     """With a directory in PATH that only the guest has, the guest has the last word."""
     assert check(b"no-such-program", env=((b"PATH", b"/only/in/the/guest:/usr/bin"),)) == b""
     assert check(b"env", env=((b"PATH", b"/only/in/the/guest:/usr/bin"),)) == b""
-    assert check(b"") == b""
+
+
+def test_an_empty_name() -> None:
+    """A word without a letter is no program, whatever PATH is."""
+    with pytest.raises(CommandNotFoundError, match="name is empty"):
+        check(b"")
 
 
 def test_programs_by_their_path(here: Path) -> None:

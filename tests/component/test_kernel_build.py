@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from cloche.errors import KernelError, MissingToolError
 from cloche.kernel import store
 from cloche.kernel.build import TOOLS, Inputs, build_kernel, find_inputs, lost_options
-from cloche.kernel.tools import require_tools, run_tool
+from cloche.kernel.tools import exclusive_workspace, require_tools, run_tool
 
 #: Does what the kernel's own makefile is asked for: takes the fragment as configuration, links an ELF file.
 MAKEFILE = r"""
@@ -146,7 +147,7 @@ def test_compiler_error_is_shown(tmp_path: Path) -> None:
     """The hint holds what the compiler said last."""
     with pytest.raises(KernelError, match="make failed with status 2") as caught:
         build_kernel(inputs=make_inputs(tmp_path / "in", main="not C\n"))
-    assert "main.c:1" in (caught.value.hint or "")
+    assert any("main.c:1" in line for line in caught.value.detail)
 
 
 def test_leftovers_of_a_killed_build_are_removed_by_the_next(tmp_path: Path, cache: Path) -> None:
@@ -161,7 +162,7 @@ def test_every_missing_tool_is_named_with_its_package() -> None:
     """One command installs all that is missing."""
     with pytest.raises(MissingToolError, match=r"/nowhere/a\.h, no-such-tool") as caught:
         require_tools({"tar": "tar", "no-such-tool": "b"}, {"/nowhere/a.h": "c-dev"})
-    assert caught.value.hint == "apt-get install b c-dev"
+    assert caught.value.hint == "sudo apt-get install b c-dev"
 
 
 def test_project_s_own_inputs_are_there(tmp_path: Path) -> None:
@@ -191,3 +192,20 @@ def test_tool_that_does_not_exist_is_one_sentence() -> None:
     """No traceback for a program that went away."""
     with pytest.raises(KernelError, match="cannot start /nowhere/tool: No such file"):
         run_tool(["/nowhere/tool"])
+
+
+def test_a_second_build_says_that_it_waits(cache: Path) -> None:
+    """Whoever has to wait for another build says so before, and goes on when it is done."""
+    said: list[str] = []
+    with exclusive_workspace(str(cache), "build", lambda stage, fraction: said.append(stage)):
+        assert not said
+        script = (
+            "import sys; from cloche.kernel.tools import exclusive_workspace\n"
+            "say = lambda stage, fraction: print(stage, flush=True)\n"
+            "with exclusive_workspace(sys.argv[1], 'build', say): print('mine', flush=True)\n"
+        )
+        second = subprocess.Popen([sys.executable, "-c", script, str(cache)], stdout=subprocess.PIPE)
+        assert second.stdout is not None
+        assert second.stdout.readline() == b"waiting for another build\n"
+    with second:
+        assert second.communicate(timeout=60)[0] == b"mine\n"

@@ -140,19 +140,20 @@ def test_the_console_is_kept_and_made_safe(start: Callable[..., Domain]) -> None
 
 
 @pytest.mark.parametrize(
-    "text, how",
+    "text, message",
     [
-        ("exit 3", "exited with status 3"),
-        ("exit 0", "exited with status 0"),
-        ("kill -KILL $$", "killed by signal 9"),
+        ("exit 3", "the domain ended: its process vmm exited with status 3"),
+        ("exit 0", "the guest's kernel has stopped the machine"),
+        ("kill -KILL $$", "the domain ended: its process vmm was killed by signal 9"),
     ],
 )
-def test_the_end_of_an_essential_process(start: Callable[..., Domain], text: str, how: str) -> None:
+def test_the_end_of_an_essential_process(start: Callable[..., Domain], text: str, message: str) -> None:
     """When a process the domain cannot do without ends, the domain ends, once, with name and reason."""
     domain = start(script("helper", "read x <&3", CONSOLE), script("vmm", text))
     error = domain.until_ended()
     assert isinstance(error, DomainError)
-    assert error.message == f"the domain ended: its process vmm {how}"
+    assert error.message == message
+    assert error.hint
 
 
 def test_the_last_words_are_told(start: Callable[..., Domain]) -> None:

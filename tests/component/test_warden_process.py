@@ -113,3 +113,12 @@ def test_importing_it_is_cheap() -> None:
     """The module is on the way of every command, so it imports subprocess only when a program is run."""
     code = "import sys; sys.path.insert(0, 'src'); import cloche.host.process; print('subprocess' in sys.modules)"
     assert run([sys.executable, "-I", "-S", "-c", code]).stdout == b"False\n"
+
+
+def test_a_program_without_its_loader_is_not_missing(tmp_path: Path) -> None:
+    """A program that is there and cannot be interpreted is not called missing."""
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    with pytest.raises(LaunchError, match="its interpreter or loader does not exist"):
+        run([str(script)])

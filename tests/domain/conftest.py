@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.hosts import ChangedHost
 from support.runs import Runner
 from support.users import ROOT, OrdinaryUser
 
@@ -43,3 +44,12 @@ def folder(ordinary: OrdinaryUser) -> Iterator[Path]:
         os.chown(path, ordinary.entry.pw_uid, ordinary.entry.pw_gid)
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def host(cloche: Runner, folder: Path) -> ChangedHost:
+    """Return cloche on a host like this one, to be changed; every run is held to leave nothing."""
+    runtime = folder / "runtime"
+    runtime.mkdir(mode=0o700)
+    os.chown(runtime, cloche.user.entry.pw_uid, cloche.user.entry.pw_gid)
+    return ChangedHost(cloche.user, runtime)

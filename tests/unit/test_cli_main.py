@@ -85,28 +85,31 @@ def test_a_verb_that_lacks_its_verb_shows_help(surroundings: dict[str, str]) -> 
         (("-e", "=x", "true"), "--env '=x' names no variable", "NAME=VALUE"),
         (("-e", "NOT_SET_HERE", "true"), "the variable is not set here", "NOT_SET_HERE=VALUE"),
         (("--driver", "vmware", "true"), "there is no driver 'vmware'", "qemu and bwrap"),
-        (("--share", "/nonexistent", "true"), "cannot share /nonexistent: No such file", ""),
+        (("--share", "/nonexistent", "true"), "cannot share /nonexistent: No such file", "--share DIR"),
         (("--share", "/", "true"), "the whole root directory cannot be shared", "--share ~/project:rw"),
         (("--include", "x", "true"), "--include 'x' is not of the form GUEST=HOST", "/etc/app.conf"),
-        (("supervise",), "is started by cloche itself", ""),
+        (("supervise",), "is started by cloche itself", "cloche help"),
     ],
 )
 def test_mistakes(surroundings: dict[str, str], words: tuple[str, ...], message: str, hint: str) -> None:
-    """A mistake gives one sentence on stderr that begins with cloche's name, a hint if there is one, and 125."""
+    """A mistake gives one sentence on stderr that begins with cloche's name, a hint, and 125."""
     done = run(*words, env=surroundings)
     assert done.returncode == ExitCode.FAILED
     assert done.stdout == b""
     lines = done.stderr.decode().splitlines()
     assert lines[0].startswith("cloche: ")
     assert message in lines[0]
-    assert [line.startswith("hint: ") for line in lines[1:]] == [True] * bool(hint)
-    assert hint in done.stderr.decode()
+    assert len(lines) == 2
+    assert lines[1].startswith("hint: ")
+    assert hint in lines[1]
 
 
 def test_names_that_are_not_text_are_shown_escaped(surroundings: dict[str, str]) -> None:
     """Bytes that are not UTF-8 and control characters of a name do not reach the terminal."""
     done = run("--share", b"/no\xff\x1b[2J\t\xc2\x9b", "true", env=surroundings)
-    assert done.stderr == b"cloche: cannot share /no\\xff\\x1b[2J\\t\\x9b: No such file or directory\n"
+    assert done.stderr.startswith(
+        b"cloche: cannot share /no\\xff\\x1b[2J\\t\\x9b: No such file or directory\nhint: "
+    )
 
 
 def test_an_error_is_printed_whole(capfd: pytest.CaptureFixture[str]) -> None:
@@ -135,8 +138,9 @@ def test_a_full_disk_is_told(surroundings: dict[str, str]) -> None:
             done = run(*words, env=surroundings, stdout=full.fileno())
             assert done.returncode == ExitCode.FAILED
             assert done.stderr.startswith(b"cloche: ")
-            assert done.stderr.endswith(b"No space left on device\n")
-            assert done.stderr.count(b"\n") == 1
+            assert b"No space left on device\nhint: " in done.stderr
+            assert b"output" in done.stderr
+            assert done.stderr.count(b"\n") == 2
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
@@ -171,7 +175,7 @@ def test_what_the_host_refuses_is_a_sentence(surroundings: dict[str, str]) -> No
     """A failure of the host nobody foresaw is told without a traceback."""
     done = run("supervise", "99", env=surroundings)
     assert done.returncode == ExitCode.FAILED
-    assert done.stderr == b"cloche: the host refused what cloche needs: Bad file descriptor\n"
+    assert done.stderr.startswith(b"cloche: the host refused what cloche needs: Bad file descriptor\nhint: ")
 
 
 def test_an_interrupt_ends_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,3 +137,10 @@ def test_unwritable_cache_is_one_sentence(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(HostError, match="cannot write"):
         ensure_initramfs(kernel(), str(agent))
+
+
+def test_nothing_is_made_for_a_dry_plan(agent: Path, tmp_path: Path) -> None:
+    """The path is the one the archive would have, and nothing is written."""
+    path = ensure_initramfs(kernel(), str(agent), make=False)
+    assert not (tmp_path / "cache").exists()
+    assert ensure_initramfs(kernel(), str(agent)) == path

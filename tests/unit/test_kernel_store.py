@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
 from cloche.errors import KernelError, UsageError
+from cloche.host.xdg import cache_dir
 from cloche.kernel import store
 from cloche.kernel.store import KernelInfo
 
@@ -26,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def publish(name: str, kind: str = "built", image: bytes = ELF, modules: tuple[str, ...] = ()) -> KernelInfo:
     """Put a kernel of made-up content into the store."""
-    prepared = Path(store.cache_home(), "prepared")
+    prepared = Path(cache_dir(), "prepared")
     (prepared / "modules").mkdir(parents=True)
     (prepared / "vmlinux").write_bytes(image)
     for module in modules:
@@ -54,7 +56,7 @@ def set_age(kernel: KernelInfo, seconds: int) -> None:
 
 def host() -> KernelInfo:
     """Return a kernel as the host's own would be."""
-    image = Path(store.cache_home(), "vmlinuz-host")
+    image = Path(cache_dir(), "vmlinuz-host")
     image.parent.mkdir(parents=True, exist_ok=True)
     image.write_bytes(BZIMAGE)
     return KernelInfo("host-6.1", "host", "6.1", ("q35", "pc"), str(image), len(BZIMAGE), "", (), "")
@@ -216,4 +218,14 @@ def test_relative_cache_directory_is_ignored(monkeypatch: pytest.MonkeyPatch) ->
     """The XDG specification says so; a cache in whatever directory we are in would be one for each."""
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/user")
-    assert store.cache_home() == "/home/user/.cache/cloche"
+    assert cache_dir() == "/home/user/.cache/cloche"
+
+
+@pytest.mark.parametrize("home", ["", "relative"])
+def test_without_a_home_the_kernels_are_where_everything_else_is(
+    monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    """HOME empty or relative: the home of passwd counts, for kernels as for the rest of the cache."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", home)
+    assert store.kernels_home() == f"{pwd.getpwuid(os.getuid()).pw_dir}/.cache/cloche/kernels"

@@ -316,3 +316,23 @@ def test_any_bytes_are_taken_or_refused(frames: list[bytes], step: int) -> None:
     except ProtocolError:
         return
     assert len(mux._partial) < 70_000
+
+
+def flood_before_the_answer() -> None:
+    """Take 17 MiB of bytes that are no answer to the greeting."""
+    mux = Mux()
+    mux.attach()
+    for _ in range(17):
+        mux.receive(bytes(1 << 20))
+
+
+def test_bytes_before_the_answer_are_bounded() -> None:
+    """A guest that writes and writes instead of answering is refused, not waited for."""
+    with pytest.raises(ProtocolError, match="16 MiB came before the answer"):
+        flood_before_the_answer()
+
+
+def test_bytes_before_the_answer_without_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: without the bound the flood is taken as long as it lasts."""
+    monkeypatch.setattr("cloche.guest.mux._MOST_JUNK", 1 << 40)
+    flood_before_the_answer()

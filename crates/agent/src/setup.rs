@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use cloche_proto::message::Step;
 
+use crate::log;
 use crate::sys::{self, c_string, Errno, Result};
 
 const BIND_FILE: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
@@ -176,17 +177,28 @@ fn make_link(target: &Path, path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Copies files, directories and links; anything else in the tree is left out. Not recursive: a deep tree must not
-/// fill the stack.
+/// Copies files, directories and links; anything else in the tree is left out, and so is what may not be read: one
+/// closed file must not keep a machine from starting. Not recursive: a deep tree must not fill the stack.
 fn copy_tree(from: &Path, to: &Path, owner: (u32, u32)) -> std::io::Result<()> {
     let mut waiting: Vec<(PathBuf, PathBuf)> = vec![(from.to_owned(), to.to_owned())];
     while let Some((from, to)) = waiting.pop() {
         let entries = match fs::read_dir(&from) {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                leave_out(&from);
+                continue;
+            }
             other => other?,
         };
         for entry in entries {
-            let entry = entry?;
+            // A file server may say so only now.
+            let entry = match entry {
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                    leave_out(&from);
+                    break;
+                }
+                other => other?,
+            };
             let copy = to.join(entry.file_name());
             let kind = entry.file_type()?;
             if kind.is_dir() {
@@ -204,8 +216,18 @@ fn copy_tree(from: &Path, to: &Path, owner: (u32, u32)) -> std::io::Result<()> {
     Ok(())
 }
 
+fn leave_out(path: &Path) {
+    log::note(&format!("{} may not be read and is left out", path.display()));
+}
+
 fn copy_file(from: &Path, to: &Path, owner: (u32, u32)) -> std::io::Result<()> {
-    let mut source = File::open(from)?;
+    let mut source = match File::open(from) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            leave_out(from);
+            return Ok(());
+        }
+        other => other?,
+    };
     let mode = source.metadata()?.mode();
     clear_the_way(to);
     let mut copy = OpenOptions::new()
@@ -213,7 +235,14 @@ fn copy_file(from: &Path, to: &Path, owner: (u32, u32)) -> std::io::Result<()> {
         .create_new(true)
         .mode(mode & 0o7777)
         .open(to)?;
-    std::io::copy(&mut source, &mut copy)?;
+    match std::io::copy(&mut source, &mut copy) {
+        // A file server that is asked for no open file refuses the first read.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            leave_out(from);
+            return fs::remove_file(to);
+        }
+        other => other?,
+    };
     set_owner_and_mode(&copy, mode, owner)
 }
 

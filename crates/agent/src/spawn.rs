@@ -56,9 +56,11 @@ enum Step {
     UserId,
     Directory,
     Exec,
+    /// The program is there, and what it needs to be run (named after its `#!`, or its loader) is not.
+    Interpreter,
 }
 
-const STEP_NAMES: [&str; 10] = [
+const STEP_NAMES: [&str; 11] = [
     "process group",
     "terminal",
     "pids_max",
@@ -69,6 +71,7 @@ const STEP_NAMES: [&str; 10] = [
     "setuid",
     "cwd",
     "exec",
+    "interpreter of",
 ];
 
 /// How programs are started in this agent, whatever the program.
@@ -192,7 +195,7 @@ impl Program {
                 let name = STEP_NAMES.get(step).copied().unwrap_or("exec");
                 let mut what = name.as_bytes().to_vec();
                 let subject: &[u8] = match name {
-                    "exec" => self.argv.first().map_or(b"", |name| name.as_bytes()),
+                    "exec" | "interpreter of" => self.argv.first().map_or(b"", |name| name.as_bytes()),
                     "cwd" => self.cwd.as_bytes(),
                     _ => b"",
                 };
@@ -278,7 +281,7 @@ impl Child<'_> {
     /// Runs in the child. Comes back only with the step that failed.
     fn prepare_and_exec(&self) -> (Step, Errno) {
         match self.prepare() {
-            Ok(()) => (Step::Exec, self.exec()),
+            Ok(()) => self.exec(),
             Err(failure) => failure,
         }
     }
@@ -349,8 +352,9 @@ impl Child<'_> {
     }
 
     /// Tries every candidate as a shell would: one that is there but may not be run is remembered, and the next tried.
-    fn exec(&self) -> Errno {
+    fn exec(&self) -> (Step, Errno) {
         let mut denied = false;
+        let mut incomplete = false;
         let mut last = Errno(libc::ENOENT);
         for path in &self.program.candidates {
             // SAFETY: a C string and two null-terminated arrays of C strings, all alive.
@@ -358,14 +362,20 @@ impl Child<'_> {
             last = Errno::last();
             match last.0 {
                 libc::EACCES => denied = true,
-                libc::ENOENT | libc::ENOTDIR => {}
-                _ => return last,
+                libc::ENOENT => {
+                    // SAFETY: a C string.
+                    incomplete |= unsafe { libc::access(path.as_ptr(), libc::F_OK) } == 0;
+                }
+                libc::ENOTDIR => {}
+                _ => return (Step::Exec, last),
             }
         }
         if denied {
-            Errno(libc::EACCES)
+            (Step::Exec, Errno(libc::EACCES))
+        } else if incomplete {
+            (Step::Interpreter, Errno(libc::ENOENT))
         } else {
-            last
+            (Step::Exec, last)
         }
     }
 }

@@ -247,7 +247,7 @@ class Sandbox:
                 "the program must be given as a list of words: there is no shell to take a string apart"
             )
         if not args:
-            raise UsageError("no program was named")
+            raise UsageError("no program was named", hint='Give its words, for example ["uname", "-a"].')
         from cloche.plan.guest import build_command, resolve_user, shown_trees
 
         asked = self._request._replace(

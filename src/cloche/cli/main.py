@@ -62,7 +62,14 @@ def _system_failure(error: OSError) -> int:
     from cloche.errors import ClocheError
 
     where = f": {error.filename}" if error.filename else ""
-    report(ClocheError(f"the host refused what cloche needs: {error.strerror or error}{where}"))
+    report(
+        ClocheError(
+            f"the host refused what cloche needs: {error.strerror or error}{where}",
+            hint="`cloche doctor` says what this host allows."
+            if where
+            else "Look at where the output goes to.",
+        )
+    )
     _silence_stdout()
     return 125
 
@@ -111,8 +118,10 @@ def _call(parsed: Parsed) -> int:
 
 
 def report(error: ClocheError) -> None:
-    """Print an error: what failed and why, then the hint."""
-    _write_line(f"cloche: {error.message}")
+    """Print an error: what failed and why, what others said about it, then the hint."""
+    _write_line(f"cloche: {error.message}" + (":" if error.detail else ""))
+    for line in error.detail:
+        _write_line(f"  {line}")
     if error.hint:
         _write_line(f"hint: {error.hint}")
 

@@ -127,7 +127,10 @@ def _parse_options(verb: Verb, path: tuple[str, ...], words: list[str], common: 
             given = attached
             if given is None:
                 if index >= len(words):
-                    raise UsageError(f"{option.names[-1]} needs a value ({option.metavar})")
+                    raise UsageError(
+                        f"{option.names[-1]} needs a value",
+                        hint=f"Write {option.names[-1]} {option.metavar}.",
+                    )
                 given = words[index]
                 index += 1
             try:
@@ -136,7 +139,10 @@ def _parse_options(verb: Verb, path: tuple[str, ...], words: list[str], common: 
                 raise UsageError(f"{option.names[-1]}: {error.message}", hint=error.hint) from None
             _store(values, option, value)
     if operands and not verb.operands:
-        raise UsageError(f"`cloche {' '.join(path)}` takes no argument {operands[0]!r}")
+        raise UsageError(
+            f"`cloche {' '.join(path)}` takes no argument {operands[0]!r}",
+            hint="`cloche help` lists what there is.",
+        )
     return Parsed(verb, path, values, tuple(operands))
 
 
@@ -148,7 +154,7 @@ def _split(word: str, known: dict[str, Option], verb: Verb) -> list[tuple[Option
         if option is None:
             raise _unknown(name, known, verb)
         if equals and option.metavar is None:
-            raise UsageError(f"{name} takes no value")
+            raise UsageError(f"{name} takes no value", hint=f"Write {name} alone.")
         return [(option, value if equals else None)]
     found: list[tuple[Option, str | None]] = []
     letters = word[1:]
@@ -216,7 +222,7 @@ def parse_count(word: str) -> int:
         UsageError: It is none.
     """
     if not (word.isascii() and word.isdigit() and len(word) < 10) or int(word) == 0:
-        raise UsageError(f"{word!r} is not a positive whole number")
+        raise UsageError(f"{word!r} is not a positive whole number", hint="Write 1, 2, 3 and so on.")
     return int(word)
 
 

@@ -38,7 +38,7 @@ def main(parsed: Parsed) -> int:
     if parsed.get("dry_run"):
         from cloche.domain.describe import describe_plan
 
-        sys.stdout.write(describe_plan(prepare_plan(request, collect_facts())))
+        sys.stdout.write(describe_plan(prepare_plan(request, collect_facts(remember=False), dry=True)))
         return 0
     # It needs no plan and comes up while one is made.
     warden = Warden.start(require_own_binary("cloche-warden"))
@@ -159,8 +159,9 @@ class _Run:
         # Asked for while the guest is being set up: it starts a round trip earlier.
         self._domain.on_ready = self._open
         self._domain.on_end = self._fail
+        console = _ConsolePrinter()
         if self._request.boot_log:
-            self._domain.watch_console(_ConsolePrinter().feed)
+            self._domain.watch_console(console.feed)
         if self._request.agent_log:
             self._domain.on_agent_log = lambda level, text: log.notice(f"agent: {text}")
         try:
@@ -172,6 +173,7 @@ class _Run:
             self._terminal.restore()
             self._domain.close(wait=False)
             self._reactor.close()
+            console.finish()
         if self._parsed.get("timings"):
             self._timings.mark("ended")
             for line in self._timings.waterfall():
@@ -230,7 +232,10 @@ class _Run:
             )
         broken = job.output_error()
         if broken is not None:
-            error = ClocheError(f"cannot write the program's output: {broken.strerror}")
+            error = ClocheError(
+                f"cannot write the program's output: {broken.strerror}",
+                hint="Look at where its output goes to: a full disk, or a device that is gone.",
+            )
             self._domain.finish(lambda: self._fail(error))
             return
         if status and self._request.shell_on_failure and self._open_shell(status):
@@ -268,7 +273,8 @@ class _Run:
 
     def _out_of_time(self) -> None:
         error = TimeLimitError(
-            f"the program was ended after its time limit of {self._plan.timeout_s:g} seconds"
+            f"the program was ended after its time limit of {self._plan.timeout_s:g} seconds",
+            hint="--timeout gives it more.",
         )
         self._domain.finish(lambda: self._fail(error))
 
@@ -326,5 +332,14 @@ class _ConsolePrinter:
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()[-4096:]
         for line in lines:
-            text = line.removesuffix(b"\r")
-            log.notice(f"boot: {escape_untrusted(text, 400)}")
+            self._show(line)
+
+    def finish(self) -> None:
+        """Show what came after the last end of a line: a guest may stop in the middle of one."""
+        if self._rest:
+            self._show(self._rest)
+            self._rest = b""
+
+    def _show(self, line: bytes) -> None:
+        text = line.removesuffix(b"\r")
+        log.notice(f"boot: {escape_untrusted(text, 400)}")

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 def main(parsed: Parsed) -> int:
     """Serve one domain until the host program closes the connection or the domain ends."""
     if len(parsed.operands) != 1 or not parsed.operands[0].isdigit():
-        raise UsageError("`cloche supervise` is started by cloche itself")
+        raise UsageError(
+            "`cloche supervise` is started by cloche itself",
+            hint="`cloche help` lists what there is for you.",
+        )
     connection = socket.socket(fileno=int(parsed.operands[0]))
     os.set_inheritable(connection.fileno(), False)
     message, _ = receive_message(connection)

@@ -42,12 +42,12 @@ class Complaints:
         if not data:
             self.close()
 
-    def hint(self) -> str | None:
-        """Return its last words, made safe to show, or None."""
+    def last_words(self) -> tuple[str, ...]:
+        """Return its last line, made safe to show; none if it said nothing."""
         if self._fd >= 0:
             self._read(READ)
         lines = [escape_untrusted(line, 300) for line in self._text.split(b"\n") if line.strip()]
-        return f"it said: {lines[-1]}" if lines else None
+        return tuple(lines[-1:])
 
     def close(self) -> None:
         """Listen no more. May be called twice."""

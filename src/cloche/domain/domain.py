@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from cloche.domain.launcher import Launcher
 from cloche.domain.timings import Timings
-from cloche.errors import BootTimeoutError, ClocheError, DomainError, LaunchError
-from cloche.host.text import escape_untrusted
+from cloche.errors import BootTimeoutError, ClocheError, DomainError, LaunchError, ProtocolError
+from cloche.host.text import describe_errno, escape_untrusted
 from cloche.lean import Enum
 from cloche.model.plan import EndpointKind
 from cloche.record import TYPE_CHECKING
@@ -148,7 +148,8 @@ class Domain:
             what = escape_untrusted(answer.what, 200)
             self._ended(
                 LaunchError(
-                    f"the guest could not be set up: {what}", hint="--agent-log and --boot-log tell more."
+                    f"the guest could not be set up: {what}: {describe_errno(answer.errno)}",
+                    hint="--agent-log and --boot-log tell more.",
                 )
             )
             return
@@ -157,12 +158,13 @@ class Domain:
         self.on_open()
 
     def _too_late(self) -> None:
-        tail = self._launcher.console_tail()
-        said = "its last words were:\n  " + "\n  ".join(tail) if tail else "it printed nothing"
+        tail = tuple(self._launcher.console_tail())
         self._ended(
             BootTimeoutError(
-                f"the guest did not answer within {self.plan.boot_timeout_s:g} seconds",
-                hint=f"{said}\n--boot-log shows all of it, --boot-timeout gives it more time, --kernel another kernel.",
+                f"the guest did not answer within {self.plan.boot_timeout_s:g} seconds"
+                + (", and its last words were" if tail else ", and said nothing"),
+                detail=tail,
+                hint="--boot-log shows all it says, --boot-timeout gives it more time, --kernel another kernel.",
             )
         )
 
@@ -218,13 +220,25 @@ class Domain:
         self._launcher.close(wait=wait)
 
     def _lost(self, error: ClocheError) -> None:
+        if isinstance(error, ProtocolError):
+            self._ended(error)
+            return
         # The agent goes when its machine goes: the launcher knows why, and will say so in a moment.
         self._reactor.call_later(_REASON_TIMEOUT_S, lambda: self._ended(error))
 
     def _ended(self, error: ClocheError) -> None:
         if self.state is not State.ENDED:
+            booting = self.state is State.BOOTING
             self.close()
-            self.on_end(error)
+            self.on_end((self._kernel_damage() if booting else None) or error)
+
+    def _kernel_damage(self) -> ClocheError | None:
+        """Look at the kernel's content now that it did not boot: too dear for every start."""
+        if self.plan.machine is None:
+            return None
+        from cloche.kernel.store import find_damage
+
+        return find_damage(self.plan.machine.kernel.path)
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

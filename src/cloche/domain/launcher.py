@@ -7,6 +7,7 @@ is told to go, and the kernel takes everything in its namespace with it.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from cloche import log
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cloche.model.plan import LaunchPlan, ProcessPlan
 
 _STDERR = 2
+_SIGKILL = 9
 #: As much of the console as is kept to explain a failed boot, in bytes.
 _CONSOLE_KEPT = 16 * 1024
 
@@ -161,17 +163,38 @@ class Launcher:
 
     def _process_ended(self, event: Exited) -> None:
         process = self.plan.processes[event.id]
-        how = f"killed by signal {event.signal}" if event.signal else f"exited with status {event.status}"
+        how = f"was killed by signal {event.signal}" if event.signal else f"exited with status {event.status}"
         log.debug(f"{process.name} {how}")
         if process.name.startswith("fs-") and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
         if process.essential:
-            hint = self._complaints[event.id].hint() or self._console_hint()
-            self._end(DomainError(f"the domain ended: its process {process.name} {how}", hint=hint))
+            self._end(self._why_ended(event, process, how))
+
+    def _why_ended(self, event: Exited, process: ProcessPlan, how: str) -> DomainError:
+        self._drain_console()
+        detail = self._complaints[event.id].last_words() or tuple(self.console_tail())
+        if process.name == "vmm" and event.status == 0:
+            return DomainError(
+                "the guest's kernel has stopped the machine",
+                detail=detail,
+                hint="--boot-log shows all it says; --kernel takes another kernel, `cloche kernel list` names them.",
+            )
+        hint = "`cloche doctor` tries every part on this host."
+        if event.signal == _SIGKILL:
+            hint = "Somebody or the kernel (for want of memory?) has ended it; `dmesg` tells the latter."
+        return DomainError(f"the domain ended: its process {process.name} {how}", detail=detail, hint=hint)
 
     def _not_started(self, event: Failed) -> LaunchError:
-        what = "the domain's namespaces" if event.id == WARDEN_ID else self._name(event.id)
-        hint = "`cloche doctor` says what this host allows." if event.id == WARDEN_ID else None
+        what = "the domain" if event.id == WARDEN_ID else self._name(event.id)
+        hint = "`cloche doctor` says what this host allows."
+        if event.makes_namespaces:
+            from cloche.host.userns import namespace_remedy
+
+            hint = f"{namespace_remedy()} (`cloche doctor` tries it again)"
+        elif event.errno == errno.ENOENT and event.what.startswith("bind "):
+            hint = "It was there a moment ago: share a directory that stays."
+        elif event.what.startswith("exec "):
+            hint = "The program is damaged or not for this host: `make setup`, and `cloche doctor` tries it."
         return LaunchError(f"cannot start {what}: {event.reason()}", hint=hint)
 
     def _name(self, ident: int) -> str:
@@ -215,11 +238,6 @@ class Launcher:
             if (len(self._console), bytes(self._console[-64:])) == before:
                 return
 
-    def _console_hint(self) -> str | None:
-        self._drain_console()
-        tail = self.console_tail()
-        return "the guest's last words were:\n  " + "\n  ".join(tail) if tail else None
-
     def _close_console(self) -> None:
         if self._console_socket is not None:
             self._reactor.unregister(self._console_socket.fileno())
@@ -255,7 +273,9 @@ def _open_program(path: str) -> int:
     try:
         return os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
-        raise LaunchError(f"cannot open {path}: {error.strerror}", hint="Run `make setup`.") from None
+        raise LaunchError(
+            f"cannot open {path}: {error.strerror}", hint="Run `make setup` in cloche's directory."
+        ) from None
 
 
 def _raise(error: LaunchError | DomainError) -> None:

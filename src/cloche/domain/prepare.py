@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _OWN = (("agent", "cloche-agent"), ("warden", "cloche-warden"), ("fs", "cloche-fs"))
 
 
-def prepare_plan(request: RunRequest, facts: HostFacts) -> LaunchPlan:
-    """Return the plan for a request.
+def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) -> LaunchPlan:
+    """Return the plan for a request. A ``dry`` one is for reading: nothing is made for it.
 
     Raises:
         HostError: The driver cannot work here, or cloche's own binaries are missing.
@@ -39,7 +39,7 @@ def prepare_plan(request: RunRequest, facts: HostFacts) -> LaunchPlan:
         )
     kernel = None
     if driver.capabilities(facts).needs_kernel:
-        kernel = choose_kernel(request.kernel, facts.tools.agent)
+        kernel = choose_kernel(request.kernel, facts.tools.agent, make=not dry)
     plan = driver.plan(request, facts, kernel)
     if not request.includes:
         shown = (*SYSTEM_TREES, *(share.target for share in request.shares if share.target == share.source))
@@ -48,8 +48,8 @@ def prepare_plan(request: RunRequest, facts: HostFacts) -> LaunchPlan:
     return plan
 
 
-def choose_kernel(wanted: str | None, agent: str) -> Kernel:
-    """Return the kernel to boot, with its initramfs made.
+def choose_kernel(wanted: str | None, agent: str, *, make: bool = True) -> Kernel:
+    """Return the kernel to boot, with its initramfs made (unless ``make`` is false).
 
     Raises:
         KernelError: There is none, or it is damaged.
@@ -61,7 +61,7 @@ def choose_kernel(wanted: str | None, agent: str) -> Kernel:
     return Kernel(
         ident=info.id,
         path=info.image,
-        initrd=ensure_initramfs(info, agent),
+        initrd=ensure_initramfs(info, agent, make=make),
         kind=info.kind,
         machine=info.machines[0],
     )

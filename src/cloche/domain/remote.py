@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cloche.model.plan import LaunchPlan
 
 SUPERVISOR_FD = 3
+_GONE_HINT = "Somebody or the kernel (for want of memory?) has ended it; start the sandbox anew."
 _LENGTH = struct.Struct("<I")
 _MAX_MESSAGE = 64 << 20
 #: The distribution's interpreter: a version manager's shim would cost more than the whole start.
@@ -69,17 +70,17 @@ def _receive_exactly(connection: socket.socket, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def pack_error(error: ClocheError) -> tuple[str, str, str | None]:
+def pack_error(error: ClocheError) -> tuple[str, str, str | None, tuple[str, ...]]:
     """Return what travels of an error."""
-    return type(error).__name__, error.message, error.hint
+    return type(error).__name__, error.message, error.hint, error.detail
 
 
-def unpack_error(packed: tuple[str, str, str | None]) -> ClocheError:
+def unpack_error(packed: tuple[str, str, str | None, tuple[str, ...]]) -> ClocheError:
     """Return the error of the same class."""
-    name, message, hint = packed
+    name, message, hint, detail = packed
     kind: type[ClocheError] = getattr(errors, name, ClocheError)
     error = kind.__new__(kind)
-    ClocheError.__init__(error, message, hint=hint)
+    ClocheError.__init__(error, message, hint=hint, detail=detail)
     return error
 
 
@@ -108,7 +109,9 @@ class RemoteLauncher:
         try:
             self._pid = _spawn_supervisor(theirs)
         except OSError as error:
-            raise HostError(f"cannot start {_INTERPRETER}: {error.strerror}") from error
+            raise HostError(
+                f"cannot start {_INTERPRETER}: {error.strerror}", hint="Install the package python3."
+            ) from error
         finally:
             theirs.close()
         send_message(ours, ("start", self.plan))
@@ -138,7 +141,7 @@ class RemoteLauncher:
         assert self._socket is not None
         message, fd = receive_message(self._socket)
         if message is None:
-            raise DomainError("the domain's supervisor is gone")
+            raise DomainError("the domain's supervisor is gone", hint=_GONE_HINT)
         if message[0] == "ended":
             raise unpack_error(message[1])
         if message[0] != expected:
@@ -149,7 +152,7 @@ class RemoteLauncher:
         del events
         assert self._socket is not None
         message, _ = receive_message(self._socket)
-        error: ClocheError = DomainError("the domain's supervisor is gone")
+        error: ClocheError = DomainError("the domain's supervisor is gone", hint=_GONE_HINT)
         if message is not None and message[0] == "ended":
             error = unpack_error(message[1])
         ended = self.ended

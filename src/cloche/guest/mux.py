@@ -19,6 +19,8 @@ from cloche.guest.streams import Receiver, Sender
 #: About how much ``data_to_send`` returns at a time: enough to fill a socket, little enough to stay fair.
 _SEND_BUDGET = 262144
 _SEND_PIECES = 512  # sendmsg takes 1024 buffers
+#: Far more than sockets and queues can hold of an earlier byte stream: who sends this is not going to answer.
+_MOST_JUNK = 16 << 20
 
 DETACHED = "detached"
 ATTACHING = "attaching"
@@ -41,6 +43,7 @@ class Mux:
         self._nonce = b""
         self._partial = bytearray()
         self._found = False  # the preface of the attach under way was seen
+        self._junk = 0  # bytes that came before it
         self._next_even = 2
         self._next_odd = 3
         self._control_out = Sender(0, wire.WINDOW_SIZE)
@@ -206,6 +209,7 @@ class Mux:
         self.state = DETACHED
         self._partial = bytearray()
         self._found = False
+        self._junk = 0
         self._first.clear()
         self._windows.clear()  # the tables of the next attach say it all
         self._stops.clear()
@@ -352,7 +356,13 @@ class Mux:
             at = buffer.find(wanted)
             if at < 0:
                 # Whatever the guest had written for an earlier byte stream: our table tells it to send that again.
-                del buffer[: max(0, len(buffer) - len(wanted) + 1)]
+                junk = max(0, len(buffer) - len(wanted) + 1)
+                del buffer[:junk]
+                self._junk += junk
+                if self._junk > _MOST_JUNK:
+                    raise ProtocolError(
+                        f"more than {_MOST_JUNK >> 20} MiB came before the answer to the greeting"
+                    )
                 return False
             del buffer[: at + len(wanted)]
             self._found = True
@@ -374,7 +384,7 @@ class Mux:
         if answer.version != wire.VERSION:
             raise ProtocolError(
                 f"the agent speaks version {answer.version} of the protocol and cloche version {wire.VERSION}",
-                hint="Remove what was built with the other version (cloche kernel list) and start anew.",
+                hint="Agent and cloche are of different versions: `make setup` in cloche's directory makes both.",
             )
         first = self.session is None
         if answer.fresh != first or not (first or answer.session == self.session):

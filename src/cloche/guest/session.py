@@ -202,7 +202,10 @@ class AgentSession:
                     pump.close()
             if isinstance(error, OSError):
                 raise
-            raise UsageError(f"the program cannot be described to the guest: {error}") from error
+            raise UsageError(
+                f"the program cannot be described to the guest: {error}",
+                hint="Arguments and environment together may have 4 MiB.",
+            ) from error
         self._next_job += 1
         self._jobs[job.number] = job
         for receiver in job.receivers:
@@ -469,13 +472,22 @@ class AgentSession:
             return
         reason = error.strerror if error is not None and error.strerror else "it closed the connection"
         if not self._resume or self._attempts >= _ATTEMPTS:
-            self._lose(DomainError(f"the guest's agent is gone: {reason}"))
+            self._lose(
+                DomainError(
+                    f"the guest's agent is gone: {reason}", hint="--boot-log shows what the guest says."
+                )
+            )
             return
         log.debug(f"agent: connection cut ({reason}), connecting again")
         pause = 0.0 if was_attached else _FIRST_PAUSE * (1 << self._attempts) / 2
         self._retry = self.reactor.call_later(pause, self._open)
 
     def _lose(self, error: ClocheError) -> None:
+        if isinstance(error, ProtocolError) and error.hint is None:
+            error = ProtocolError(
+                f"the guest does not keep to the protocol: {error.message}",
+                hint="Its machine was ended: the agent in it is broken, or something else has taken its place.",
+            )
         self.lost = error
         self.close()
         if self.on_lost is None:

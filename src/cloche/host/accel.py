@@ -50,4 +50,7 @@ def remember_kvm(works: bool, why: str) -> None:
             file.write(f"{_key()}\n{'works' if works else 'fails'}: {why}\n")
         os.replace(temporary, path)
     except OSError as error:
-        raise HostError(f"cannot keep {path}: {error.strerror}") from None
+        raise HostError(
+            f"cannot keep {path}: {error.strerror}",
+            hint="Free some space there, or point XDG_CACHE_HOME to another place.",
+        ) from None

@@ -15,8 +15,11 @@ from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES, stage_candidates
 _SKELETON_BYTES, _SKELETON_ENTRIES = 64 * 1024, 64
 
 
-def collect_facts() -> HostFacts:
-    """Look at the host and at the caller. Nothing is started but, once per version of QEMU, QEMU for its version."""
+def collect_facts(*, remember: bool = True) -> HostFacts:
+    """Look at the host and at the caller. Nothing is started but, once per version of QEMU, QEMU for its version.
+
+    Without ``remember`` what takes long to find out is not kept in the cache: nothing on the host changes.
+    """
     qemu = tools.find_system_tool("qemu-system-x86_64")
     warden = tools.find_own_binary("cloche-warden")
     return HostFacts(
@@ -27,7 +30,7 @@ def collect_facts() -> HostFacts:
         paths=_path_facts(stage_candidates()),
         tools=Tools(
             qemu=qemu,
-            qemu_version=tools.qemu_version(qemu) if qemu else (0, 0),
+            qemu_version=tools.qemu_version(qemu, remember=remember) if qemu else (0, 0),
             bwrap=tools.find_system_tool("bwrap"),
             warden=warden,
             agent=tools.find_own_binary("cloche-agent"),
@@ -38,7 +41,7 @@ def collect_facts() -> HostFacts:
         kvm=accel.kvm_result(),
         nofile_hard=_nofile_hard(),
         skeleton=read_skeleton("/etc/skel"),
-        tsc_khz=tsc_khz(warden) if warden else 0,
+        tsc_khz=tsc_khz(warden, remember=remember) if warden else 0,
     )
 
 

@@ -11,6 +11,7 @@ from cloche.model.request import Include, Share
 from cloche.plan.shares import contains, normalize_guest_path, parse_include, parse_share
 
 #: Trees that are views of the host's processes and devices. A share of one would open the host.
+_INCLUDE_HINT = "Name a file or a directory that you may read: --include GUEST=HOST."
 _KERNELS_OWN = ("/proc", "/sys", "/dev")
 
 
@@ -56,13 +57,13 @@ def resolve_include(word: str) -> Include:
         real = os.path.realpath(_absolute(host), strict=True)
         mode = os.stat(real).st_mode
     except OSError as error:
-        raise ShareError(f"cannot include {host}: {_reason(error)}") from None
+        raise ShareError(f"cannot include {host}: {_reason(error)}", hint=_INCLUDE_HINT) from None
     if real == "/":
-        raise ShareError("the whole root directory cannot be included")
+        raise ShareError("the whole root directory cannot be included", hint=_INCLUDE_HINT)
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ShareError(f"cannot include {host}: it is neither a file nor a directory")
+        raise ShareError(f"cannot include {host}: it is neither a file nor a directory", hint=_INCLUDE_HINT)
     if not os.access(real, os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK):
-        raise ShareError(f"cannot include {host}: you may not read it")
+        raise ShareError(f"cannot include {host}: you may not read it", hint=_INCLUDE_HINT)
     return Include(real, guest)
 
 
@@ -85,7 +86,9 @@ def _real_directory(path: str) -> str:
         real = os.path.realpath(path, strict=True)
         mode = os.stat(real).st_mode
     except OSError as error:
-        raise ShareError(f"cannot share {path}: {_reason(error)}") from None
+        raise ShareError(
+            f"cannot share {path}: {_reason(error)}", hint="Name a directory that is there: --share DIR."
+        ) from None
     if not stat.S_ISDIR(mode):
         raise ShareError(
             f"cannot share {path}: it is not a directory",
@@ -98,7 +101,10 @@ def _real_directory(path: str) -> str:
         )
     kernels_own = next((tree for tree in _KERNELS_OWN if contains(tree, real)), None)
     if kernels_own is not None:
-        raise ShareError(f"cannot share {path}: {kernels_own} is the host's kernel, not files of yours")
+        raise ShareError(
+            f"cannot share {path}: {kernels_own} is the host's kernel, not files of yours",
+            hint="The guest has its own /proc, /sys and /dev.",
+        )
     if not os.access(real, os.R_OK | os.X_OK):
-        raise ShareError(f"cannot share {path}: you may not read it")
+        raise ShareError(f"cannot share {path}: you may not read it", hint=f"ls -ld {path} says who may.")
     return real

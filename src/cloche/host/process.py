@@ -173,7 +173,9 @@ def _start(
     except FileNotFoundError as error:
         if cwd is not None and not os.path.isdir(cwd):
             raise LaunchError(f"cannot run {argv[0]}: there is no directory {cwd}") from error
-        raise MissingToolError(argv[0]) from error
+        if "/" in argv[0] and os.path.exists(argv[0]):
+            raise LaunchError(f"cannot run {argv[0]}: its interpreter or loader does not exist") from error
+        raise MissingToolError(argv[0], hint="Install it.") from error
     except OSError as error:
         raise LaunchError(f"cannot run {argv[0]}: {error.strerror}") from error
 

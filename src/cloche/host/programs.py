@@ -35,7 +35,11 @@ def find_program(command: GuestCommand, shown: tuple[bytes, ...]) -> bytes:
     if b"/" not in name:
         path = next((word[5:] for word in command.env if word.startswith(b"PATH=")), b"")
         directories = [part for part in path.split(b":") if part]
-        if not name or any(not is_below(part, shown) for part in directories):
+        if not name:
+            raise CommandNotFoundError(
+                "the program's name is empty", hint="Name a program, for example: cloche run -- uname -a"
+            )
+        if any(not is_below(part, shown) for part in directories):
             return b""
         for part in directories:
             if os.path.lexists(os.path.join(part, name)):
@@ -58,7 +62,9 @@ def find_program(command: GuestCommand, shown: tuple[bytes, ...]) -> bytes:
             f"{text} was not found in the guest", hint="It does not exist on the host either."
         )
     if os.path.isdir(full):
-        raise CommandNotExecutableError(f"{text} is a directory and cannot be executed")
+        raise CommandNotExecutableError(
+            f"{text} is a directory and cannot be executed", hint="Name a program in it."
+        )
     try:
         executable = os.stat(full).st_mode & 0o111
     except OSError:

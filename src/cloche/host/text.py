@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+#: The largest number Linux gives an error (include/linux/err.h).
+_MAX_ERRNO = 4095
 _NAMED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -33,3 +37,8 @@ def escape_untrusted(data: bytes, limit: int = 1000) -> str:
         shown.append(piece)
         room -= len(piece)
     return "".join(shown)
+
+
+def describe_errno(code: int) -> str:
+    """What an error number of a guest means, whatever number it is."""
+    return os.strerror(code) if 0 < code <= _MAX_ERRNO else f"error {code}"

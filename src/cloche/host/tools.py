@@ -49,10 +49,10 @@ def require_own_binary(name: str) -> str:
     return path
 
 
-def qemu_version(path: str) -> tuple[int, int]:
+def qemu_version(path: str, *, remember: bool = True) -> tuple[int, int]:
     """Return QEMU's (major, minor) version, or (0, 0) when it cannot be told.
 
-    Asking costs a start of QEMU, so the answer is kept in the cache, keyed by the file's identity.
+    Asking costs a start of QEMU, so the answer is kept in the cache (if ``remember``), keyed by the file's identity.
     """
     try:
         status = os.stat(path)
@@ -64,7 +64,7 @@ def qemu_version(path: str) -> tuple[int, int]:
     if version == (0, 0):
         answer = _ask_version(path)
         version = _parse_version(answer)
-        if version != (0, 0):
+        if remember and version != (0, 0):
             _remember(cache, f"{key}\n{answer}")
     return version
 
@@ -83,7 +83,7 @@ def _ask_version(path: str) -> str:
 
     try:
         words = run((path, "--version"), timeout=20).stdout.decode("utf-8", "replace").split()
-    except LaunchError:
+    except (LaunchError, MissingToolError):
         return ""
     return words[3] if words[:3] == ["QEMU", "emulator", "version"] and len(words) > 3 else ""
 

@@ -13,10 +13,10 @@ _FILE = "tsc-khz"
 _PLAUSIBLE_KHZ = range(400_000, 10_000_000)
 
 
-def tsc_khz(warden: str) -> int:
+def tsc_khz(warden: str, *, remember: bool = True) -> int:
     """Return the counter's frequency in kHz, or 0 where the counter is not steady or could not be measured.
 
-    Measuring takes 50 ms, so the result is kept in the cache until the host boots again.
+    Measuring takes 50 ms, so the result is kept in the cache (if ``remember``) until the host boots again.
     """
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
@@ -29,7 +29,8 @@ def tsc_khz(warden: str) -> int:
     except (OSError, UnicodeDecodeError):
         pass  # nothing known yet for this boot: measure
     khz = _measure(warden) if _is_steady() else 0
-    _remember(f"{boot} {khz}\n")
+    if remember:
+        _remember(f"{boot} {khz}\n")
     return khz
 
 

@@ -31,12 +31,12 @@ def probe_namespaces() -> NamespaceProbe:
         with Warden.start(binary) as warden:
             first = warden.receive(wait=True)[0]
             if isinstance(first, Failed) and first.id == WARDEN_ID:
-                return NamespaceProbe(False, f"refused: {first.reason()}", _remedy())
+                return NamespaceProbe(False, f"refused: {first.reason()}", namespace_remedy())
             if not isinstance(first, Ready):
                 return NamespaceProbe(False, "the warden did not come up")
             return _probe_jail(warden)
     except ClocheError as error:
-        return NamespaceProbe(False, error.message, _remedy())
+        return NamespaceProbe(False, error.message, namespace_remedy())
 
 
 def _probe_jail(warden: Warden) -> NamespaceProbe:
@@ -49,13 +49,13 @@ def _probe_jail(warden: Warden) -> NamespaceProbe:
         try:
             ended = warden.spawn_and_wait(spec)
         except ClocheError as error:
-            return NamespaceProbe(False, f"{name}: {error.message}", _remedy())
+            return NamespaceProbe(False, f"{name}: {error.message}", namespace_remedy())
         if ended.status != 0:
             return NamespaceProbe(False, f"{name}: the trial ended with status {ended.status}")
     return NamespaceProbe(True, "user, mount, pid and network namespaces, nested too")
 
 
-def _remedy() -> str:
+def namespace_remedy() -> str:
     """Return the command that takes away what is known to forbid user namespaces."""
     for path, wanted in (
         ("kernel/apparmor_restrict_unprivileged_userns", "0"),
@@ -64,8 +64,9 @@ def _remedy() -> str:
         value = _read(path)
         if value and value != wanted:
             return f"sudo sysctl -w {path.replace('/', '.')}={wanted}"
-    if _read("user/max_user_namespaces") == "0":
-        return "sudo sysctl -w user.max_user_namespaces=15000"
+    for kind in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup"):
+        if _read(f"user/max_{kind}_namespaces") == "0":
+            return f"sudo sysctl -w user.max_{kind}_namespaces=15000"
     return "ask whoever runs this host (a container, a hardened kernel?) to allow user namespaces"
 
 

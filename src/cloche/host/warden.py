@@ -29,6 +29,8 @@ MAX_DESCRIPTORS = 64
 #: The ``id`` of a Failed that is about the warden itself.
 WARDEN_ID = 0xFFFF_FFFF
 
+_GONE = "the warden is gone, and every process of the domain with it"
+_GONE_HINT = "Somebody or the kernel (for want of memory?) has ended it; `cloche doctor` tries it again."
 _UNNAMED = 0xFFFF_FFFF
 _SOCKET_NUMBER = 3
 #: An event has at most a step's name of 2 KiB.
@@ -59,7 +61,14 @@ class Failed(Record):
 
     def reason(self) -> str:
         """One clause for a message: the step, then the cause."""
+        if self.makes_namespaces and self.errno == errno.ENOSPC:
+            return f"{self.what}: this host allows no more of them"
         return f"{self.what}: {os.strerror(self.errno)}"
+
+    @property
+    def makes_namespaces(self) -> bool:
+        """Whether it is the making of namespaces that failed."""
+        return self.what.startswith("make ") and "namespace" in self.what
 
 
 class Exited(Record):
@@ -106,7 +115,9 @@ class Warden:
                 theirs.close()
         except OSError as error:
             ours.close()
-            raise HostError(f"cannot start {binary}: {error.strerror}") from error
+            raise HostError(
+                f"cannot start {binary}: {error.strerror}", hint="Run `make setup` in cloche's directory."
+            ) from error
         except BaseException:
             ours.close()
             raise
@@ -164,6 +175,7 @@ class Warden:
             ProtocolError: It said something the specification does not allow.
         """
         events: list[Event] = []
+        reset = False
         while len(events) < _EVENTS_AT_ONCE:
             # Not socket.recv_fds: it ignores its flags (CPython 3.11).
             flags = socket.MSG_CMSG_CLOEXEC | (0 if wait and not events else socket.MSG_DONTWAIT)
@@ -172,14 +184,20 @@ class Warden:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                data, ancillary, message_flags = b"", [], 0
+                # It left without reading all of what it was told. The kernel says so once, and before what the warden
+                # has said itself: its reason may still come.
+                if reset:
+                    data, ancillary, message_flags = b"", [], 0
+                else:
+                    reset = True
+                    continue
             fds = [
                 int.from_bytes(rights[:4], sys.byteorder) for _, _, rights in ancillary if len(rights) >= 4
             ]
             if not data:
                 if events:
                     break  # the next call says it
-                raise LaunchError("the warden is gone, and every process of the domain with it")
+                raise LaunchError(_GONE, hint=_GONE_HINT)
             try:
                 events.append(_decode(data, fds, message_flags))
             except BaseException:
@@ -241,7 +259,7 @@ class Warden:
             rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
             self._socket.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise LaunchError("the warden is gone, and every process of the domain with it") from error
+            raise LaunchError(_GONE, hint=_GONE_HINT) from error
 
 
 def _away_from(fd: int, number: int) -> int:

@@ -12,11 +12,11 @@ import shutil
 from hashlib import sha256
 
 from cloche.errors import HostError, KernelError
+from cloche.host.xdg import cache_dir
 from cloche.kernel.packages import PackageSource, unpack_package
 from cloche.kernel.store import (
     BUILT,
     KernelInfo,
-    cache_home,
     check_image,
     publish_kernel,
     stored_kernels,
@@ -111,20 +111,23 @@ def build_kernel(
 
     Raises:
         MissingToolError: A compiler or another tool is missing; the hint names the packages.
-        KernelError: There is no source, or the build fails; the hint holds its last words.
+        KernelError: There is no source, or the build fails; ``detail`` holds its last words.
         HostError: The cache directory cannot be written.
     """
     progress("looking for what is needed", 0.0)
     require_tools(TOOLS, HEADERS)
     try:
-        with exclusive_workspace(cache_home(), "build") as work:
+        with exclusive_workspace(cache_dir(), "build", progress) as work:
             inputs = inputs or find_inputs(work, progress)
             digest = inputs.digest()
             known = _known(digest)
             if known is None:
                 known = _build(inputs, digest, work, jobs or len(os.sched_getaffinity(0)), progress)
     except OSError as error:
-        raise HostError(f"cannot build a kernel in {cache_home()}: {error.strerror}") from error
+        raise HostError(
+            f"cannot build a kernel in {cache_dir()}: {error.strerror}",
+            hint="It needs 1.5 GB there while it builds; XDG_CACHE_HOME moves the cache to another place.",
+        ) from error
     progress("done", 1.0)
     return known
 
@@ -159,7 +162,10 @@ def guest_directory() -> str:
     for candidate in (os.path.join(package, "guest_kernel"), os.path.join(package, "..", "..", "guest")):
         if os.path.exists(os.path.join(candidate, "kernel.config")):
             return os.path.normpath(candidate)
-    raise KernelError("the guest kernel's configuration is missing from this installation")
+    raise KernelError(
+        "the guest kernel's configuration is missing from this installation",
+        hint="Install cloche again, or run it from a checkout.",
+    )
 
 
 def lost_options(fragment: str, config: str) -> list[str]:
@@ -191,7 +197,7 @@ def _known(digest: str) -> KernelInfo | None:
 
 def _find_source(work: str, progress: Progress) -> str:
     name = f"{SOURCE_PACKAGE}.tar.xz"
-    private = os.path.join(cache_home(), "source")
+    private = os.path.join(cache_dir(), "source")
     for directory in ("/usr/src", private):
         path = os.path.join(directory, name)
         if os.path.exists(path):

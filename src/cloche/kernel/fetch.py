@@ -9,9 +9,10 @@ import os
 import shutil
 
 from cloche.errors import HostError, KernelError
+from cloche.host.xdg import cache_dir
 from cloche.kernel.modules import needed_modules
 from cloche.kernel.packages import PackageSource, unpack_package
-from cloche.kernel.store import FETCHED, KernelInfo, cache_home, publish_kernel, stored_kernels
+from cloche.kernel.store import FETCHED, KernelInfo, publish_kernel, stored_kernels
 from cloche.kernel.tools import exclusive_workspace, file_sha256, no_progress
 from cloche.record import TYPE_CHECKING
 
@@ -31,10 +32,13 @@ def fetch_kernel(progress: Progress = no_progress) -> KernelInfo:
         HostError: The cache directory cannot be written.
     """
     try:
-        with exclusive_workspace(cache_home(), "fetch") as work:
+        with exclusive_workspace(cache_dir(), "fetch", progress) as work:
             kernel = _fetch(work, progress)
     except OSError as error:
-        raise HostError(f"cannot keep a kernel in {cache_home()}: {error.strerror}") from error
+        raise HostError(
+            f"cannot keep a kernel in {cache_dir()}: {error.strerror}",
+            hint="Free some space there; XDG_CACHE_HOME moves the cache to another place.",
+        ) from error
     progress("done", 1.0)
     return kernel
 

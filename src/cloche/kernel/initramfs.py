@@ -14,7 +14,8 @@ import os
 import stat
 
 from cloche.errors import HostError
-from cloche.kernel.store import BUILT, KernelInfo, cache_home
+from cloche.host.xdg import cache_dir
+from cloche.kernel.store import BUILT, KernelInfo
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ _DEVICES = (("dev/console", 0o600, 5, 1), ("dev/null", 0o666, 1, 3))
 _MAGIC, _ALIGN, _TRAILER = b"070701", 4, "TRAILER!!!"
 
 
-def ensure_initramfs(kernel: KernelInfo, agent: str) -> str:
+def ensure_initramfs(kernel: KernelInfo, agent: str, *, make: bool = True) -> str:
     """Return the path of the initramfs for a kernel and an agent binary, made now if it is not in the cache.
 
-    The name holds the agent's inode, size and modification time, and the kernel's id if it needs modules, so that a
-    start costs two ``stat`` calls.
+    Without ``make`` nothing is written: the path is the one it would have. The name holds the agent's inode, size and
+    modification time, and the kernel's id if it needs modules, so that a start costs two ``stat`` calls.
 
     Raises:
         HostError: The agent is missing or the cache cannot be written.
@@ -44,13 +45,13 @@ def ensure_initramfs(kernel: KernelInfo, agent: str) -> str:
         status = os.stat(agent)
     except OSError as error:
         raise HostError(
-            f"cannot read the agent {agent}: {error.strerror}", hint="'make' builds it"
+            f"cannot read the agent {agent}: {error.strerror}", hint="Run `make setup` in cloche's directory."
         ) from error
-    directory = os.path.join(cache_home(), "initramfs")
+    directory = os.path.join(cache_dir(), "initramfs")
     bare = kernel.kind == BUILT
     name = f"{FORMAT}-{'bare' if bare else kernel.id}-{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}.cpio"
     path = os.path.join(directory, name)
-    if os.path.exists(path):
+    if not make or os.path.exists(path):
         return path
     with open(agent, "rb") as file:
         binary = file.read()
@@ -63,7 +64,10 @@ def ensure_initramfs(kernel: KernelInfo, agent: str) -> str:
         _write(path, pack_initramfs(binary, modules))
         _prune(directory, path)
     except OSError as error:
-        raise HostError(f"cannot write {path}: {error.strerror}") from error
+        raise HostError(
+            f"cannot write {path}: {error.strerror}",
+            hint="Free some space there, make it writable for you, or point XDG_CACHE_HOME to another place.",
+        ) from error
     return path
 
 

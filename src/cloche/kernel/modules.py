@@ -68,7 +68,10 @@ def needed_modules(tree: str, wanted: Iterable[str] = WANTED) -> tuple[str, ...]
 
     for name in wanted:
         if name in REQUIRED and name not in files and name not in builtin:
-            raise KernelError(f"the kernel of {tree} has no {name}, which a guest cannot do without")
+            raise KernelError(
+                f"the kernel of {tree} has no {name}, which a guest cannot do without",
+                hint="`cloche kernel build` makes one that has everything.",
+            )
         add(name)
     return tuple(order)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from cloche.errors import KernelError
-from cloche.kernel.store import cache_home
+from cloche.host.xdg import cache_dir
 from cloche.kernel.tools import require_tools, run_tool
 
 
@@ -77,11 +77,11 @@ class PackageSource:
         for file in sorted(set(os.listdir(directory)) - before):
             if file.endswith(".deb"):
                 return os.path.join(directory, file)
-        raise KernelError(f"apt-get downloaded no file for {name}")
+        raise KernelError(f"apt-get downloaded no file for {name}", hint="See what `apt-get download` says.")
 
     def _update(self) -> None:
-        lists = os.path.join(cache_home(), "apt", "lists")
-        cache = os.path.join(cache_home(), "apt", "cache")
+        lists = os.path.join(cache_dir(), "apt", "lists")
+        cache = os.path.join(cache_dir(), "apt", "cache")
         os.makedirs(os.path.join(lists, "partial"), exist_ok=True)
         os.makedirs(os.path.join(cache, "archives", "partial"), exist_ok=True)
         self._options = ["-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}"]

@@ -4,7 +4,7 @@ A kernel is a directory ``$XDG_CACHE_HOME/cloche/kernels/ID/`` that holds its im
 modules it needs below ``modules/``, and ``info``, the text file described in :func:`read_info`. It appears whole, by a
 rename, and is never changed afterwards. ``default`` beside them is the symbolic link that ``cloche kernel use`` makes.
 
-This module is on the way to every start: it imports ``os`` and nothing heavier, starts no process and reads no more
+This module is on the way to every start: it imports nothing heavier than ``os``, starts no process and reads no more
 than a few hundred bytes. Hashes are checked by :func:`verify_kernel` only, when somebody asks.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 
 from cloche.errors import KernelError, UsageError
+from cloche.host.xdg import cache_dir
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -58,17 +59,9 @@ class KernelInfo(Record):
         return "microvm" in self.machines
 
 
-def cache_home() -> str:
-    """Return cloche's directory in the XDG cache (not made here)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not base.startswith("/"):  # The XDG specification: a relative path is to be ignored.
-        base = os.path.expanduser("~/.cache")
-    return os.path.join(base, "cloche")
-
-
 def kernels_home() -> str:
     """Return the directory of the kernels (not made here)."""
-    return os.path.join(cache_home(), "kernels")
+    return os.path.join(cache_dir(), "kernels")
 
 
 def find_kernel(wanted: str | None = None) -> KernelInfo:
@@ -180,15 +173,17 @@ def remove_kernel(wanted: str) -> str:
         os.rename(path, hidden)
         remove_tree(hidden)
     except OSError as error:
-        raise KernelError(f"cannot remove kernel {name}: {error.strerror}") from error
+        raise KernelError(
+            f"cannot remove kernel {name}: {error.strerror}", hint=f"See to whom {home} belongs."
+        ) from error
     return name
 
 
 def publish_kernel(kernel: KernelInfo, prepared: str) -> KernelInfo:
     """Put a prepared directory into the store in one step and return the kernel as it is known from then on.
 
-    ``prepared`` is a directory below :func:`cache_home` that holds image and modules at the paths ``kernel`` names;
-    ``info`` is written here. A kernel of the same id is replaced.
+    ``prepared`` is a directory in the cache that holds image and modules at the paths ``kernel`` names; ``info`` is
+    written here. A kernel of the same id is replaced.
     """
     os.makedirs(kernels_home(), exist_ok=True)
     final = os.path.join(kernels_home(), kernel.id)
@@ -237,14 +232,14 @@ def read_info(directory: str) -> KernelInfo:
     try:
         fd = os.open(os.path.join(directory, INFO), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise _damaged(name, f"its description cannot be read ({error.strerror})") from error
+        raise _damaged(directory, f"its description cannot be read ({error.strerror})") from error
     try:
         text = os.fsdecode(os.read(fd, 1 << 20))
     finally:
         os.close(fd)
     lines = text.splitlines()
     if not lines or lines[0] != "cloche-kernel 1":
-        raise _damaged(name, "its description is of an unknown form")
+        raise _damaged(directory, "its description is of an unknown form")
     values: dict[str, str] = {}
     modules: list[str] = []
     for line in lines[1:]:
@@ -266,7 +261,7 @@ def read_info(directory: str) -> KernelInfo:
             directory=directory,
         )
     except (KeyError, ValueError) as error:
-        raise _damaged(name, "its description is incomplete") from error
+        raise _damaged(directory, "its description is incomplete") from error
 
 
 def host_kernel(boot: str = "/boot", lib: str = "/lib/modules") -> KernelInfo | None:
@@ -308,7 +303,19 @@ def verify_kernel(kernel: KernelInfo) -> None:
         while block := file.read(1 << 20):
             digest.update(block)
     if digest.hexdigest() != kernel.sha256:
-        raise _damaged(kernel.id, "its content has changed")
+        raise _damaged(kernel.directory or kernel.id, "its content has changed")
+
+
+def find_damage(image: str) -> KernelError | None:
+    """Return what is wrong with the stored kernel an image belongs to: for a machine that did not come up."""
+    directory = os.path.dirname(image)
+    if not os.path.exists(os.path.join(directory, INFO)):
+        return None
+    try:
+        verify_kernel(read_info(directory))
+    except KernelError as error:
+        return error
+    return None
 
 
 def check_image(kernel: KernelInfo) -> None:
@@ -320,16 +327,20 @@ def check_image(kernel: KernelInfo) -> None:
     try:
         fd = os.open(kernel.image, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise _damaged(kernel.id, f"its image cannot be read ({error.strerror})") from error
+        raise _damaged(
+            kernel.directory or kernel.id, f"its image cannot be read ({error.strerror})"
+        ) from error
     try:
         size = os.fstat(fd).st_size
         head = os.pread(fd, _BZIMAGE_OFFSET + len(_BZIMAGE), 0)
     finally:
         os.close(fd)
     if size != kernel.size_bytes:
-        raise _damaged(kernel.id, f"its image has {size} bytes instead of {kernel.size_bytes}")
+        raise _damaged(
+            kernel.directory or kernel.id, f"its image has {size} bytes instead of {kernel.size_bytes}"
+        )
     if not (head.startswith(_ELF) or head[_BZIMAGE_OFFSET:] == _BZIMAGE):
-        raise _damaged(kernel.id, "its image is no Linux kernel")
+        raise _damaged(kernel.directory or kernel.id, "its image is no Linux kernel")
 
 
 def remove_tree(path: str) -> None:
@@ -354,6 +365,11 @@ def _load(path: str) -> KernelInfo:
 
 def _find_wanted(wanted: str) -> KernelInfo:
     if "/" in wanted:
+        if not os.path.isdir(wanted):
+            raise KernelError(
+                f"there is no kernel's directory {wanted}",
+                hint=f"'cloche kernel list' shows what there is; {HINT_GET}",
+            )
         return read_info(os.path.abspath(wanted))
     kernels = list_kernels()
     same_kind = [kernel for kernel in kernels if kernel.kind == wanted]
@@ -375,9 +391,14 @@ def _names(kernels: Iterable[KernelInfo]) -> str:
     return ", ".join(kernel.id for kernel in kernels)
 
 
-def _damaged(name: str, why: str) -> KernelError:
+def _damaged(directory: str, why: str) -> KernelError:
+    name = os.path.basename(directory)
+    stored = os.path.dirname(directory) == kernels_home()
     return KernelError(
-        f"kernel {name} is damaged: {why}", hint=f"'cloche kernel remove {name}', then {HINT_GET}"
+        f"kernel {name} is damaged: {why}",
+        hint=f"'cloche kernel remove {name}', then {HINT_GET}"
+        if stored
+        else f"Name another one, or {HINT_GET}.",
     )
 
 

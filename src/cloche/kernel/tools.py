@@ -15,6 +15,7 @@ import subprocess
 from contextlib import contextmanager
 
 from cloche.errors import KernelError, MissingToolError
+from cloche.host.text import escape_untrusted
 from cloche.kernel.store import remove_tree
 from cloche.record import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def require_tools(packages: Mapping[str, str], files: Mapping[str, str] | None =
     missing.update({path: package for path, package in (files or {}).items() if not os.path.exists(path)})
     if missing:
         names = " ".join(sorted(set(missing.values())))
-        raise MissingToolError(", ".join(sorted(missing)), hint=f"apt-get install {names}")
+        raise MissingToolError(", ".join(sorted(missing)), hint=f"sudo apt-get install {names}")
 
 
 def run_tool(
@@ -72,7 +73,7 @@ def run_tool(
     ended first.
 
     Raises:
-        KernelError: It could not be started or failed; the last lines it wrote are in the hint.
+        KernelError: It could not be started or failed; the last lines it wrote are in ``detail``.
     """
     env = {key: value for key, value in os.environ.items() if key in _PASSED}
     env.update({"LC_ALL": "C.UTF-8", **(extra_env or {})})
@@ -90,7 +91,9 @@ def run_tool(
             process_group=0,
         )
     except OSError as error:
-        raise KernelError(f"cannot start {argv[0]}: {error.strerror}") from error
+        raise KernelError(
+            f"cannot start {argv[0]}: {error.strerror}", hint="See that it is installed and can be executed."
+        ) from error
     with process:
         assert process.stdout is not None
         try:
@@ -105,7 +108,9 @@ def run_tool(
     if status != 0:
         tail = "".join(lines[-_TAIL_LINES:]).strip()
         raise KernelError(
-            f"{os.path.basename(argv[0])} failed with status {status}", hint=f"its last words:\n{tail}"
+            f"{os.path.basename(argv[0])} failed with status {status}",
+            detail=tuple(escape_untrusted(line, 300) for line in tail.encode().splitlines()),
+            hint="Mend what it complains about and type the same command again.",
         )
     return "".join(lines)
 
@@ -117,16 +122,20 @@ def file_sha256(path: str) -> str:
 
 
 @contextmanager
-def exclusive_workspace(directory: str, name: str) -> Iterator[str]:
+def exclusive_workspace(directory: str, name: str, progress: Progress = no_progress) -> Iterator[str]:
     """Hold the right to do one kind of job in a directory, and give an empty workspace for it, removed afterwards.
 
-    Waits while another cloche does the same job. What one that was killed has left is removed first: whoever holds the
-    lock (which the kernel takes back with its process) is the only one who can have a workspace.
+    Waits while another cloche does the same job, and says so. What one that was killed has left is removed first:
+    whoever holds the lock (which the kernel takes back with its process) is the only one who can have a workspace.
     """
     os.makedirs(directory, exist_ok=True)
     workspace = os.path.join(directory, f".{name}")
     with open(f"{workspace}.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting for another {name}", 0.0)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if os.path.lexists(workspace):
             remove_tree(workspace)
         os.makedirs(workspace)

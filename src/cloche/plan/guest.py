@@ -263,7 +263,9 @@ def build_environment(
     env.update(request.env)
     for name, value in env.items():
         if not name or b"=" in name or b"\0" in name:
-            raise UsageError(f"{name!r} cannot be the name of an environment variable")
+            raise UsageError(
+                f"{name!r} cannot be the name of an environment variable", hint="Write NAME=VALUE."
+            )
         if b"\0" in value:
             raise UsageError(f"the value of {name!r} holds a NUL byte, which no environment can")
     return tuple(name + b"=" + value for name, value in env.items())
@@ -303,7 +305,7 @@ def build_command(
     cwd = _starting_place(request, facts.cwd, person, shown)
     if request.workdir is not None:
         if not request.workdir or "\0" in request.workdir:
-            raise UsageError(f"--workdir {request.workdir!r} names no directory")
+            raise UsageError(f"--workdir {request.workdir!r} names no directory", hint="Write --workdir DIR.")
         cwd = request.workdir if request.workdir.startswith("/") else f"{cwd.rstrip('/')}/{request.workdir}"
     return GuestCommand(
         argv=request.argv,

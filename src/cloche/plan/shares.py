@@ -81,7 +81,9 @@ def normalize_guest_path(path: str) -> str:
     for part in path.split("/"):
         if part == "..":
             if not parts:
-                raise UsageError(f"the guest path {path!r} leaves the root")
+                raise UsageError(
+                    f"the guest path {path!r} leaves the root", hint="Write it without so many .."
+                )
             parts.pop()
         elif part not in ("", "."):
             parts.append(part)
@@ -99,7 +101,8 @@ def check_places(shares: tuple[Share, ...], includes: tuple[Include, ...] = ()) 
     """
     if len(shares) + len(includes) > _MAX_SHARES:
         raise ShareError(
-            f"{len(shares) + len(includes)} shares and includes are more than a domain's {_MAX_SHARES}"
+            f"{len(shares) + len(includes)} shares and includes are more than a domain's {_MAX_SHARES}",
+            hint="Share a directory that holds several of them.",
         )
     seen: set[str] = set()
     for share in shares:
@@ -119,7 +122,9 @@ def check_places(shares: tuple[Share, ...], includes: tuple[Include, ...] = ()) 
     for include in includes:
         _check_place("a copy", include.target)
         if include.target in seen:
-            raise ShareError(f"two things are to be at {include.target}")
+            raise ShareError(
+                f"two things are to be at {include.target}", hint="Include one of them at another place."
+            )
         seen.add(include.target)
         for share in shares:
             if contains(share.target, include.target):

@@ -1,0 +1,265 @@
+"""A host that lacks something: disk space, namespaces, QEMU, a home. One sentence, one hint, and nothing stays."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cloche.kernel.packages import PackageSource, unpack_package
+from cloche.kernel.tools import run_tool
+from support.errors import check_error
+from support.hosts import bind, limited_inodes, small_disk, sysctl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.hosts import ChangedHost
+    from support.users import OrdinaryUser
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+_SYSTEM = "/usr/lib/x86_64-linux-gnu"
+
+#: Does what QEMU does at first, and fails. It is a binary: a script's interpreter does not exist in QEMU's jail.
+_BROKEN_QEMU = """
+#include <stdio.h>
+#include <string.h>
+int main(int count, char **words)
+{
+    if (count > 1 && !strcmp(words[1], "--version"))
+        return puts("QEMU emulator version " VERSION " (test)") < 0;
+    fputs("qemu-system-x86_64: cannot set up guest memory: \\033[31mno\\n", stderr);
+    return 1;
+}
+"""
+
+
+@pytest.fixture
+def own_directory(host: ChangedHost, folder: Path) -> Callable[[str], Path]:
+    """Return a function that makes a private directory of the user's."""
+
+    def make(name: str) -> Path:
+        path = folder / name
+        path.mkdir(mode=0o700)
+        os.chown(path, host.user.entry.pw_uid, host.user.entry.pw_gid)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def kernel(ordinary: OrdinaryUser) -> str:
+    """Return the directory of the user's built kernel."""
+    kernels = Path(ordinary.home, ".cache", "cloche", "kernels")
+    return str(next(path for path in sorted(kernels.iterdir()) if (path / "vmlinux").exists()))
+
+
+# Full disks
+
+
+def test_full_cache_at_first_use(
+    host: ChangedHost, own_directory: Callable[[str], Path], kernel: str
+) -> None:
+    """Without room for the initramfs the file and the reason are named, and no half of it is left."""
+    disk = own_directory("disk")
+    cache = {"XDG_CACHE_HOME": str(disk)}
+    for size, filled in ((4096, True), (1 << 20, True), (64 << 10, False)):
+        done = host.on(*small_disk(disk, size, filled=filled))("--kernel", kernel, "true", env=cache)
+        check_error(done, 125, "cannot write", str(disk), "No space left on device", "XDG_CACHE_HOME")
+    listing = host.on(*small_disk(disk, 64 << 10, filled=False)).sh_on_host(
+        '"$0" --kernel "$1" true; find "$2" -name "*.cpio*"', host.program, kernel, str(disk), env=cache
+    )
+    assert listing.stdout == b""
+
+
+def test_cache_that_is_full_later(
+    host: ChangedHost, own_directory: Callable[[str], Path], kernel: str
+) -> None:
+    """When everything was made, a full disk keeps nothing from running, and is not spoken of."""
+    disk = own_directory("disk")
+    done = host.on(*small_disk(disk, 4 << 20, filled=False)).sh_on_host(
+        '"$0" --kernel "$1" true || exit 1; head -c 9M /dev/zero > "$2/filler"; rm "$2/cloche/qemu-version"; '
+        'exec "$0" --kernel "$1" echo again',
+        *(host.program, kernel, str(disk)),
+        env={"XDG_CACHE_HOME": str(disk)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"again\n"
+    assert b"cloche:" not in done.stderr.replace(b"cloche: KVM", b"")
+
+
+def test_full_runtime_directory(host: ChangedHost, own_directory: Callable[[str], Path]) -> None:
+    """Sockets need no bytes; where not even an empty file can be made, the directory is named."""
+    disk = own_directory("disk")
+    runtime = {"XDG_RUNTIME_DIR": str(disk)}
+    assert host.on(*small_disk(disk, 4096, filled=True))("true", env=runtime).returncode == 0
+    for inodes in (1, 2, 3, 4, 5):
+        done = host.on(limited_inodes(disk, inodes))("true", env=runtime)
+        check_error(done, 125, str(disk), "No space left on device")
+
+
+def test_full_share(host: ChangedHost, own_directory: Callable[[str], Path]) -> None:
+    """A share without room is the program's own error, as on the host."""
+    disk = own_directory("disk")
+    done = host.on(*small_disk(disk, 64 << 10, filled=False))(
+        *("--share", f"{disk}:rw", "sh", "-c", 'head -c 1000000 /dev/zero > "$0/file"', str(disk))
+    )
+    assert done.returncode == 1
+    assert b"No space left on device" in done.stderr
+    assert b"cloche:" not in done.stderr
+
+
+# QEMU
+
+
+def broken_qemu(folder: Path, version: str) -> Path:
+    """Return a program that says it is QEMU and fails at everything else."""
+    program, source = folder / f"qemu-{version}", folder / "qemu.c"
+    source.write_text(_BROKEN_QEMU)
+    flags = ["-static", f'-DVERSION="{version}"']
+    subprocess.run(["gcc", *flags, "-o", str(program), str(source)], check=True)
+    program.chmod(0o755)
+    return program
+
+
+def test_missing_qemu(host: ChangedHost) -> None:
+    """Without QEMU its package is named."""
+    done = host.on(bind(Path("/dev/null"), QEMU))("true")
+    check_error(done, 125, "QEMU is not installed", "qemu-system-x86")
+
+
+def test_old_qemu(host: ChangedHost, folder: Path) -> None:
+    """A QEMU older than 7.2 is refused with both versions."""
+    done = host.on(bind(broken_qemu(folder, "6.2.0"), QEMU))("true")
+    check_error(done, 125, "QEMU 6.2 is too old", "7.2 or newer")
+
+
+def test_qemu_of_no_version(host: ChangedHost, folder: Path) -> None:
+    """What does not say its version as QEMU does is not started."""
+    done = host.on(bind(broken_qemu(folder, "banana"), QEMU))("true")
+    check_error(done, 125, "does not say its version", "--version")
+
+
+def test_qemu_that_dies_at_its_start(host: ChangedHost, folder: Path) -> None:
+    """Its last words are shown, escaped."""
+    done = host.on(bind(broken_qemu(folder, "10.0.2"), QEMU))("true")
+    check_error(done, 125, "vmm exited with status 1", "cannot set up guest memory: \\x1b[31mno", "doctor")
+
+
+def test_qemu_that_cannot_be_executed(host: ChangedHost, folder: Path) -> None:
+    """A QEMU whose loader does not exist says which step failed."""
+    program = folder / "qemu"
+    program.write_bytes(
+        Path(QEMU).read_bytes().replace(b"/ld-linux-x86-64.so.2\0", b"/ld-linux-x86-64.so.9\0")
+    )
+    program.chmod(0o755)
+    # Asking for the version fails, too, so that the cached answer for another file cannot help.
+    check_error(host.on(bind(program, QEMU))("true"), 125, "does not say its version")
+
+
+@pytest.mark.parametrize("name", ["cloche-warden", "cloche-fs", "cloche-agent"])
+def test_own_programs_that_are_missing_or_damaged(host: ChangedHost, folder: Path, name: str) -> None:
+    """Each of cloche's own programs is named when it is missing, and `make setup` mends what is damaged."""
+    program = host.user.project / "build" / "bin" / name
+    check_error(host.on(bind(Path("/dev/null"), program))("true"), 125, name, "make setup")
+    text = folder / "text"
+    text.write_text("no program\n")
+    text.chmod(0o755)
+    check_error(host.on(bind(text, program))("true"), 125)
+
+
+@pytest.fixture(scope="module")
+def qemu_7_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Provide the files of Debian 12's own QEMU, fetched and not installed."""
+    directory = tmp_path_factory.mktemp("qemu")
+    source = PackageSource(str(directory))
+    for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data"):
+        source.find(name)
+        lines = run_tool(["apt-cache", *source._options, "madison", name]).splitlines()
+        versions = [line.split("|")[1].strip() for line in lines]
+        version = next(word for word in versions if word.startswith("1:7.2") and "bpo" not in word)
+        unpack_package(source.download(f"{name}={version}"), str(directory / "tree"))
+    # Reachable for whoever runs it.
+    for path in (directory, *directory.parents):
+        if path.owner() == Path("/proc/self").owner() and path != Path("/tmp"):
+            path.chmod(path.stat().st_mode | 0o055)
+    return directory / "tree" / "usr"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    platform.freedesktop_os_release().get("VERSION_ID") != "12", reason="only Debian 12 has QEMU 7.2"
+)
+def test_qemu_7_2(host: ChangedHost, qemu_7_2: Path, folder: Path) -> None:
+    """The oldest QEMU runs programs, shares and terminals, with either kernel; doctor names what it lacks."""
+    old = host.on(
+        bind(qemu_7_2 / "bin" / "qemu-system-x86_64", QEMU),
+        bind(qemu_7_2 / "lib" / "x86_64-linux-gnu" / "qemu", f"{_SYSTEM}/qemu"),
+        bind(qemu_7_2 / "share" / "qemu", "/usr/share/qemu"),
+    )
+    assert old("true").returncode == 0
+    (folder / "file").write_text("shared\n")
+    shared = old("--share", f"{folder}:rw", "sh", "-c", 'cat "$0/file"; echo new > "$0/new"', str(folder))
+    assert (shared.returncode, shared.stdout) == (0, b"shared\n")
+    assert (folder / "new").read_text() == "new\n"
+    terminal = old.run_on_host("script", "-qec", f"{old.program} tty", "/dev/null")
+    assert terminal.returncode == 0
+    assert b"/dev/pts/" in terminal.stdout
+    doctor = old("doctor")
+    assert b"7.2: no file server in a template, no virtio sound" in doctor.stdout, doctor.stdout
+
+
+# Namespaces
+
+
+@pytest.mark.parametrize("kind", ["user", "mnt", "pid", "net"])
+def test_no_namespaces(host: ChangedHost, kind: str) -> None:
+    """Where a kind of namespace is forbidden, the setting that forbids it is the hint."""
+    # The one the changed host itself is made of counts too.
+    done = host.on(sysctl(f"user/max_{kind}_namespaces", "0"))("true")
+    check_error(
+        done, 125, "namespace", "this host allows no more of them", f"sysctl -w user.max_{kind}_namespaces"
+    )
+
+
+def test_doctor_says_what_forbids_namespaces(host: ChangedHost) -> None:
+    """`cloche doctor` names the same command, and fails."""
+    done = host.on(sysctl("user/max_user_namespaces", "0"))("doctor")
+    assert done.returncode != 0
+    assert b"sysctl -w user.max_user_namespaces" in done.stdout
+
+
+# Directories
+
+
+def test_unwritable_directories(host: ChangedHost, own_directory: Callable[[str], Path], kernel: str) -> None:
+    """A cache or a runtime directory that the caller may not write to is named, with the variable that moves it."""
+    closed = own_directory("closed")
+    closed.chmod(0o500)
+    cache = host("--kernel", kernel, "true", env={"XDG_CACHE_HOME": str(closed)})
+    check_error(cache, 125, str(closed), "Permission denied", "XDG_CACHE_HOME")
+    runtime = host("true", env={"XDG_RUNTIME_DIR": str(closed)})
+    check_error(runtime, 125, str(closed), "Permission denied", "XDG_RUNTIME_DIR")
+
+
+@pytest.mark.parametrize("home", ["", "relative"])
+def test_no_home(host: ChangedHost, home: str) -> None:
+    """Without HOME, or with one that is no path, the home of passwd counts."""
+    assert host("true", env={"HOME": home}).returncode == 0
+
+
+def test_home_that_does_not_exist(host: ChangedHost, kernel: str) -> None:
+    """A home that cannot be made is named when something is to be written there."""
+    check_error(host("true", env={"HOME": "/no/such/home"}), 125, "no guest kernel")
+    done = host("--kernel", kernel, "true", env={"HOME": "/no/such/home"})
+    check_error(done, 125, "/no/such/home", "XDG_CACHE_HOME")
+
+
+@pytest.mark.parametrize("runtime", ["", "relative", "/no/such/directory", "/etc/passwd", "/"])
+def test_runtime_directory_that_cannot_be_used(host: ChangedHost, runtime: str) -> None:
+    """A runtime directory that is missing, no directory or somebody else's is not used; the cache is."""
+    assert host("true", env={"XDG_RUNTIME_DIR": runtime}).returncode == 0
