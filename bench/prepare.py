@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench.machines import Computer, computer_of, raw_qemu
 from bench.rounds import MeasureError, progress, wait_for_end
 from cloche.errors import ClocheError
-from cloche.kernel.store import FETCHED, cache_home, stored_kernels
+from cloche.host.xdg import cache_dir
+from cloche.kernel.store import FETCHED, stored_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class Parts(NamedTuple):
 
 def prepare(*, virtme: bool) -> Parts:
     """Get everything; what cannot be had is named in ``missing`` and the rest goes on."""
-    home = Path(cache_home(), "bench")
+    home = Path(cache_dir(), "bench")
     home.mkdir(parents=True, exist_ok=True)
     missing: dict[str, str] = {}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloche.errors import HostError, LaunchError
+from cloche.host.codec import Writer
 from cloche.host.warden import WARDEN_ID, Exited, Failed, Ready, Spawned, Warden, encode_spawn
 from cloche.model.jail import Bind, BindFd, Dir, File, Jail, JailFlag, Namespace, SpawnSpec, Symlink, Tmpfs
 from support.wardens import (
@@ -470,3 +471,23 @@ def test_limits_host_name_and_pid_namespace(role: Role) -> None:
             assert written.split() == ["inside", "64", "128", "1", "status:", "0"]
             too_much = jail._replace(rlimits=((7, 1 << 40, 1 << 40),))
             assert output(warden, "exit 0", too_much) == "failed: rlimit 7: Operation not permitted"
+
+
+def test_a_reason_is_heard_although_not_all_was_read() -> None:
+    """A warden that says why it goes is heard, also when it went without reading what it was asked for."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    warden = Warden(ours, 0)
+    warden.shutdown()  # never read: the kernel reports a reset, and before the packet that is already there
+    writer = Writer()
+    writer.u8(67)
+    writer.u32(WARDEN_ID)
+    writer.u32(errno.ENOSPC)
+    writer.blob(b"make a user, pid and mount namespace")
+    theirs.send(writer.finish())
+    theirs.close()
+    (event,) = warden.receive()
+    assert isinstance(event, Failed)
+    assert event.reason() == "make a user, pid and mount namespace: this host allows no more of them"
+    with pytest.raises(LaunchError, match="the warden is gone"):
+        warden.receive()
+    warden.release()

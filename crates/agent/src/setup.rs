@@ -217,7 +217,10 @@ fn copy_tree(from: &Path, to: &Path, owner: (u32, u32)) -> std::io::Result<()> {
 }
 
 fn leave_out(path: &Path) {
-    log::note(&format!("{} may not be read and is left out", path.display()));
+    log::note(&format!(
+        "{} may not be read and is left out",
+        path.display()
+    ));
 }
 
 fn copy_file(from: &Path, to: &Path, owner: (u32, u32)) -> std::io::Result<()> {

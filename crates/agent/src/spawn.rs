@@ -195,7 +195,9 @@ impl Program {
                 let name = STEP_NAMES.get(step).copied().unwrap_or("exec");
                 let mut what = name.as_bytes().to_vec();
                 let subject: &[u8] = match name {
-                    "exec" | "interpreter of" => self.argv.first().map_or(b"", |name| name.as_bytes()),
+                    "exec" | "interpreter of" => {
+                        self.argv.first().map_or(b"", |name| name.as_bytes())
+                    }
                     "cwd" => self.cwd.as_bytes(),
                     _ => b"",
                 };
