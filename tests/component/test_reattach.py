@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloche.guest.mux import Mux
+from cloche.host.reactor import READ
 from support.agents import PATIENCE_S, agent, command, cutter, guest, shell
 
 if TYPE_CHECKING:
@@ -123,3 +124,25 @@ def test_cut_while_nothing_happens(tmp_path: Path) -> None:
         held.append(b"")
         job.stdin.update()
         assert box.wait(job) == 0
+
+
+def test_connection_that_nobody_answers_is_made_again(tmp_path: Path) -> None:
+    """A connection made again that stays without an answer, as of a port that is stuck, is dropped for the next one."""
+    with agent(tmp_path) as path, guest(path) as box, socket.socket(socket.AF_UNIX) as silent:
+        box.path = str(tmp_path / "silent")
+        silent.bind(box.path)
+        silent.listen()
+        silent.setblocking(False)
+        taken: list[socket.socket] = []
+        box.reactor.register(silent.fileno(), READ, lambda _events: taken.append(silent.accept()[0]))
+        assert box.session._socket is not None
+        box.session._socket.shutdown(socket.SHUT_RDWR)
+        assert box.reactor.run_until(lambda: len(taken) == 2, PATIENCE_S)
+        box.path = path
+        assert box.run(shell("echo alive")) == (0, b"alive\n", b"")
+        assert box.session.mux.attached_count == 2
+        assert taken[0].recv(1 << 16)  # the greeting, and then the end
+        assert not taken[0].recv(1)
+        box.reactor.unregister(silent.fileno())
+        for connection in taken:
+            connection.close()

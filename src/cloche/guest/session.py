@@ -17,6 +17,7 @@ from cloche.guest.agentlog import AgentLog
 from cloche.guest.job import Job
 from cloche.guest.mux import ATTACHED, Mux
 from cloche.guest.pumps import InputPump, OutputPump, SinkPump, SourcePump
+from cloche.guest.redial import Redial
 from cloche.guest.streams import Receiver, Sender
 from cloche.host.reactor import READ, WRITE
 from cloche.model.guest import Clock, Entropy
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from cloche.guest.messages import Message, Ready, SetupDone, SetupFailed, ToAgent
     from cloche.guest.pumps import Pump
-    from cloche.host.reactor import Reactor, Timer
+    from cloche.host.reactor import Reactor
     from cloche.model.guest import GuestCommand, Step
 
     Source = int | bytes | Callable[[int], bytes | None] | None
@@ -43,10 +44,6 @@ _RECEIVE = 262144
 _SEND_PER_TURN = 1 << 20
 #: Control messages handled in one turn; more wait, and while they wait the agent gets no new credit.
 _CONTROL_PER_TURN = 64
-#: Connection attempts without an answer before the agent counts as lost, and the first pause between them in
-#: seconds (doubled each time): a little over a second in all.
-_ATTEMPTS = 8
-_FIRST_PAUSE = 0.01
 _ENTROPY_SIZE = 64
 
 
@@ -96,9 +93,8 @@ class AgentSession:
         self._settling = False
         self._closed = False
         self._leaving = False
-        self._attempts = 0
+        self._redial = Redial(reactor, self._open, self._drop_socket)
         self._attach_seen = 0
-        self._retry: Timer | None = None
         self._early: list[ToAgent] = []
         self._pumps: dict[Sender | Receiver, Pump] = {}
         self._owners: dict[Receiver, Job] = {}
@@ -217,8 +213,7 @@ class AgentSession:
         """End the conversation without a word. No callback comes any more. Harmless when repeated."""
         self._closed = True
         self._drop_socket()
-        if self._retry is not None:
-            self._retry.cancel()
+        self._redial.cancel()
         for pump in self._pumps.values():
             pump.close()
         self._pumps.clear()
@@ -357,7 +352,7 @@ class AgentSession:
 
     def _greeted(self) -> None:
         self._attach_seen = self.mux.attached_count
-        self._attempts = 0
+        self._redial.answered()
         early, self._early = self._early, []
         for message in early:
             self._tell(message)
@@ -440,8 +435,6 @@ class AgentSession:
     # The socket's life
 
     def _open(self) -> None:
-        self._retry = None
-        self._attempts += 1
         try:
             connection = self._connect()
         except OSError as error:
@@ -452,6 +445,7 @@ class AgentSession:
         self._out = []
         self.mux.attach()
         self.reactor.register(connection.fileno(), READ, self._event)
+        self._redial.connected()
         self.flush_soon()
 
     def _drop_socket(self) -> None:
@@ -471,16 +465,12 @@ class AgentSession:
                 self.on_closed()
             return
         reason = error.strerror if error is not None and error.strerror else "it closed the connection"
-        if not self._resume or self._attempts >= _ATTEMPTS:
-            self._lose(
-                DomainError(
-                    f"the guest's agent is gone: {reason}", hint="--boot-log shows what the guest says."
-                )
-            )
+        if self._resume and self._redial.again(at_once=was_attached):
+            log.debug(f"agent: connection cut ({reason}), connecting again")
             return
-        log.debug(f"agent: connection cut ({reason}), connecting again")
-        pause = 0.0 if was_attached else _FIRST_PAUSE * (1 << self._attempts) / 2
-        self._retry = self.reactor.call_later(pause, self._open)
+        self._lose(
+            DomainError(f"the guest's agent is gone: {reason}", hint="--boot-log shows what the guest says.")
+        )
 
     def _lose(self, error: ClocheError) -> None:
         if isinstance(error, ProtocolError) and error.hint is None:
