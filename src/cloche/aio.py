@@ -1,27 +1,30 @@
 """The asyncio API (layer 5b): ``run``, ``Sandbox`` and processes, named as in ``asyncio.subprocess``.
 
-The same machinery as ``cloche.api``: a thread per sandbox talks to the guest. What would block there is awaited here in
-worker threads, and pipes are asyncio streams.
+The same machinery as ``cloche.api``: a thread per sandbox talks to the guest, and tells the event loop when a program
+has ended. What starts and ends machines and programs is done in worker threads; pipes are asyncio streams.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloche import api
 from cloche.api import DEVNULL, PIPE, STDOUT, CompletedProcess
-from cloche.errors import UsageError
+from cloche.errors import ClocheError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
     from cloche.api.popen import File
     from cloche.api.sandbox import Word
+
+T = TypeVar("T")
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Process", "Sandbox", "run"]
 
@@ -64,14 +67,7 @@ class Sandbox:
         Raises:
             ClocheError: It could not be started.
         """
-        starting = asyncio.ensure_future(asyncio.to_thread(self._sandbox.start))
-        try:
-            await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # The thread cannot be stopped: let it come to its end, then undo what it did.
-            await asyncio.wait([starting])
-            await asyncio.to_thread(self._sandbox.close)
-            raise
+        await _undone(asyncio.to_thread(self._sandbox.start), lambda _: self._sandbox.close())
 
     async def close(self) -> None:
         """End the machine."""
@@ -88,12 +84,12 @@ class Sandbox:
         cwd: Word | None = None,
         user: str | None = None,
     ) -> Process:
-        """Start a program, like ``asyncio.create_subprocess_exec``.
+        """Start a program, like ``asyncio.create_subprocess_exec``. Cancelling it ends the program.
 
         Raises:
             ClocheError: It could not be started.
         """
-        popen = await asyncio.to_thread(
+        starting = asyncio.to_thread(
             self._sandbox.popen,
             [program, *args],
             stdin=stdin,
@@ -103,8 +99,12 @@ class Sandbox:
             cwd=cwd,
             user=user,
         )
-        process = Process(popen)
-        await process.connect()
+        process = Process(await _undone(starting, _end))
+        try:
+            await process.connect()
+        except BaseException:
+            process.kill()
+            raise
         return process
 
     async def run(
@@ -199,7 +199,20 @@ class Process:
 
     async def wait(self) -> int:
         """Wait for the program and return its status."""
-        return await asyncio.to_thread(self._popen.wait)
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def tell() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        def from_thread() -> None:
+            with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(tell)
+
+        self._popen.on_end(from_thread)
+        await ended
+        return self._popen.wait()
 
     async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
         """Write ``input``, read everything, wait."""
@@ -230,6 +243,37 @@ class Process:
     def kill(self) -> None:
         """Send SIGKILL."""
         self._popen.kill()
+
+
+async def _undone(starting: Awaitable[T], undo: Callable[[T], object]) -> T:
+    """Wait for a thread's ``starting``; when that is cancelled, take back what it has started.
+
+    The thread cannot be stopped: it comes to its end, and only then is the cancellation passed on, however often it is
+    repeated meanwhile.
+    """
+
+    async def take_back() -> None:
+        with suppress(ClocheError):  # what did not start need not be taken back
+            await asyncio.to_thread(undo, await task)
+
+    task = asyncio.ensure_future(starting)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        undoing = asyncio.ensure_future(take_back())
+        while not undoing.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([undoing])
+        undoing.result()
+        raise
+
+
+def _end(popen: api.Popen) -> None:
+    popen.kill()
+    for file in (popen.stdin, popen.stdout, popen.stderr):
+        if file is not None:
+            file.close()
+    popen.wait()
 
 
 def _same(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtocol:

@@ -99,7 +99,42 @@ async def main() -> None:
             await task
         except asyncio.CancelledError as error:
             print(f"aio_cancel={type(error).__name__}")
+        # More than the event loop has worker threads, each waited for: none is left for anybody else if each takes one.
+        readers = [await box.create_subprocess_exec("cat", stdin=aio.PIPE) for _ in range(40)]
+        waiting = [asyncio.ensure_future(reader.wait()) for reader in readers]
+        await asyncio.wait(waiting, timeout=0)
+        print(f"aio_waits={(await box.run(['true'])).returncode}")
+        for reader in readers:
+            assert reader.stdin
+            reader.stdin.close()
+        print(f"aio_ends={set(await asyncio.gather(*waiting))}")
+        for turns in range(4):
+            task = asyncio.ensure_future(box.create_subprocess_exec("sleep", "4242", stdout=aio.PIPE))
+            await cancelled(task, turns)
+        done = await box.run(["pgrep", "-xc", "sleep"], capture_output=True, text=True)
+        print(f"aio_cancel_exec={done.stdout.strip()}")
+    for turns in (1, 3):
+        machine = aio.Sandbox()
+        await cancelled(asyncio.ensure_future(machine.start()), turns)
+
+
+async def cancelled(task: asyncio.Future[Any], turns: int) -> None:
+    """Cancel a task after some turns of the loop, twice, and wait for its end."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=0)
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return
+    raise AssertionError("it was not cancelled")
 
 
 asyncio.run(main())
+try:
+    print(f"aio_cancel_start={os.waitpid(-1, os.WNOHANG)}")
+except ChildProcessError as error:
+    print(f"aio_cancel_start={type(error).__name__}")
 print(f"forks={len(forks)}")

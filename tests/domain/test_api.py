@@ -47,6 +47,10 @@ def said(cloche: Runner) -> dict[str, str]:
         ("aio", "['0', '1', '2', '3']"),
         ("aio_stream", "b'line\\n' 7"),
         ("aio_cancel", "CancelledError"),
+        ("aio_waits", "0"),
+        ("aio_ends", "{0}"),
+        ("aio_cancel_exec", "0"),
+        ("aio_cancel_start", "ChildProcessError"),
         ("forks", "0"),
     ],
 )

@@ -28,6 +28,8 @@ class Loop:
         self._opened_or_over = threading.Event()
         self._error: ClocheError | None = None
         self._over = False
+        self._finished = False
+        self._ending = threading.Lock()
         self._watchers: set[Callable[[ClocheError], None]] = set()
         self._thread = threading.Thread(target=self._run, name="cloche", daemon=True)
 
@@ -51,6 +53,8 @@ class Loop:
         finally:
             self._domain.close()
             # Whoever still waits for a program's start or end learns that there will be none.
+            with self._ending:
+                self._finished = True
             self._ended(self._error or DomainError("the sandbox has ended"))
 
     def _opened(self) -> None:
@@ -67,8 +71,6 @@ class Loop:
         """Run ``function`` in the loop's thread and return what it returns or raise what it raises."""
         if self._error is not None:
             raise self._error
-        if not self._thread.is_alive():
-            raise DomainError("the sandbox has ended")
         done = threading.Event()
         result: list[Any] = [None, None]
 
@@ -85,10 +87,12 @@ class Loop:
 
         self._watchers.add(lost)
         try:
-            self._reactor.call_soon_threadsafe(work)
-            while not done.wait(1.0):
-                if not self._thread.is_alive() and not done.is_set():
+            # Added before this is asked: a thread that ends from now on tells ``lost``, which nobody has to poll for.
+            with self._ending:
+                if self._finished:
                     raise DomainError("the sandbox has ended")
+                self._reactor.call_soon_threadsafe(work)
+            done.wait()
         finally:
             self._watchers.discard(lost)
         if result[1] is not None:

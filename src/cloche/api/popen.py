@@ -11,6 +11,7 @@ from cloche.domain.outcome import failure
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import IO, Any, Self
 
@@ -54,6 +55,8 @@ class Popen:
         self._error: ClocheError | None = None
         self._started = threading.Event()
         self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._watchers: list[Callable[[], None]] = []
         self._text = text
         self._readers: list[_Reader] = []
         self._writer: threading.Thread | None = None
@@ -132,7 +135,19 @@ class Popen:
     def _finish(self) -> None:
         self._loop.unwatch(self._lost)
         self._started.set()
-        self._done.set()
+        with self._lock:
+            self._done.set()
+            watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            watcher()
+
+    def on_end(self, watcher: Callable[[], None]) -> None:
+        """Call ``watcher`` once the program has ended, from whichever thread learns of it; at once if it has."""
+        with self._lock:
+            if not self._done.is_set():
+                self._watchers.append(watcher)
+                return
+        watcher()
 
     def __enter__(self) -> Self:
         return self
