@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import random
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from support import leaks
+from support.domains import domain_processes, kill_part
 
 if TYPE_CHECKING:
     import subprocess
+    from pathlib import Path
 
     from support.runs import Runner
 
@@ -21,21 +22,6 @@ if TYPE_CHECKING:
 GONE_WITHIN_S = 1.0
 #: A busy test machine may need longer to schedule what has been killed already.
 PATIENCE_S = 10.0
-
-
-def domain_processes(supervisor: int) -> list[int]:
-    """Return every process below ``supervisor``."""
-    found, todo = [], [supervisor]
-    while todo:
-        parent = todo.pop()
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                children = [int(word) for word in task.read_text().split()]
-            except OSError:
-                continue
-            found += children
-            todo += children
-    return found
 
 
 def run_directories(cloche: Runner) -> list[Path]:
@@ -69,12 +55,7 @@ def test_a_killed_part_ends_the_domain_with_the_reason(cloche: Runner, victim: s
     with start(cloche) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        for pid in domain_processes(process.pid):
-            if Path(f"/proc/{pid}/comm").read_text().strip().startswith(victim[:15]):
-                os.kill(pid, signal.SIGKILL)
-                break
-        else:
-            pytest.fail(f"no process {victim}")
+        kill_part(process.pid, victim)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 125
     assert b"cloche: the " in errors

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.domains import kill_part
 from support.pty import TerminalProgram
 
 if TYPE_CHECKING:
@@ -119,12 +120,124 @@ def test_no_tty_and_tty_force(cloche: Runner) -> None:
     assert done.stdout.startswith(b"/dev/pts/")
 
 
-def test_full_screen_programs(cloche: Runner) -> None:
-    """Less draws its page and ends at q."""
+def test_password_prompts_of_programs(cloche: Runner) -> None:
+    """The prompts of ``read -s`` and ``su`` show nothing of what is typed, and it reaches the program."""
+    with TerminalProgram(
+        cloche.user,
+        [cloche.program, "bash", "-c", "read -s -p 'word: ' x; echo; echo got ${#x}; su -c id root"],
+    ) as on:
+        on.expect(b"word: ")
+        on.type(b"hunter2\r")
+        assert b"hunter2" not in on.expect(b"got 7")
+        on.expect(b"Password: ")
+        on.type(b"hunter2\r")
+        assert b"hunter2" not in on.expect(b"su: Authentication failure")
+        assert on.wait() == 1
+
+
+def test_less(cloche: Runner) -> None:
+    """Less draws its page, takes keys one by one, and ends at q."""
     with TerminalProgram(cloche.user, [cloche.program, "less", "/usr/share/common-licenses/GPL-3"]) as on:
         on.expect(b"GNU GENERAL PUBLIC LICENSE")
+        on.type(b"G")
+        on.expect(b"(END)")
         on.type(b"q")
         assert on.wait() == 0
+
+
+def test_vim(cloche: Runner) -> None:
+    """Vim draws the whole screen, follows a change of its size, takes keys and writes the file."""
+    script = "vim.tiny -u NONE -N file; cat file"
+    with TerminalProgram(cloche.user, [cloche.program, "sh", "-c", script]) as on:
+        on.expect(b"\x1b[?1049h")  # the other screen
+        on.expect(b"~")
+        on.resize(40, 90)
+        on.type(b":set columns? lines?\r")
+        on.expect(b"columns=90")
+        on.expect(b"lines=40")
+        on.type(b"\r")
+        on.type(b"iglass bell\x1b")
+        on.type(b":wq\r")
+        on.expect(b"\x1b[?1049l")
+        on.expect(b"glass bell\r\n")
+        assert on.wait() == 0
+
+
+def test_full_screen_program_is_stopped_and_goes_on(cloche: Runner) -> None:
+    """Ctrl-Z in vim gives the shell outside its terminal back as it was, and fg draws vim's screen again."""
+    with TerminalProgram(cloche.user, ["bash", "--norc", "-i"]) as on:
+        on.expect(b"$ ")
+        on.type(f"{cloche.program} vim.tiny -u NONE -N /tmp/file\r".encode())
+        on.expect(b"\x1b[?1049h")
+        on.type(b"ifirst\x1b")
+        on.expect(b"first")
+        on.type(b"\x1a")
+        on.expect(b"Stopped")
+        on.expect(b"$ ")
+        on.type(b"stty | grep -c -- -echo; echo $((40 + 2)) outside\r")
+        on.expect(b"0\r\n42 outside")
+        on.expect(b"$ ")
+        on.type(b"fg\r")
+        on.expect(b"\x1b[?1049h")
+        on.expect(b"first")
+        on.type(b":q!\r")
+        on.expect(b"\x1b[?1049l")
+        on.expect(b"$ ")
+        on.type(b"exit\r")
+        assert on.wait() == 0
+
+
+def test_tmux(cloche: Runner) -> None:
+    """Tmux runs a shell on a terminal of its own, on the caller's; its keys and its end work."""
+    with TerminalProgram(cloche.user, [cloche.program, "tmux", "-f", "/dev/null", "new-session", "sh"]) as on:
+        on.expect(b"\x1b[?1049h")
+        on.expect(b"$ ")
+        on.type(b"tty; echo word$((40 + 2))\r")
+        on.expect(b"/dev/pts/")
+        on.expect(b"word42")
+        on.type(b"\x02c")  # a second window
+        on.expect(b"1:sh*")
+        on.type(b"exit\r")
+        on.expect(b"0:sh*")
+        on.type(b"exit\r")
+        on.expect(b"[exited]")
+        assert on.wait() == 0
+
+
+def test_script(cloche: Runner) -> None:
+    """Script records a session on a terminal of its own and passes the status on."""
+    script = (
+        "script -q -e -c 'tty; echo recorded; exit 5' /tmp/typescript; echo status $?; cat /tmp/typescript"
+    )
+    with TerminalProgram(cloche.user, [cloche.program, "sh", "-c", script]) as on:
+        on.expect(b"/dev/pts/")
+        on.expect(b"recorded\r\n")
+        on.expect(b"status 5")
+        on.expect(b"recorded\r")
+        assert on.wait() == 0
+
+
+@pytest.mark.parametrize("victim", ["qemu-system-x86", "cloche-warden"])
+def test_mode_is_restored_when_a_part_is_killed(cloche: Runner, victim: str) -> None:
+    """The terminal's mode comes back, and the reason begins at the left edge, when the machine dies under a program."""
+    with TerminalProgram(cloche.user, [cloche.program, "sh", "-c", "echo ready; read x"]) as on:
+        before = on.mode()
+        on.expect(b"ready")
+        assert on.mode() != before
+        kill_part(on.process.pid, victim)
+        on.expect(b"\ncloche: the ")
+        assert on.wait() == 125
+        assert on.mode() == before
+
+
+@pytest.mark.parametrize("words, status", [(["no-such-program"], 127), (["--timeout", "1s", "cat"], 124)])
+def test_mode_is_restored_after_errors(cloche: Runner, words: list[str], status: int) -> None:
+    """The terminal's mode comes back after an error at the program's start and at its time limit."""
+    with TerminalProgram(cloche.user, [cloche.program, *words]) as on:
+        before = on.mode()
+        on.expect(b"\ncloche: " if status == 124 else b"cloche: ")
+        assert on.wait() == status
+        assert on.mode() == before
 
 
 def test_stderr_can_go_elsewhere(cloche: Runner) -> None:
