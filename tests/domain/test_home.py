@@ -161,14 +161,37 @@ def test_limits(cloche: Runner) -> None:
     assert b"all" not in done.stdout
 
 
+def test_a_limit_of_processes_is_the_programs_own(cloche: Runner) -> None:
+    """--pids counts the program and all below it; within the limit nothing is refused."""
+    script = "for i in 1 2 3 4; do sleep 1000 & done; echo all; kill $!; wait $!; kill 0"
+    assert cloche.sh(script, "--pids", "5").stdout == b"all\n"
+    done = cloche.sh(script, "--pids", "4")
+    assert done.stdout == b""
+    assert b"fork" in done.stderr
+
+
 def test_out_of_memory_is_the_guests(cloche: Runner) -> None:
-    """A program that wants more memory than the machine has is killed in the guest, and the user is told."""
-    done = cloche(
-        "-m", "128M", "python3", "-c", "x = bytearray(1 << 30)\nfor i in range(0, 1 << 30, 4096): x[i] = 1"
+    """A program that uses more memory than the machine has is killed in the guest, and the user is told."""
+    done = cloche("-m", "128M", "tail", "/dev/zero")
+    assert done.returncode == 137
+    assert b"128 MiB of memory were used up" in done.stderr
+    assert b"--memory" in done.stderr
+
+
+def test_program_that_survives_its_childs_lack_of_memory(cloche: Runner) -> None:
+    """Only the greedy one is killed; the program goes on in its machine and ends as it likes."""
+    done = cloche.sh("tail /dev/zero; echo $?; exit 3", "-m", "128M")
+    assert (done.returncode, done.stdout) == (3, b"137\n")
+    assert b"used up" not in done.stderr
+
+
+def test_the_guest_never_swaps(cloche: Runner) -> None:
+    """The guest has no swap, and its kernel cannot be given any, not even by its root."""
+    script = (
+        "import ctypes, errno; libc = ctypes.CDLL(None, use_errno=True);"
+        "libc.swapon(b'/etc/passwd', 0); print(errno.errorcode[ctypes.get_errno()])"
     )
-    assert done.returncode in (1, 137)
-    if done.returncode == 137:
-        assert b"128 MiB of memory were used up" in done.stderr
+    assert cloche("--privileged", "python3", "-c", script).stdout == b"ENOSYS\n"
 
 
 def test_time_limit(cloche: Runner) -> None:
