@@ -9,7 +9,6 @@ pub mod backend;
 pub mod budget;
 pub mod ids;
 pub mod limits;
-pub mod logger;
 pub mod nodes;
 pub mod recent;
 pub mod request;

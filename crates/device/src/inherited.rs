@@ -1,0 +1,137 @@
+//! The descriptors a device process was started with: those named on its command line, and nothing else.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::options::{Options, SOCKET};
+
+/// Descriptors taken over from whoever started the process.
+#[derive(Debug)]
+pub struct Inherited {
+    fds: BTreeMap<&'static str, OwnedFd>,
+}
+
+impl Inherited {
+    /// Takes over the descriptors that `options` name, and closes every other one but the standard streams.
+    ///
+    /// # Errors
+    /// When one of them is not open, or something else cannot be closed.
+    pub(crate) fn adopt(options: &Options) -> io::Result<Self> {
+        let named = options.fds().map_err(io::Error::other)?;
+        let mut fds = BTreeMap::new();
+        for (name, fd) in &named {
+            // SAFETY: no pointers; the kernel says whether the number is open.
+            if unsafe { libc::fcntl(*fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+                return Err(io::Error::other(format!("{name}: {fd} is not open")));
+            }
+            // SAFETY: it is open, was given to this process for this purpose, and `named` holds no number twice.
+            fds.insert(*name, unsafe { OwnedFd::from_raw_fd(*fd) });
+        }
+        close_others(named.values().copied())?;
+        Ok(Inherited { fds })
+    }
+
+    /// The descriptor behind an option, once.
+    #[must_use]
+    pub fn take(&mut self, option: &str) -> Option<OwnedFd> {
+        self.fds.remove(option)
+    }
+
+    /// The file behind an option.
+    ///
+    /// # Errors
+    /// When it was not given, or is neither a regular file nor a block device.
+    pub fn take_file(&mut self, option: &'static str) -> io::Result<File> {
+        let fd = self.require(option)?;
+        let kind = file_type(&fd)?;
+        if kind != libc::S_IFREG && kind != libc::S_IFBLK {
+            return Err(io::Error::other(format!("{option} names no file")));
+        }
+        Ok(File::from(fd))
+    }
+
+    /// The frontend's socket.
+    ///
+    /// # Errors
+    /// When it is no Unix stream socket.
+    pub(crate) fn take_socket(&mut self) -> io::Result<Socket> {
+        let fd = self.require(SOCKET)?;
+        let is_stream = socket_option(&fd, libc::SO_DOMAIN) == Some(libc::AF_UNIX)
+            && socket_option(&fd, libc::SO_TYPE) == Some(libc::SOCK_STREAM);
+        if !is_stream {
+            return Err(io::Error::other(format!(
+                "{SOCKET} names no Unix stream socket"
+            )));
+        }
+        if socket_option(&fd, libc::SO_ACCEPTCONN) == Some(1) {
+            Ok(Socket::Listening(fd.into()))
+        } else {
+            Ok(Socket::Connected(fd.into()))
+        }
+    }
+
+    fn require(&mut self, option: &'static str) -> io::Result<OwnedFd> {
+        self.take(option)
+            .ok_or_else(|| io::Error::other(format!("{option} is required")))
+    }
+}
+
+/// Where the frontend is.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    /// It will connect.
+    Listening(std::os::unix::net::UnixListener),
+    /// It has been connected by whoever started this process.
+    Connected(std::os::unix::net::UnixStream),
+}
+
+fn close_others(named: impl Iterator<Item = RawFd>) -> io::Result<()> {
+    let mut keep: Vec<u32> = named.filter_map(|fd| u32::try_from(fd).ok()).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep.into_iter().filter(|fd| *fd >= 3) {
+        if fd > first {
+            close_range(first, fd - 1)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: no pointers. What is closed was inherited unasked: nothing in this process owns it yet.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// What kind of file a descriptor refers to: one of the `S_IF` values; 0 for the kernel's own, such as event descriptors.
+pub(crate) fn file_type(fd: &impl AsRawFd) -> io::Result<u32> {
+    // SAFETY: all-zero bytes are a valid `stat`.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one `stat` into it.
+    if unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(stat.st_mode & libc::S_IFMT)
+}
+
+fn socket_option(fd: &OwnedFd, option: i32) -> Option<i32> {
+    let mut value: i32 = 0;
+    let mut length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `value`.
+    let status = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            &mut length,
+        )
+    };
+    (status == 0).then_some(value)
+}

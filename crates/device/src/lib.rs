@@ -1,0 +1,172 @@
+//! What all device processes share.
+//!
+//! A device process is the backend of one virtual device, speaks vhost-user with one VMM at a time, and holds nothing but
+//! what its device needs. [`run`] is the whole of its `main`: it reads the command line, takes over the descriptors named
+//! there and closes every other one, forbids dumps, has the device opened, puts the filter of system calls on, and serves. It
+//! has one thread, from the first to the last moment, so that no filter has to allow a second one.
+//!
+//! A [`Device`] sees queues and memory, and no socket.
+
+mod frontend;
+mod inherited;
+mod logger;
+mod memory;
+mod options;
+mod process;
+mod serve;
+mod vring;
+
+use std::fs::File;
+use std::io;
+use std::process::ExitCode;
+
+pub use inherited::Inherited;
+pub use memory::{Chain, Memory};
+pub use options::{Options, OptionsError, Syntax};
+pub use vring::{Broken, Progress, Vring};
+
+/// Exit status for a wrong command line.
+const BAD_USAGE: u8 = 2;
+
+/// What is done when the frontend is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reconnect {
+    /// The process ends, with status 0.
+    Exit,
+    /// The next one is waited for, on the same listening socket.
+    AcceptAgain,
+}
+
+/// Which way a device's state goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateTransfer {
+    /// Out of the device.
+    Save,
+    /// Into the device.
+    Load,
+}
+
+/// One virtual device.
+///
+/// Everything the guest says may be a lie: no method panics for what is in its queues.
+pub trait Device: Send {
+    /// How many queues it has.
+    fn queues(&self) -> usize;
+
+    /// How many entries a queue may have, a power of two.
+    fn queue_size(&self) -> u16;
+
+    /// The features of its own kind of device; those of every device (version 1, indirect descriptors, event indexes,
+    /// the log) are added.
+    fn features(&self) -> u64 {
+        0
+    }
+
+    /// What the guest and the device have agreed on: some of the features offered.
+    fn accept(&mut self, _features: u64) {}
+
+    /// The fields of its configuration space; `None` leaves them to the VMM.
+    fn config(&self) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// The guest writes into the configuration space.
+    ///
+    /// # Errors
+    /// When that field cannot be written; this ends the connection.
+    fn set_config(&mut self, _offset: u32, _data: &[u8]) -> io::Result<()> {
+        Err(io::Error::other("the configuration cannot be written"))
+    }
+
+    /// Looks at one queue (see [`Vring::serve`]): the guest has kicked, or the queue has just been started.
+    ///
+    /// # Errors
+    /// [`Broken`] when the guest broke the queue. It is logged, and the device goes on.
+    fn process(&mut self, queue: usize, vring: &mut Vring) -> Result<Progress, Broken>;
+
+    /// The guest has reset the device, or the frontend is gone.
+    fn reset(&mut self) {}
+
+    /// Whether it has a state beside that of its queues, to be moved by [`Device::transfer`].
+    fn has_state(&self) -> bool {
+        false
+    }
+
+    /// Writes its state to `file`, or reads it from there, to the end. The queues are stopped.
+    ///
+    /// # Errors
+    /// When that fails; the frontend is told.
+    fn transfer(&mut self, _direction: StateTransfer, _file: File) -> io::Result<()> {
+        Err(io::Error::other("the device has no state"))
+    }
+}
+
+/// A device program.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// Its name, in front of every line it logs.
+    pub name: &'static str,
+    /// Its options.
+    pub syntax: Syntax,
+    /// The filter it puts on itself once it is ready: a classic BPF program; empty for none.
+    pub filter: &'static [u8],
+    /// What it does when the frontend is gone.
+    pub reconnect: Reconnect,
+}
+
+impl Program {
+    /// The whole of `main`. `parse` reads the program's own options and opens nothing; `open` makes the device.
+    pub fn run<A>(
+        &self,
+        parse: impl FnOnce(&Options) -> Result<A, OptionsError>,
+        open: impl FnOnce(A, &mut Inherited) -> io::Result<Box<dyn Device>>,
+    ) -> ExitCode {
+        logger::set_program(self.name);
+        let words = std::env::args_os().skip(1);
+        let parsed = Options::parse(self.syntax, words).and_then(|options| {
+            let level = options.optional(options::LOG_LEVEL, |text| text.parse().ok())?;
+            options.fds()?;
+            let arguments = parse(&options)?;
+            Ok((options, level, arguments))
+        });
+        let (options, level, arguments) = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                eprintln!("{}: {error}", self.name);
+                return ExitCode::from(BAD_USAGE);
+            }
+        };
+        logger::start(level.unwrap_or(log::LevelFilter::Warn));
+        match self.serve(&options, arguments, open) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{}: {error}", self.name);
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn serve<A>(
+        &self,
+        options: &Options,
+        arguments: A,
+        open: impl FnOnce(A, &mut Inherited) -> io::Result<Box<dyn Device>>,
+    ) -> io::Result<()> {
+        process::harden()?;
+        let mut inherited = Inherited::adopt(options)?;
+        // Whatever the process was started in may not be its to come back to.
+        std::env::set_current_dir("/")?;
+        let signals = process::end_signals()?;
+        let socket = inherited.take_socket()?;
+        let device = open(arguments, &mut inherited)?;
+        // A descriptor that the program did not take is not kept.
+        drop(inherited);
+        let server = serve::Server::new(device, signals)?;
+        if !self.filter.is_empty() {
+            process::install_filter(self.filter).map_err(|error| {
+                io::Error::other(format!("cannot limit its own system calls: {error}"))
+            })?;
+        }
+        server.run(socket, self.reconnect)
+    }
+}

@@ -1,0 +1,138 @@
+//! The one loop of a device process: the frontend's messages, the guest's kicks, and signals that ask for an end.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost::vhost_user::{BackendReqHandler, Error};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::frontend::Frontend;
+use crate::inherited::Socket;
+use crate::{Device, Reconnect};
+
+const SIGNAL: u64 = u64::MAX;
+const SOCKET: u64 = u64::MAX - 1;
+const EVENTS: usize = 16;
+
+/// Why a connection ended.
+enum End {
+    Frontend,
+    Signal,
+}
+
+/// A device that waits for its frontend.
+pub(crate) struct Server {
+    frontend: Arc<Mutex<Frontend>>,
+    epoll: Arc<Epoll>,
+    /// Read by nobody: that there is something to read says all.
+    _signals: OwnedFd,
+}
+
+impl Server {
+    /// Makes everything that is needed before the first frontend; after this only the system calls of the loop are made.
+    pub fn new(device: Box<dyn Device>, signals: OwnedFd) -> io::Result<Self> {
+        let epoll = Arc::new(Epoll::new()?);
+        let event = EpollEvent::new(EventSet::IN, SIGNAL);
+        epoll.ctl(ControlOperation::Add, signals.as_raw_fd(), event)?;
+        let frontend = Arc::new(Mutex::new(Frontend::new(device, epoll.clone())?));
+        Ok(Server {
+            frontend,
+            epoll,
+            _signals: signals,
+        })
+    }
+
+    /// Serves until a signal asks for the end, or the frontend is gone and no other may come.
+    pub fn run(&self, socket: Socket, reconnect: Reconnect) -> io::Result<()> {
+        match socket {
+            Socket::Connected(stream) => self.serve(stream).map(drop),
+            Socket::Listening(listener) => loop {
+                if matches!(self.wait_for(&listener)?, End::Signal) {
+                    return Ok(());
+                }
+                let stream = listener.accept()?.0;
+                match (self.serve(stream), reconnect) {
+                    (Ok(End::Frontend), Reconnect::AcceptAgain) => {}
+                    (Err(error), Reconnect::AcceptAgain) => log::warn!("{error}"),
+                    (Ok(_), _) => return Ok(()),
+                    (Err(error), Reconnect::Exit) => return Err(error),
+                }
+                self.lock().disconnect()?;
+            },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Frontend> {
+        // One thread; the lock is what the library asks for.
+        self.frontend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a frontend knocks, or a signal asks for the end.
+    fn wait_for(&self, listener: &impl AsRawFd) -> io::Result<End> {
+        let _guard = self.listen_to(listener)?;
+        let mut events = [EpollEvent::default(); 1];
+        loop {
+            match self.epoll.wait(-1, &mut events) {
+                Ok(0) => {}
+                Ok(_) if events[0].data() == SIGNAL => return Ok(End::Signal),
+                Ok(_) => return Ok(End::Frontend),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Serves one frontend until it is gone or a signal asks for the end.
+    fn serve(&self, stream: UnixStream) -> io::Result<End> {
+        let mut requests = BackendReqHandler::from_stream(stream, self.frontend.clone());
+        let _guard = self.listen_to(&requests)?;
+        let mut events = [EpollEvent::default(); EVENTS];
+        loop {
+            let timeout = if self.lock().is_pending() { 0 } else { -1 };
+            let count = match self.epoll.wait(timeout, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    SIGNAL => return Ok(End::Signal),
+                    SOCKET => match requests.handle_request() {
+                        Ok(()) | Err(Error::SocketRetry(_)) => self.lock().transfer(),
+                        Err(
+                            Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_),
+                        ) => return Ok(End::Frontend),
+                        Err(error) => {
+                            return Err(io::Error::other(format!("the frontend: {error}")))
+                        }
+                    },
+                    queue => self
+                        .lock()
+                        .kicked(usize::try_from(queue).unwrap_or(usize::MAX)),
+                }
+            }
+            self.lock().process();
+        }
+    }
+
+    /// Waits for a socket as long as what this gives back lives.
+    fn listen_to(&self, socket: &impl AsRawFd) -> io::Result<Listening<'_>> {
+        let fd = socket.as_raw_fd();
+        let event = EpollEvent::new(EventSet::IN, SOCKET);
+        self.epoll.ctl(ControlOperation::Add, fd, event)?;
+        Ok(Listening(&self.epoll, fd))
+    }
+}
+
+struct Listening<'a>(&'a Epoll, i32);
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        // It is closed soon, and not listened to any more then either.
+        let _ = self
+            .0
+            .ctl(ControlOperation::Delete, self.1, EpollEvent::default());
+    }
+}
