@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 import struct
 import subprocess
@@ -178,6 +179,7 @@ def test_a_wrong_command_line_is_named(words: list[str]) -> None:
 def test_too_few_descriptors_are_said_at_the_start(tmp_path: Path) -> None:
     """A server that could not work refuses to start and says how many files it may open."""
     argv = ["prlimit", "--nofile=100:100", require_own_binary("cloche-fs"), "--fd", "0", "--root", "/", *TREE]
-    done = subprocess.run(argv, capture_output=True, check=False)
+    with socket.socket(socket.AF_UNIX) as listener:
+        done = subprocess.run(argv, stdin=listener, capture_output=True, check=False)
     assert done.returncode == 1
     assert b"100 open files" in done.stderr

@@ -45,7 +45,6 @@ ALONE = ["unshare", "--user", f"--map-user={os.geteuid()}", f"--map-group={os.ge
 KINDS = {
     "tree": ("--cache", "forever", "--ids", "squash-root"),
     "share": ("--cache", "coherent", "--ids", "caller:1000:1000"),
-    "share-with-workers": ("--cache", "coherent", "--ids", "caller:1000:1000", "--threads", "2"),
 }
 EVERY_OPCODE = [*range(1, 6), *range(8, 19), *range(20, 53), 4096, 0, 0xFFFFFFFF]
 NEXT, WRITABLE, INDIRECT = 1, 2, 4
