@@ -1,4 +1,4 @@
-//! Links libcap-ng, which the virtiofsd crate needs, into a static binary.
+//! Compiles the filter that the program puts on itself, and links libcap-ng, which the virtiofsd crate needs, into a static binary.
 //!
 //! The capng crate asks for a library by name and so gets the shared one, unless an environment variable says otherwise. A
 //! static binary that was linked with a shared library in sight crashes at its start. So the archive alone is put into a
@@ -12,6 +12,7 @@ use std::process::Command;
 const ARCHIVE: &str = "libcap-ng.a";
 
 fn main() {
+    cloche_policy::build("cloche-fs");
     println!("cargo:rerun-if-changed=build.rs");
     let features = env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
     if !features.split(',').any(|feature| feature == "crt-static") {

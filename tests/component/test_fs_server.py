@@ -180,6 +180,30 @@ def test_too_few_descriptors_are_said_at_the_start(tmp_path: Path) -> None:
     """A server that could not work refuses to start and says how many files it may open."""
     argv = ["prlimit", "--nofile=100:100", require_own_binary("cloche-fs"), "--fd", "0", "--root", "/", *TREE]
     with socket.socket(socket.AF_UNIX) as listener:
-        done = subprocess.run(argv, stdin=listener, capture_output=True, check=False)
+        done = subprocess.run(argv, stdin=listener.fileno(), capture_output=True, check=False)
     assert done.returncode == 1
     assert b"100 open files" in done.stderr
+
+
+def test_a_state_moves_to_another_server(tmp_path: Path, shared: Path) -> None:
+    """What the guest knew is known to a server that was given the state of the first, under the same numbers."""
+    (shared / "file").write_text("text")
+    reader, writer = os.pipe()
+    with server(tmp_path, shared, *TREE) as first, first.guest() as guest:
+        guest.mount()
+        inode = guest.lookup(ROOT, b"file").inode
+        guest.move_state(0, writer)
+        os.close(writer)
+        with open(reader, "rb") as file:
+            state = file.read()
+        assert guest.moved()
+    reader, writer = os.pipe()
+    with server(tmp_path, shared, *TREE) as second, second.guest() as guest:
+        os.write(writer, state)
+        os.close(writer)
+        guest.move_state(1, reader)
+        os.close(reader)
+        assert guest.moved()
+        assert guest.read(inode, 0, 100) == b"text"
+        # Nothing has been asked for since.
+        assert not guest.moved()

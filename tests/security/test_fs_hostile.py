@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.vhost import EVENT_IDX, Descriptor
 from support.virtiofs import (
     BATCH_FORGET,
     CREATE,
-    EVENT_IDX,
     FORGET,
     GETATTR,
     GETXATTR,
@@ -25,12 +25,12 @@ from support.virtiofs import (
     READDIR,
     READDIRPLUS,
     RENAME,
+    REQUESTS,
     RMDIR,
     ROOT,
     SYMLINK,
     UNLINK,
     WRITE,
-    Descriptor,
     Guest,
     in_header,
     refused,
@@ -209,9 +209,9 @@ def test_chains_that_lead_nowhere(guest: Guest) -> None:
         for chain in chains:
             guest.memory[0x10_0000 : 0x10_0000 + 40] = in_header(opcode, ROOT, 40)
             for index, descriptor in enumerate(chain):
-                guest.put_descriptor(index, descriptor)
-            guest.offer()
-            guest.wait()
+                guest.put_descriptor(index, descriptor, REQUESTS)
+            guest.offer(0, REQUESTS)
+            guest.wait(REQUESTS)
     guest.mount()
 
 
@@ -224,12 +224,12 @@ def test_a_broken_ring(tmp_path: Path, shared: Path, kind: str, features: int) -
         running.guest(features) as guest,
     ):
         guest.mount()
-        mended = guest.used()
+        mended = guest.used(REQUESTS)
         for jump in (200, 30000, 0xFFFF):
-            guest.set_available(mended + jump)
-            guest.kick()
-        guest.set_available(mended)
+            guest.set_available(mended + jump, REQUESTS)
+            guest.kick(REQUESTS)
+        guest.set_available(mended, REQUESTS)
         guest.attributes(ROOT)
-        guest.offer(head=0xFFFF)
-        guest.kick()
+        guest.offer(0xFFFF, REQUESTS)
+        guest.kick(REQUESTS)
         assert running.process.poll() is None

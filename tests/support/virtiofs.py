@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-import select
 import socket
 import struct
 import subprocess
@@ -13,13 +11,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloche.host.tools import require_own_binary
+from support.vhost import (
+    CHECK_DEVICE_STATE,
+    NEXT,
+    PATIENCE_S,
+    SET_DEVICE_STATE_FD,
+    WRITABLE,
+    Descriptor,
+    Frontend,
+    traced,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-#: How long a test waits for an answer before it fails.
-PATIENCE_S = 30.0
 
 ROOT = 1
 #: FUSE opcodes (include/uapi/linux/fuse.h).
@@ -27,20 +32,11 @@ LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK, MKNOD, MKDIR, UNLINK = 1, 2
 RMDIR, RENAME, LINK, OPEN, READ, WRITE, RELEASE, GETXATTR, INIT = 11, 12, 13, 14, 15, 16, 18, 22, 26
 OPENDIR, READDIR, CREATE, BATCH_FORGET, READDIRPLUS = 27, 28, 35, 42, 44
 
-#: Where guest memory starts in the VMM's address space (any number will do).
-_USER_BASE = 0x7F00_0000_0000
-_MEMORY = 16 << 20
-_QUEUE_SIZE = 128
-#: Of each queue: descriptors, available ring, used ring; then room for requests and for answers.
-_QUEUE_BYTES = 0x4000
+#: The queue of ordinary requests.
+REQUESTS = 1
+#: Where requests and answers are in the guest's memory.
 _REQUEST = 0x10_0000
 _ANSWER = 0x40_0000
-_DESC_NEXT, _DESC_WRITE = 1, 2
-
-_VERSION_1 = 1 << 32
-EVENT_IDX = 1 << 29
-_PROTOCOL_FEATURES = 1 << 30
-_FEATURES = _VERSION_1 | _PROTOCOL_FEATURES
 
 
 class Entry(NamedTuple):
@@ -54,119 +50,38 @@ class Entry(NamedTuple):
     owner: tuple[int, int]
 
 
-class Descriptor(NamedTuple):
-    """One element of a chain."""
-
-    address: int
-    length: int
-    flags: int
-    next: int
-
-
 def in_header(opcode: int, inode: int, length: int, *, uid: int = 0) -> bytes:
     """A FUSE request's head; ``length`` is what it claims its whole length to be."""
     return struct.pack("<IIQQIIIHH", length, opcode, 4711, inode, uid, uid, 1, 0, 0)
 
 
-class Guest:
+class Guest(Frontend):
     """A guest connected to a file server. Requests go through queue 1, one at a time."""
 
-    def __init__(self, path: Path, features: int = 0) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(PATIENCE_S)
-        self._socket.connect(str(path))
-        self._memory_fd = os.memfd_create("guest")
-        os.ftruncate(self._memory_fd, _MEMORY)
-        self.memory = mmap.mmap(self._memory_fd, _MEMORY)
-        self._kicks = [os.eventfd(0), os.eventfd(0)]
-        self._calls = [os.eventfd(0), os.eventfd(0)]
-        self._next = [0, 0]
-        self._shake_hands(_FEATURES | features)
-
-    def close(self) -> None:
-        """Disconnect, as a VMM that ends does."""
-        self._socket.close()
-        for fd in (*self._kicks, *self._calls, self._memory_fd):
-            os.close(fd)
-        self.memory.close()
-
-    # vhost-user
-
-    def _send(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        head = struct.pack("<III", request, 1, len(payload))
-        socket.send_fds(self._socket, [head + payload], list(fds))
-
-    def _ask(self, request: int) -> int:
-        self._send(request)
-        answer = self._socket.recv(20, socket.MSG_WAITALL)
-        return int(struct.unpack("<IIIQ", answer)[3])
-
-    def _shake_hands(self, features: int) -> None:
-        self._send(3)  # SET_OWNER
-        assert self._ask(1) & features == features
-        self._send(2, struct.pack("<Q", features))
-        self._ask(15)  # GET_PROTOCOL_FEATURES
-        self._send(16, struct.pack("<Q", 0))
-        region = struct.pack("<IIQQQQ", 1, 0, 0, _MEMORY, _USER_BASE, 0)
-        self._send(5, region, [self._memory_fd])
-        for queue in (0, 1):
-            base = queue * _QUEUE_BYTES
-            self._send(8, struct.pack("<II", queue, _QUEUE_SIZE))
-            self._send(10, struct.pack("<II", queue, 0))
-            parts = (_USER_BASE + base, _USER_BASE + base + 0x2000, _USER_BASE + base + 0x1000, 0)
-            self._send(9, struct.pack("<IIQQQQ", queue, 0, *parts))  # descriptors, used, available, log
-            self._send(13, struct.pack("<Q", queue), [self._calls[queue]])
-            self._send(12, struct.pack("<Q", queue), [self._kicks[queue]])
-            self._send(18, struct.pack("<II", queue, 1))
-        self._ask(1)  # whatever answers: all of it has been taken in
-
-    # The queue
-
-    def put_descriptor(self, index: int, descriptor: Descriptor, queue: int = 1) -> None:
-        """Write one descriptor into the table."""
-        struct.pack_into("<QIHH", self.memory, queue * _QUEUE_BYTES + 16 * index, *descriptor)
-
-    def set_available(self, index: int, queue: int = 1) -> None:
-        """Write the available ring's index, whatever it is."""
-        struct.pack_into("<H", self.memory, queue * _QUEUE_BYTES + 0x1002, index & 0xFFFF)
-
-    def kick(self, queue: int = 1) -> None:
-        """Tell the server that there is something in the queue."""
-        os.eventfd_write(self._kicks[queue], 1)
-
-    def used(self, queue: int = 1) -> int:
-        """How many chains the server has given back (modulo 65536)."""
-        return int(struct.unpack_from("<H", self.memory, queue * _QUEUE_BYTES + 0x2002)[0])
-
-    def offer(self, head: int = 0, queue: int = 1) -> None:
-        """Make the chain that begins at ``head`` available and tell the server."""
-        base = queue * _QUEUE_BYTES + 0x1000
-        struct.pack_into("<H", self.memory, base + 4 + 2 * (self._next[queue] % _QUEUE_SIZE), head)
-        # With EVENT_IDX: say so when this one comes back.
-        struct.pack_into("<H", self.memory, base + 4 + 2 * _QUEUE_SIZE, self._next[queue])
-        self._next[queue] = (self._next[queue] + 1) & 0xFFFF
-        self.set_available(self._next[queue], queue)
-        self.kick(queue)
-
-    def wait(self, queue: int = 1) -> int:
-        """Wait until everything offered came back; return how many bytes the last chain got."""
-        poll = select.poll()
-        poll.register(self._calls[queue], select.POLLIN)
-        while self.used(queue) != self._next[queue]:
-            assert poll.poll(PATIENCE_S * 1000), "the server does not answer"
-            os.eventfd_read(self._calls[queue])
-        place = queue * _QUEUE_BYTES + 0x2004 + 8 * ((self._next[queue] - 1) % _QUEUE_SIZE)
-        return int(struct.unpack_from("<II", self.memory, place)[1])
+    def __init__(self, connection: socket.socket, features: int = 0, protocol: int = 0) -> None:
+        super().__init__(connection, queues=2)
+        self.shake_hands(features, protocol)
 
     def exchange(self, request: bytes, room: int) -> bytes:
         """Send bytes as a request with ``room`` bytes for the answer; return the answer."""
         self.memory[_REQUEST : _REQUEST + len(request)] = request
         has_room = room > 0
-        self.put_descriptor(0, Descriptor(_REQUEST, len(request), _DESC_NEXT if has_room else 0, 1))
-        self.put_descriptor(1, Descriptor(_ANSWER, room, _DESC_WRITE, 0))
-        self.offer()
-        length = self.wait()
+        self.put_descriptor(0, Descriptor(_REQUEST, len(request), NEXT if has_room else 0, 1), REQUESTS)
+        self.put_descriptor(1, Descriptor(_ANSWER, room, WRITABLE, 0), REQUESTS)
+        self.offer(0, REQUESTS)
+        length = self.wait(REQUESTS)
         return self.memory[_ANSWER : _ANSWER + length]
+
+    # The server's state
+
+    def move_state(self, direction: int, fd: int) -> None:
+        """Have the state written to a descriptor (0) or read from it (1)."""
+        answer = self.query(SET_DEVICE_STATE_FD, struct.pack("<II", direction, 0), [fd])
+        assert answer == 0x100
+
+    def moved(self) -> bool:
+        """Whether that went well."""
+        return self.query(CHECK_DEVICE_STATE) == 0
 
     # FUSE
 
@@ -292,7 +207,9 @@ class Server(NamedTuple):
     @contextmanager
     def guest(self, features: int = 0) -> Iterator[Guest]:
         """Provide the one guest it serves."""
-        guest = Guest(self.path, features)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(self.path))
+        guest = Guest(connection, features)
         try:
             yield guest
         finally:
@@ -314,7 +231,13 @@ def server(directory: Path, root: Path | str, *words: str, wrapper: Sequence[str
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(1)
-        argv = [*wrapper, require_own_binary("cloche-fs"), "--fd", str(listener.fileno())]
+        argv = [
+            *wrapper,
+            *traced("cloche-fs"),
+            require_own_binary("cloche-fs"),
+            "--fd",
+            str(listener.fileno()),
+        ]
         process = subprocess.Popen([*argv, "--root", str(root), *words], pass_fds=[listener.fileno()])
     try:
         yield Server(process, path)

@@ -8,11 +8,16 @@ from setuplib import cargo, stamp
 from setuplib.ui import ROOT, SetupError, run
 
 TARGET = "x86_64-unknown-linux-gnu"
-PROGRAMS = ("cloche-agent", "cloche-warden", "cloche-fs")
+PROGRAMS = ("cloche-agent", "cloche-warden", "cloche-fs", "cloche-rng")
+#: Compiles the filters of system calls that are put on from outside; only used here.
+POLICY = "cloche-policy"
+POLICIES = os.path.join(ROOT, "policies")
+#: What the warden puts on a process before its exec, as NAME.filter.
+FILTERS = os.path.join(ROOT, "build", "filters")
 BIN = os.path.join(ROOT, "build", "bin")
 #: Not `target/`: other flags than those of `cargo test` would have everything compiled again and again.
 TARGET_DIR = os.path.join(ROOT, "build", "cargo")
-INPUTS = ("Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "crates", "protocol", "tools/setuplib/rust.py")
+INPUTS = ("Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "crates", "policies", "protocol", "tools/setuplib/rust.py")
 
 
 def ensure() -> None:
@@ -24,20 +29,31 @@ def ensure() -> None:
     inputs = stamp.hash_files(os.path.join(ROOT, name) for name in INPUTS)
     key = f"{ROOT}\n{inputs}\n{cargo.signature()}"
     mark = os.path.join(stamp.STAMPS, "rust")
-    if stamp.is_fresh(mark, key) and all(os.path.exists(os.path.join(BIN, name)) for name in PROGRAMS):
+    if stamp.is_fresh(mark, key) and all(os.path.exists(path) for path in _products()):
         return
     found = cargo.find()
     if found is None:
         raise SetupError("there is no new enough cargo; 'tools/setup system rust' installs one")
     run(
         "rust",
-        "compiling the agent, the warden and the file server",
+        "compiling the agent, the warden and the device processes",
         [found.path, "build", "--locked", "--release", "--target", TARGET, "--workspace", "--bins"],
         env={**cargo.environment(found), "RUSTFLAGS": _flags(), "CARGO_TARGET_DIR": TARGET_DIR},
     )
     for name in PROGRAMS:
         _put(os.path.join(TARGET_DIR, TARGET, "release", name), os.path.join(BIN, name))
+    run(
+        "rust",
+        "compiling the filters of system calls",
+        [os.path.join(TARGET_DIR, TARGET, "release", POLICY), POLICIES, FILTERS],
+    )
     stamp.write_stamp(mark, key)
+
+
+def _products() -> list[str]:
+    names = [name.removesuffix(".toml") for name in os.listdir(POLICIES)]
+    filters = [os.path.join(FILTERS, f"{name}.filter") for name in names]
+    return [os.path.join(BIN, name) for name in PROGRAMS] + filters
 
 
 def _flags() -> str:

@@ -111,13 +111,26 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
 
 /// What kind of file a descriptor refers to: one of the `S_IF` values; 0 for the kernel's own, such as event descriptors.
 pub(crate) fn file_type(fd: &impl AsRawFd) -> io::Result<u32> {
+    Ok(file_status(fd)?.st_mode & libc::S_IFMT)
+}
+
+/// The length of a regular file in bytes; an error for anything else.
+pub(crate) fn file_length(fd: &impl AsRawFd) -> io::Result<u64> {
+    let status = file_status(fd)?;
+    if status.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Err(io::Error::other("it is no file"));
+    }
+    u64::try_from(status.st_size).map_err(io::Error::other)
+}
+
+fn file_status(fd: &impl AsRawFd) -> io::Result<libc::stat> {
     // SAFETY: all-zero bytes are a valid `stat`.
-    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes one `stat` into it.
-    if unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) } != 0 {
+    if unsafe { libc::fstat(fd.as_raw_fd(), &mut status) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(stat.st_mode & libc::S_IFMT)
+    Ok(status)
 }
 
 fn socket_option(fd: &OwnedFd, option: i32) -> Option<i32> {

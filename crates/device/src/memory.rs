@@ -11,7 +11,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::inherited::file_type;
+use crate::inherited::file_length;
 
 /// The guest's memory. The type of its bitmap is what virtiofsd's library wants; nothing is ever marked in it: what was
 /// written is logged where a request is given back (see `DirtyLog`).
@@ -42,12 +42,10 @@ impl Region {
     }
 
     fn map(self, file: File) -> io::Result<GuestRegionMmap<BitmapMmapRegion>> {
-        if file_type(&file)? != libc::S_IFREG {
-            return Err(io::Error::other("memory that is no file"));
-        }
         let size = usize::try_from(self.size).map_err(io::Error::other)?;
         let end = self.offset.checked_add(self.size);
-        if end.is_none_or(|end| file.metadata().is_ok_and(|file| file.len() < end)) {
+        let length = file_length(&file)?;
+        if end.is_none_or(|end| length < end) {
             return Err(io::Error::other(
                 "memory that is smaller than it is said to be",
             ));
@@ -149,11 +147,9 @@ unsafe impl Sync for DirtyLog {}
 impl DirtyLog {
     /// Maps the log.
     pub fn map(file: &File, offset: u64, size: u64) -> io::Result<Self> {
-        if file_type(file)? != libc::S_IFREG {
-            return Err(io::Error::other("a log that is no file"));
-        }
         let end = offset.checked_add(size);
-        if end.is_none_or(|end| file.metadata().is_ok_and(|file| file.len() < end)) {
+        let length = file_length(file)?;
+        if end.is_none_or(|end| length < end) {
             return Err(io::Error::other(
                 "a log that is smaller than it is said to be",
             ));

@@ -72,6 +72,7 @@ impl Server {
     /// Waits until a frontend knocks, or a signal asks for the end.
     fn wait_for(&self, listener: &impl AsRawFd) -> io::Result<End> {
         let _guard = self.listen_to(listener)?;
+        log::debug!("it waits for a frontend");
         let mut events = [EpollEvent::default(); 1];
         loop {
             match self.epoll.wait(-1, &mut events) {

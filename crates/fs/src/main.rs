@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     let program = Program {
         name: "cloche-fs",
         syntax: SYNTAX,
-        filter: &[],
+        filter: include_bytes!(concat!(env!("OUT_DIR"), "/inner.filter")),
         // QEMU cannot connect to a file server again.
         reconnect: Reconnect::Exit,
     };

@@ -1,0 +1,22 @@
+//! The names that conditions of a policy may use.
+
+/// The value of a constant; its lower 32 bits, which is what is compared.
+pub fn find(name: &str) -> Option<u32> {
+    CONSTANTS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, value)| *value)
+}
+
+macro_rules! constants {
+    ($($name:ident)*) => {
+        &[$((stringify!($name), libc::$name as u32)),*]
+    };
+}
+
+const CONSTANTS: &[(&str, u32)] = constants! {
+    F_GETFL F_SETFL F_SETFD
+    PROT_EXEC
+    PR_SET_DUMPABLE PR_SET_NO_NEW_PRIVS PR_CAPBSET_READ PR_GET_SECUREBITS PR_GET_NO_NEW_PRIVS PR_CAP_AMBIENT
+    SECCOMP_SET_MODE_FILTER
+};

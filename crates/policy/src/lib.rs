@@ -1,0 +1,270 @@
+//! Policies of system calls: what a process may ask of the kernel, with the reason beside each call.
+//!
+//! A policy (`policies/NAME.toml`) has two lists. `always` is what the process needs to do its work; `start` what it needs
+//! only until it is ready. Two filters are made of them: the outer one allows both and is put on by the warden before the
+//! exec; the inner one allows `always` alone and is put on by the process itself once it is ready. Every other call, and
+//! every call of another architecture, kills the process. This runs when cloche is built, never when it starts something.
+
+mod constants;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use seccompiler::{compile_from_json, TargetArch};
+use serde::Deserialize;
+use serde_json::{json, Value};
+use thiserror::Error;
+
+/// Which of a policy's two filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// Put on from outside, before the exec.
+    Outer,
+    /// Put on from inside, when the process is ready.
+    Inner,
+}
+
+/// Why a policy cannot be compiled.
+#[derive(Debug, Error)]
+pub enum PolicyError {
+    /// It is no TOML, or has other fields than those of a policy.
+    #[error("{0}")]
+    Syntax(#[from] toml::de::Error),
+    /// A call is named without a reason, or no call at all.
+    #[error("an entry needs calls and a reason: {0:?}")]
+    NoReason(Vec<String>),
+    /// A call is allowed twice on the same conditions, or both with and without conditions.
+    #[error("{0} is named twice")]
+    Twice(String),
+    /// An argument is compared with something unknown.
+    #[error("there is no constant {0:?}")]
+    Constant(String),
+    /// There is no such call, or the filter would be too long.
+    #[error("{0}")]
+    Compile(#[from] seccompiler::Error),
+    /// The compiler of filters gave nothing back.
+    #[error("the compiler gave no filter")]
+    Nothing,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Policy {
+    #[serde(default)]
+    always: Vec<Entry>,
+    #[serde(default)]
+    start: Vec<Entry>,
+}
+
+/// Calls that are allowed for one reason.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    calls: Vec<String>,
+    why: String,
+    /// All of these must hold.
+    #[serde(default)]
+    args: Vec<Condition>,
+    /// Why the test that looks for calls nobody needs does not see it; that test reads this, not the filter.
+    #[serde(default)]
+    #[allow(dead_code)]
+    unseen: Option<String>,
+}
+
+/// What an argument (its lower 32 bits) must be.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Condition {
+    index: u8,
+    #[serde(default)]
+    one_of: Vec<Constant>,
+    /// None of these bits.
+    #[serde(default)]
+    without: Vec<Constant>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Constant {
+    Number(u32),
+    Name(String),
+}
+
+impl Constant {
+    fn value(&self) -> Result<u32, PolicyError> {
+        match self {
+            Constant::Number(number) => Ok(*number),
+            Constant::Name(name) => {
+                constants::find(name).ok_or_else(|| PolicyError::Constant(name.clone()))
+            }
+        }
+    }
+}
+
+/// Compiles one filter of a policy into a classic BPF program: an array of `struct sock_filter`.
+///
+/// # Errors
+/// When the policy is wrong; see [`PolicyError`].
+pub fn compile(policy: &str, filter: Filter) -> Result<Vec<u8>, PolicyError> {
+    let policy: Policy = toml::from_str(policy)?;
+    let start: &[Entry] = match filter {
+        Filter::Outer => &policy.start,
+        Filter::Inner => &[],
+    };
+    let mut rules = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut bare: BTreeMap<&str, bool> = BTreeMap::new();
+    for entry in policy.always.iter().chain(start) {
+        if entry.calls.is_empty() || entry.why.trim().is_empty() {
+            return Err(PolicyError::NoReason(entry.calls.clone()));
+        }
+        let alternatives = alternatives(&entry.args)?;
+        for call in &entry.calls {
+            // A bare call beside one with conditions would make the conditions mean nothing.
+            let is_bare = entry.args.is_empty();
+            if *bare.entry(call).or_insert(is_bare) != is_bare {
+                return Err(PolicyError::Twice(call.clone()));
+            }
+            for arguments in &alternatives {
+                let mut rule = json!({ "syscall": call });
+                if !arguments.is_empty() {
+                    rule["args"] = Value::Array(arguments.clone());
+                }
+                if !seen.insert(rule.to_string()) {
+                    return Err(PolicyError::Twice(call.clone()));
+                }
+                rules.push(rule);
+            }
+        }
+    }
+    let description = json!({
+        "main": { "mismatch_action": "kill_process", "match_action": "allow", "filter": rules }
+    })
+    .to_string();
+    let mut compiled = compile_from_json(description.as_bytes(), TargetArch::x86_64)?;
+    let program = compiled.remove("main").ok_or(PolicyError::Nothing)?;
+    Ok(program
+        .iter()
+        .flat_map(|instruction| {
+            let [code_0, code_1] = instruction.code.to_ne_bytes();
+            let [k_0, k_1, k_2, k_3] = instruction.k.to_ne_bytes();
+            [
+                code_0,
+                code_1,
+                instruction.jt,
+                instruction.jf,
+                k_0,
+                k_1,
+                k_2,
+                k_3,
+            ]
+        })
+        .collect())
+}
+
+/// For the build script of a program: compiles `policies/NAME.toml`, and writes the inner filter to `OUT_DIR`.
+///
+/// # Panics
+/// When there is no such policy or it is wrong: the build ends with the reason.
+pub fn build(name: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../policies/{name}.toml"));
+    println!("cargo:rerun-if-changed={}", path.display());
+    let text = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let filter =
+        compile(&text, Filter::Inner).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let output = std::env::var_os("OUT_DIR").unwrap_or_default();
+    let output = Path::new(&output).join("inner.filter");
+    std::fs::write(&output, filter).unwrap_or_else(|error| panic!("{}: {error}", output.display()));
+}
+
+/// All ways in which all conditions can hold: a rule of the compiler is a conjunction, and several rules are alternatives.
+fn alternatives(conditions: &[Condition]) -> Result<Vec<Vec<Value>>, PolicyError> {
+    let mut found: Vec<Vec<Value>> = vec![Vec::new()];
+    for condition in conditions {
+        let mut forbidden = 0;
+        for bits in &condition.without {
+            forbidden |= bits.value()?;
+        }
+        let mut options = Vec::new();
+        for value in &condition.one_of {
+            options.push(comparison(condition.index, json!("eq"), value.value()?));
+        }
+        if forbidden != 0 {
+            let clear = comparison(condition.index, json!({ "masked_eq": forbidden }), 0);
+            for known in &mut found {
+                known.push(clear.clone());
+            }
+        }
+        if !options.is_empty() {
+            found = found
+                .iter()
+                .flat_map(|known| {
+                    options
+                        .iter()
+                        .map(|option| [known.as_slice(), std::slice::from_ref(option)].concat())
+                })
+                .collect();
+        }
+    }
+    Ok(found)
+}
+
+fn comparison(index: u8, operator: Value, value: u32) -> Value {
+    json!({ "index": index, "type": "dword", "op": operator, "val": value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn length(policy: &str, filter: Filter) -> usize {
+        compile(policy, filter).unwrap().len() / 8
+    }
+
+    #[test]
+    fn the_outer_filter_allows_more() {
+        let policy = r#"
+            [[always]]
+            calls = ["read", "write"]
+            why = "work"
+            [[start]]
+            calls = ["execveat"]
+            why = "start"
+        "#;
+        assert!(length(policy, Filter::Outer) > length(policy, Filter::Inner));
+    }
+
+    #[test]
+    fn conditions_are_compiled() {
+        let policy = r#"
+            [[always]]
+            calls = ["fcntl"]
+            args = [{ index = 1, one_of = ["F_GETFL", "F_SETFL"] }]
+            why = "flags"
+            [[always]]
+            calls = ["mmap"]
+            args = [{ index = 2, without = ["PROT_EXEC"] }]
+            why = "memory"
+        "#;
+        assert!(length(policy, Filter::Inner) > 15);
+    }
+
+    #[test]
+    fn mistakes_are_found() {
+        let wrong = [
+            "[[always]]\ncalls = [\"read\"]\nwhy = \" \"",
+            "[[always]]\ncalls = []\nwhy = \"x\"",
+            "[[always]]\ncalls = [\"raed\"]\nwhy = \"x\"",
+            "[[always]]\ncalls = [\"read\", \"read\"]\nwhy = \"x\"",
+            "[[always]]\ncalls = [\"read\"]\nwhy = \"x\"\nreason = \"y\"",
+            "[[always]]\ncalls = [\"fcntl\"]\nwhy = \"x\"\nargs = [{ index = 1, one_of = [\"F_NO\"] }]",
+            "[[always]]\ncalls = [\"fcntl\"]\nwhy = \"x\"\nargs = [{ index = 1, one_of = [1] }]\n\
+             [[always]]\ncalls = [\"fcntl\"]\nwhy = \"x\"",
+            "[[sometimes]]\ncalls = [\"read\"]\nwhy = \"x\"",
+        ];
+        for policy in wrong {
+            assert!(compile(policy, Filter::Inner).is_err(), "{policy}");
+        }
+    }
+}

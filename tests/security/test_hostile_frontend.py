@@ -1,0 +1,377 @@
+"""Device processes against a VMM that has been taken over and lies about everything it shares.
+
+Such a VMM owns its devices, so a device may end, with a sentence. It must not crash, hang or grow. What a guest alone
+can say is in test_fs_hostile.py and in the crates.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import socket
+import struct
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support import vhost
+from support.vhost import (
+    INDIRECT,
+    MEMORY,
+    NEXT,
+    QUEUE_BYTES,
+    QUEUE_SIZE,
+    USER_BASE,
+    WRITABLE,
+    Descriptor,
+    DeviceProcess,
+    Frontend,
+    device,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+#: Program, number of queues, arguments.
+DEVICES = {
+    "rng": ("cloche-rng", 1, ()),
+    "fs-tree": ("cloche-fs", 2, ("--cache", "forever", "--ids", "host", "--readonly")),
+    "fs-share": ("cloche-fs", 2, ("--cache", "coherent", "--ids", "host")),
+}
+ALL_PROTOCOL = 1 << vhost.P_MQ | 1 << vhost.P_LOG_SHMFD | 1 << vhost.P_RESET | 1 << vhost.P_SLOTS
+#: How much a process may grow while it is lied to, in KiB: buffers of a request or two.
+GROWTH_KIB = 4096
+#: Ended because it was told to, or by its own decision with a sentence (1: bad frontend, 3: memory taken away).
+HARMLESS = {0, 1, 3}
+
+
+@pytest.fixture(params=DEVICES)
+def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[DeviceProcess, int]]:
+    """Provide each kind of device process, and how many queues it has."""
+    program, queues, words = DEVICES[request.param]
+    if program == "cloche-fs":
+        (tmp_path / "served").mkdir()
+        words = (*words, "--root", str(tmp_path / "served"))
+    with device(program, *words) as running:
+        yield running, queues
+
+
+@contextmanager
+def liar(victim: tuple[DeviceProcess, int], *, protocol: int = ALL_PROTOCOL) -> Iterator[Frontend]:
+    """Provide a frontend that has been honest until now; afterwards the device must have come to no harm."""
+    running, queues = victim
+    frontend = Frontend(running.connection, queues)
+    frontend.shake_hands(protocol=protocol)
+    before = running.memory_kib()
+    yield frontend
+    assert running.memory_kib() <= before + GROWTH_KIB
+    frontend.close()
+    status, said = running.ended()
+    assert status in HARMLESS, (status, said)
+    assert "panicked" not in said
+    assert "a fault in the program" not in said
+    if status:
+        assert said.count("\n") >= 1
+
+
+def is_alive(frontend: Frontend) -> bool:
+    """Whether the device still answers its frontend."""
+    try:
+        frontend.send(vhost.GET_FEATURES)
+        return bool(frontend.receive())
+    except BrokenPipeError:
+        return False
+
+
+def try_chains(frontend: Frontend, *chains: list[Descriptor]) -> None:
+    """Offer requests made of these descriptors in the last queue, and see each come back."""
+    queue = len(frontend.kicks) - 1
+    for chain in chains:
+        for index, descriptor in enumerate(chain):
+            frontend.put_descriptor(index, descriptor, queue)
+        frontend.offer(0, queue)
+        frontend.wait(queue)
+
+
+def test_chains_that_loop(victim: tuple[DeviceProcess, int]) -> None:
+    """Descriptors that follow each other in a ring are followed so often and given back."""
+    with liar(victim) as frontend:
+        for flags in (NEXT, NEXT | WRITABLE):
+            for length in (0, 1, 4096, 0xFFFFFFFF):
+                one = [Descriptor(0x10_0000, length, flags, 0)]
+                two = [Descriptor(0x10_0000, length, flags, 1), Descriptor(0x10_0000, length, flags, 0)]
+                try_chains(frontend, one, two)
+        table = struct.pack("<QIHH", 0x20_0000, 16, NEXT | WRITABLE, 0)
+        frontend.memory[0x20_0000 : 0x20_0000 + len(table)] = table
+        try_chains(frontend, [Descriptor(0x20_0000, 16, INDIRECT, 0)])
+        # As many descriptors as a table can have, all of them the same buffer.
+        table = struct.pack("<QIHH", 0x10_0000, 0xFFFFFFFF, NEXT | WRITABLE, 1) * 0x8000
+        frontend.memory[0x20_0000 : 0x20_0000 + len(table)] = table
+        try_chains(frontend, [Descriptor(0x20_0000, len(table), INDIRECT, 0)])
+        assert is_alive(frontend)
+
+
+def test_addresses_that_are_not_there(victim: tuple[DeviceProcess, int]) -> None:
+    """Buffers and tables outside of all memory, at its very end and past the last address do no harm."""
+    places = [MEMORY - 8, MEMORY, MEMORY + 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 4096, (1 << 64) - 1]
+    with liar(victim) as frontend:
+        for place in places:
+            for length in (1, 16, 4096, 0xFFFFFFFF):
+                for flags in (0, WRITABLE, INDIRECT, INDIRECT | NEXT, INDIRECT | WRITABLE):
+                    try_chains(frontend, [Descriptor(place, length, flags, 0)])
+        assert is_alive(frontend)
+
+
+def test_buffers_on_top_of_each_other(victim: tuple[DeviceProcess, int]) -> None:
+    """Buffers that lie on each other, on the descriptors and on the rings themselves do no harm."""
+    queue = victim[1] - 1
+    with liar(victim) as frontend:
+        rings = queue * QUEUE_BYTES
+        chain = [Descriptor(0x10_0000, 80, NEXT, 1), Descriptor(0x10_0000, 4096, WRITABLE | NEXT, 2)]
+        chain.append(Descriptor(0x10_0010, 4096, WRITABLE, 0))
+        try_chains(frontend, chain, chain)
+        for start in (rings, rings + 0x1000, rings + 0x1004):
+            frontend.put_descriptor(0, Descriptor(0x10_0000, 80, NEXT, 1), queue)
+            frontend.put_descriptor(1, Descriptor(start, 4096, WRITABLE, 0), queue)
+            frontend.offer(0, queue)
+        assert is_alive(frontend)
+
+
+def test_heads_used_again_and_indexes_that_jump(victim: tuple[DeviceProcess, int]) -> None:
+    """The same head a hundred times, heads that do not exist, and indexes far ahead and behind do no harm."""
+    queue = victim[1] - 1
+    with liar(victim) as frontend:
+        frontend.put_descriptor(0, Descriptor(0x10_0000, 16, WRITABLE, 0), queue)
+        for _ in range(3):
+            for index in range(QUEUE_SIZE):
+                frontend.put_available(index, 0, queue)
+            for _ in range(QUEUE_SIZE):
+                frontend.offer(0, queue)
+            frontend.wait(queue)
+        for head in (QUEUE_SIZE - 1, QUEUE_SIZE, 0x8000, 0xFFFF):
+            frontend.offer(head, queue)
+            assert is_alive(frontend)
+        for jump in (1, QUEUE_SIZE, QUEUE_SIZE + 1, 0x7FFF, 0x8000, 0xFFFF):
+            frontend.set_available(frontend.used(queue) + jump, queue)
+            frontend.kick(queue)
+            assert is_alive(frontend)
+
+
+@pytest.mark.parametrize("bit", [0, 5, 24, 27, 31, 33, 34, 40, 63])
+def test_features_that_were_not_offered(victim: tuple[DeviceProcess, int], bit: int) -> None:
+    """A feature that was not offered ends the connection with a sentence."""
+    with liar(victim) as frontend:
+        frontend.send(vhost.SET_FEATURES, struct.pack("<Q", vhost.VERSION_1 | 1 << bit))
+        assert not is_alive(frontend)
+
+
+def test_protocol_features_that_were_not_offered(victim: tuple[DeviceProcess, int]) -> None:
+    """A protocol feature that was not offered ends the connection with a sentence."""
+    with liar(victim) as frontend:
+        frontend.send(vhost.SET_PROTOCOL_FEATURES, struct.pack("<Q", (1 << 64) - 1))
+        assert not is_alive(frontend)
+
+
+def regions(*places: tuple[int, int, int, int]) -> bytes:
+    """Return SET_MEM_TABLE's payload: guest address, size, address of the frontend, offset of each."""
+    return struct.pack("<II", len(places), 0) + b"".join(struct.pack("<QQQQ", *place) for place in places)
+
+
+WRONG_MEMORY = {
+    "none": [],
+    "empty": [(0, 0, USER_BASE, 0)],
+    "too-long": [(0, MEMORY + 4096, USER_BASE, 0)],
+    "past-its-end": [(0, MEMORY, USER_BASE, 4096)],
+    "offset-past-all": [(0, 4096, USER_BASE, (1 << 64) - 4096)],
+    "end-past-all": [((1 << 64) - 4096, 8192, USER_BASE, 0)],
+    "larger-than-all": [(0, (1 << 64) - 1, 0, 0)],
+    "overlap": [(0, MEMORY, USER_BASE, 0), (4096, MEMORY, USER_BASE + MEMORY, 0)],
+    "overlap-in-the-frontend": [(0, MEMORY, USER_BASE, 0), (MEMORY, MEMORY, USER_BASE + 4096, 0)],
+    "askew": [(0, 4096, USER_BASE, 17)],
+}
+
+
+@pytest.mark.parametrize("places", WRONG_MEMORY.values(), ids=WRONG_MEMORY)
+def test_memory_that_cannot_be(
+    victim: tuple[DeviceProcess, int], places: list[tuple[int, int, int, int]]
+) -> None:
+    """Regions that are empty, too long, outside of their file or on top of each other end the connection."""
+    with liar(victim) as frontend:
+        frontend.send(vhost.SET_MEM_TABLE, regions(*places), [frontend.memory_fd] * len(places))
+        assert not is_alive(frontend)
+
+
+def test_memory_that_is_no_file(victim: tuple[DeviceProcess, int]) -> None:
+    """A pipe, a socket, a directory or a device in the place of memory ends the connection."""
+    with liar(victim) as frontend:
+        fd = os.open("/dev/zero", os.O_RDWR)
+        frontend.send(vhost.SET_MEM_TABLE, regions((0, 4096, USER_BASE, 0)), [fd])
+        os.close(fd)
+        assert not is_alive(frontend)
+
+
+def test_memory_that_shrinks(victim: tuple[DeviceProcess, int]) -> None:
+    """Memory that is taken away while it is used ends the device with a sentence and not with a crash."""
+    running, queues = victim
+    with liar(victim) as frontend:
+        os.ftruncate(frontend.memory_fd, 0)
+        frontend.kick(queues - 1)
+        assert not frontend.receive()
+    assert running.process.returncode == 3
+
+
+def event_flags(fd: int) -> int:
+    """Return a descriptor's flags."""
+    return fcntl.fcntl(fd, fcntl.F_GETFL)
+
+
+@pytest.mark.parametrize("request_number", [vhost.SET_VRING_KICK, vhost.SET_VRING_CALL, vhost.SET_VRING_ERR])
+@pytest.mark.parametrize("kind", ["pipe", "file", "socket", "none", "two"])
+def test_descriptors_that_are_no_events(
+    victim: tuple[DeviceProcess, int], request_number: int, kind: str
+) -> None:
+    """Anything but one event descriptor where one belongs ends the connection."""
+    reader, writer = os.pipe()
+    ours, theirs = socket.socketpair()
+    with liar(victim) as frontend, ours, theirs:
+        fds = {
+            "pipe": [writer],
+            "file": [frontend.memory_fd],
+            "socket": [theirs.fileno()],
+            "none": [],
+            "two": [frontend.calls[0], frontend.calls[0]],
+        }
+        frontend.send(request_number, struct.pack("<Q", 0), fds[kind])
+        assert not is_alive(frontend)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_events_that_would_block(victim: tuple[DeviceProcess, int]) -> None:
+    """A counter that is full and a kick that somebody else takes do not stop the device."""
+    queue = victim[1] - 1
+    with liar(victim) as frontend:
+        os.eventfd_write(frontend.calls[queue], (1 << 64) - 2)
+        try_chains(frontend, [Descriptor(0x10_0000, 16, WRITABLE, 0)])
+        assert event_flags(frontend.calls[queue]) & os.O_NONBLOCK
+        for _ in range(100):
+            frontend.kick(queue)
+        assert is_alive(frontend)
+
+
+def test_descriptors_nobody_asked_for(victim: tuple[DeviceProcess, int]) -> None:
+    """Descriptors beside a message that takes none end the connection, and are not kept."""
+    with liar(victim) as frontend:
+        frontend.send(vhost.SET_OWNER, b"", [frontend.memory_fd] * 8)
+        assert not is_alive(frontend)
+
+
+@pytest.mark.parametrize("index", [2, 255, 0x8000, 0xFFFFFFFF])
+def test_queues_that_do_not_exist(victim: tuple[DeviceProcess, int], index: int) -> None:
+    """A message about a queue the device does not have ends the connection."""
+    with liar(victim) as frontend:
+        frontend.send(vhost.SET_VRING_NUM, struct.pack("<II", index, QUEUE_SIZE))
+        assert not is_alive(frontend)
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, 0x10000, 0xFFFFFFFF])
+def test_sizes_that_no_queue_has(victim: tuple[DeviceProcess, int], size: int) -> None:
+    """A size that is no power of two or too large ends the connection."""
+    with liar(victim) as frontend:
+        frontend.send(vhost.SET_VRING_NUM, struct.pack("<II", 0, size))
+        assert not is_alive(frontend)
+
+
+@pytest.mark.parametrize("place", [0, USER_BASE - 16, USER_BASE + MEMORY, (1 << 64) - 16])
+def test_rings_outside_of_memory(victim: tuple[DeviceProcess, int], place: int) -> None:
+    """Rings that begin outside of the memory end the connection."""
+    with liar(victim) as frontend:
+        frontend.send(vhost.SET_VRING_ADDR, struct.pack("<IIQQQQ", 0, 0, place, place, place, 0))
+        assert not is_alive(frontend)
+
+
+def test_rings_that_end_outside_of_memory(victim: tuple[DeviceProcess, int]) -> None:
+    """Rings that begin in the memory and end outside of it do no harm."""
+    queue = victim[1] - 1
+    with liar(victim) as frontend:
+        end = USER_BASE + MEMORY - 16
+        frontend.send(vhost.SET_VRING_ADDR, struct.pack("<IIQQQQ", queue, 0, end, end, end, 0))
+        frontend.memory[MEMORY - 16 :] = b"\x07" * 16
+        frontend.kick(queue)
+        assert is_alive(frontend)
+
+
+def test_messages_in_the_wrong_order(victim: tuple[DeviceProcess, int]) -> None:
+    """Queues that are stopped, started without memory, enabled twice and kicked when stopped do no harm."""
+    queue = victim[1] - 1
+    with liar(victim) as frontend:
+        for _ in range(50):
+            frontend.send(vhost.SET_VRING_KICK, struct.pack("<Q", queue), [frontend.kicks[queue]])
+            frontend.send(vhost.SET_VRING_ENABLE, struct.pack("<II", queue, 1))
+            frontend.kick(queue)
+            frontend.send(vhost.GET_VRING_BASE, struct.pack("<II", queue, 0))
+            assert frontend.receive()
+            frontend.kick(queue)
+        for message in (vhost.SET_OWNER, vhost.RESET_OWNER, vhost.RESET_DEVICE, vhost.SET_OWNER):
+            frontend.send(message)
+        assert is_alive(frontend)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 1 << 40])
+def test_a_log_that_is_too_small(victim: tuple[DeviceProcess, int], size: int) -> None:
+    """A log that does not cover the memory is written as far as it goes; one outside of its file is refused."""
+    with liar(victim) as frontend:
+        log = os.memfd_create("log")
+        os.ftruncate(log, 1)
+        frontend.send(vhost.SET_LOG_BASE, struct.pack("<QQ", size, 0), [log])
+        os.close(log)
+        if size != 1:
+            assert not is_alive(frontend)
+            return
+        assert frontend.receive()
+        features = vhost.VERSION_1 | vhost.PROTOCOL_FEATURES | vhost.LOG_ALL
+        frontend.send(vhost.SET_FEATURES, struct.pack("<Q", features))
+        try_chains(frontend, [Descriptor(MEMORY - 4096, 4096, WRITABLE, 0)])
+        assert is_alive(frontend)
+
+
+def half_a_message(frontend: Frontend, _: random.Random) -> None:
+    """Begin a message and leave it at that."""
+    frontend.send_raw(struct.pack("<III", vhost.SET_FEATURES, 1, 8) + b"\0\0")
+
+
+def noise(frontend: Frontend, chance: random.Random) -> None:
+    """Send bytes that are no message."""
+    frontend.send_raw(chance.randbytes(chance.randrange(1, 300)))
+
+
+def a_huge_message(frontend: Frontend, _: random.Random) -> None:
+    """Announce four gigabytes."""
+    frontend.send_raw(struct.pack("<III", vhost.SET_FEATURES, 1, 0xFFFFFFFF) + bytes(4096))
+
+
+def random_messages(frontend: Frontend, chance: random.Random) -> None:
+    """Send a message of any kind, with plausible and with absurd numbers."""
+    numbers = [0, 1, 2, 8, 128, 4096, MEMORY, USER_BASE, (1 << 32) - 1, (1 << 63), (1 << 64) - 1]
+    request = chance.randrange(45)
+    words = [chance.choice(numbers) for _ in range(chance.randrange(6))]
+    fds = [chance.choice([frontend.memory_fd, frontend.calls[0]]) for _ in range(chance.randrange(3))]
+    frontend.send(request, struct.pack(f"<{len(words)}Q", *words), fds, flags=chance.choice([1, 1, 9, 5, 0]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("tell", [half_a_message, noise, a_huge_message, random_messages])
+def test_messages_that_are_none(
+    victim: tuple[DeviceProcess, int], tell: Callable[[Frontend, random.Random], None], seed: int
+) -> None:
+    """Noise, halves of messages, lengths beyond reason and random messages end the connection at worst."""
+    chance = random.Random(seed)
+    with liar(victim) as frontend:
+        try:
+            for _ in range(50):
+                tell(frontend, chance)
+        except (BrokenPipeError, ConnectionResetError):
+            return
