@@ -13,8 +13,10 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::FileOffset;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::inflight::{self, Inflight};
 use crate::inherited::file_type;
 use crate::memory::{DirtyLog, Region, Table, MAX_REGIONS};
 use crate::process::set_nonblocking;
@@ -146,6 +148,15 @@ impl Frontend {
         }
         // What was put into it before it ran had nobody to kick.
         self.pending[index] = wanted.is_some();
+    }
+
+    fn check_inflight(&self, asked: &VhostUserInflight) -> Result<()> {
+        let is_small = usize::from(asked.num_queues) <= self.vrings.len()
+            && asked.queue_size <= self.device.queue_size();
+        if self.device.has_inflight() && is_small {
+            return Ok(());
+        }
+        Err(Error::InvalidParam)
     }
 
     fn share_memory(&mut self) {
@@ -300,7 +311,9 @@ impl VhostUserBackendReqHandlerMut for Frontend {
         let kick = event(fd)?.ok_or(Error::InvalidParam)?;
         let (place, _) = self.vring(index.into())?;
         await_kick(&self.epoll, &mut self.awaited, place, None).map_err(refused)?;
-        self.vrings[place].start(kick);
+        self.vrings[place]
+            .start(kick)
+            .map_err(|error| refused(io::Error::other(error)))?;
         self.update(place);
         Ok(())
     }
@@ -328,6 +341,9 @@ impl VhostUserBackendReqHandlerMut for Frontend {
         }
         if self.device.has_state() {
             features |= VhostUserProtocolFeatures::DEVICE_STATE;
+        }
+        if self.device.has_inflight() {
+            features |= VhostUserProtocolFeatures::INFLIGHT_SHMFD;
         }
         Ok(features)
     }
@@ -375,15 +391,30 @@ impl VhostUserBackendReqHandlerMut for Frontend {
         unsupported()
     }
 
-    fn get_inflight_fd(
-        &mut self,
-        _inflight: &VhostUserInflight,
-    ) -> Result<(VhostUserInflight, File)> {
-        unsupported()
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        self.check_inflight(wanted)?;
+        let (queues, size) = (wanted.num_queues, wanted.queue_size);
+        let (file, length) = inflight::create(queues, size).map_err(refused)?;
+        Ok((VhostUserInflight::new(length, 0, queues, size), file))
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        unsupported()
+    fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
+        self.check_inflight(given)?;
+        let end = given.mmap_offset.checked_add(given.mmap_size);
+        let is_file = file_type(&file).map_err(refused)? == libc::S_IFREG;
+        if !is_file || end.is_none_or(|end| file.metadata().is_ok_and(|file| file.len() < end)) {
+            return Err(refused(io::Error::other(
+                "notes smaller than they are said to be",
+            )));
+        }
+        for (index, vring) in (0..given.num_queues).zip(&mut self.vrings) {
+            let file = file.try_clone().map_err(refused)?;
+            let place = FileOffset::new(file, given.mmap_offset);
+            let notes = Inflight::map(place, given.mmap_size, index, given.queue_size)
+                .map_err(|error| refused(io::Error::other(error)))?;
+            vring.set_inflight(Some(notes));
+        }
+        Ok(())
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {

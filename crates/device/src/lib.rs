@@ -8,7 +8,9 @@
 //! A [`Device`] sees queues and memory, and no socket.
 
 mod frontend;
+mod inflight;
 mod inherited;
+mod lent;
 mod logger;
 mod memory;
 mod options;
@@ -20,7 +22,9 @@ use std::fs::File;
 use std::io;
 use std::process::ExitCode;
 
+pub use inflight::{create as create_inflight, Inflight, InflightError};
 pub use inherited::Inherited;
+pub use lent::{Fault, Lent, Slice, MAX_BYTES, MAX_SLICES};
 pub use memory::{Chain, Memory};
 pub use options::{Options, OptionsError, Syntax};
 pub use vring::{Broken, Progress, Vring};
@@ -86,6 +90,12 @@ pub trait Device: Send {
 
     /// The guest has reset the device, or the frontend is gone.
     fn reset(&mut self) {}
+
+    /// Whether its requests may be done twice, and are noted while they are in flight, so that after a sudden death the next
+    /// process does those again that were not given back. Such a device uses [`Vring::serve_lent`].
+    fn has_inflight(&self) -> bool {
+        false
+    }
 
     /// Whether it has a state beside that of its queues, to be moved by [`Device::transfer`].
     fn has_state(&self) -> bool {

@@ -10,6 +10,8 @@ use thiserror::Error;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
 
+use crate::inflight::{Inflight, InflightError};
+use crate::lent::Lent;
 use crate::memory::{Chain, DirtyLog, Memory};
 
 /// What a guest that breaks its own queue is answered with: the queue is left alone until it kicks again.
@@ -21,6 +23,12 @@ pub enum Broken {
     /// It promises requests and holds none.
     #[error("the guest broke its queue: nothing is in it")]
     Empty,
+    /// It names a descriptor that is not there.
+    #[error("the guest broke its queue: there is no descriptor {0}")]
+    Head(u16),
+    /// The frontend's notes on requests in flight have no room for a request.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
 }
 
 /// Whether a queue has to be looked at again.
@@ -41,6 +49,9 @@ pub struct Vring {
     kick: Option<File>,
     call: Option<File>,
     is_enabled: bool,
+    inflight: Option<Inflight>,
+    /// Requests that the process before this one took and did not give back; the oldest is the last.
+    again: Vec<u16>,
 }
 
 impl Vring {
@@ -48,7 +59,7 @@ impl Vring {
     ///
     /// # Errors
     /// When `most` is no size of a queue.
-    pub(crate) fn new(most: u16) -> io::Result<Self> {
+    pub fn new(most: u16) -> io::Result<Self> {
         Ok(Vring {
             queue: Queue::new(most).map_err(io::Error::other)?,
             memory: Arc::default(),
@@ -56,6 +67,8 @@ impl Vring {
             kick: None,
             call: None,
             is_enabled: false,
+            inflight: None,
+            again: Vec::new(),
         })
     }
 
@@ -89,21 +102,111 @@ impl Vring {
         }
     }
 
+    /// Has up to a queue full of requests answered, those first that a process before this one has left undone.
+    ///
+    /// `answer` gets what the guest has lent and returns how many bytes it wrote there. The guest is told of each request
+    /// when it wants to be: the next one may take long.
+    ///
+    /// # Errors
+    /// [`Broken`] as for [`Vring::serve`].
+    pub fn serve_lent(&mut self, answer: impl FnMut(Lent<'_>) -> u32) -> Result<Progress, Broken> {
+        let served = self.serve_queue_full(answer);
+        // After the last write: what the frontend collects before it is written is collected for nothing.
+        self.log_used();
+        served
+    }
+
+    fn serve_queue_full(
+        &mut self,
+        mut answer: impl FnMut(Lent<'_>) -> u32,
+    ) -> Result<Progress, Broken> {
+        let memory = self.memory.clone();
+        self.queue.disable_notification(&*memory)?;
+        let table = GuestAddress(self.queue.desc_table());
+        let mut answered = 0;
+        while let Some(head) = self.take()? {
+            let lent = Lent::walk(&memory, table, self.queue.size(), head);
+            let places = self.log.is_some().then(|| lent.places().to_vec());
+            let written = answer(lent);
+            for (address, length) in places.unwrap_or_default() {
+                self.log(address, length);
+            }
+            self.give_back_noted(head, written)?;
+            self.tell()?;
+            answered += 1;
+            if answered >= self.queue.size() {
+                return Ok(Progress::More);
+            }
+        }
+        match (self.queue.enable_notification(&*memory)?, answered) {
+            (false, _) => Ok(Progress::Idle),
+            (true, 1..) => Ok(Progress::More),
+            (true, 0) => Err(Broken::Empty),
+        }
+    }
+
+    /// Takes the head of the next request, and notes that it was taken.
+    fn take(&mut self) -> Result<Option<u16>, Broken> {
+        if let Some(head) = self.again.pop() {
+            return Ok(Some(head));
+        }
+        let Some(chain) = self.queue.iter(self.memory.clone())?.next() else {
+            return Ok(None);
+        };
+        let head = chain.head_index();
+        if head >= self.queue.size() {
+            return Err(Broken::Head(head));
+        }
+        if let Some(inflight) = &mut self.inflight {
+            inflight.taken(head)?;
+        }
+        Ok(Some(head))
+    }
+
+    fn give_back_noted(&mut self, head: u16, written: u32) -> Result<(), Broken> {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.returning(head)?;
+        }
+        self.queue.add_used(&*self.memory, head, written)?;
+        if let Some(inflight) = &mut self.inflight {
+            inflight.returned(head, self.queue.next_used())?;
+        }
+        Ok(())
+    }
+
+    fn log(&self, address: u64, length: u64) {
+        if let Some(log) = &self.log {
+            log.mark(address, length);
+        }
+    }
+
+    fn log_used(&self) {
+        self.log(
+            self.queue.used_ring(),
+            4 + 8 * u64::from(self.queue.size()) + 2,
+        );
+    }
+
     fn give_back(&mut self, chain: Chain, written: u32) -> Result<(), Broken> {
         let head = chain.head_index();
+        self.queue.add_used(&*self.memory, head, written)?;
         if let Some(log) = &self.log {
-            // After it was written and before the guest learns of it.
+            // After it was written: a page that is collected before that is collected for nothing.
             log.mark_chain(chain, written);
-            let length = 4 + 8 * u64::from(self.queue.size()) + 2;
-            log.mark(self.queue.used_ring(), length);
         }
-        Ok(self.queue.add_used(&*self.memory, head, written)?)
+        self.log_used();
+        Ok(())
     }
 
     fn tell(&mut self) -> Result<(), Broken> {
         if !self.queue.needs_notification(&*self.memory)? {
             return Ok(());
         }
+        self.ring_call();
+        Ok(())
+    }
+
+    fn ring_call(&mut self) {
         if let Some(call) = &mut self.call {
             // It blocks for a frontend that has written the counter full; that one has enough to wake up for.
             if let Err(error) = call.write_all(&1u64.to_ne_bytes()) {
@@ -112,12 +215,12 @@ impl Vring {
                 }
             }
         }
-        Ok(())
     }
 
     // What the frontend says.
 
-    pub(crate) fn set_memory(&mut self, memory: Arc<Memory>) {
+    /// Sets the memory that it is in.
+    pub fn set_memory(&mut self, memory: Arc<Memory>) {
         self.memory = memory;
     }
 
@@ -125,7 +228,11 @@ impl Vring {
         self.log = log;
     }
 
-    pub(crate) fn set_size(&mut self, size: u32) -> io::Result<()> {
+    /// Sets how many entries it has.
+    ///
+    /// # Errors
+    /// When that is no power of two or too many.
+    pub fn set_size(&mut self, size: u32) -> io::Result<()> {
         let size = u16::try_from(size).unwrap_or(0);
         if !size.is_power_of_two() || size > self.queue.max_size() {
             return Err(io::Error::other("no size of a queue"));
@@ -135,7 +242,10 @@ impl Vring {
     }
 
     /// Sets where the rings are, and goes on with the used ring where it was left.
-    pub(crate) fn set_places(&mut self, table: u64, available: u64, used: u64) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When one is misaligned or outside of memory.
+    pub fn set_places(&mut self, table: u64, available: u64, used: u64) -> io::Result<()> {
         let queue = &mut self.queue;
         queue
             .try_set_desc_table_address(GuestAddress(table))
@@ -149,7 +259,8 @@ impl Vring {
         Ok(())
     }
 
-    pub(crate) fn set_next(&mut self, next: u16) {
+    /// Sets which entry is the next to be taken.
+    pub fn set_next(&mut self, next: u16) {
         self.queue.set_next_avail(next);
     }
 
@@ -157,7 +268,8 @@ impl Vring {
         self.queue.next_avail()
     }
 
-    pub(crate) fn set_event_idx(&mut self, is_on: bool) {
+    /// Sets whether each side says from which request on it wants to be told.
+    pub fn set_event_idx(&mut self, is_on: bool) {
         self.queue.set_event_idx(is_on);
     }
 
@@ -165,14 +277,37 @@ impl Vring {
         self.is_enabled = is_enabled;
     }
 
+    /// Sets where notes on requests in flight are kept, from the next start on.
+    pub fn set_inflight(&mut self, inflight: Option<Inflight>) {
+        self.inflight = inflight;
+    }
+
     pub(crate) fn set_call(&mut self, call: Option<File>) {
         self.call = call;
+        if self.inflight.is_some() {
+            // A process before this one may have died between giving a request back and saying so.
+            self.ring_call();
+        }
     }
 
     /// Starts the queue.
-    pub(crate) fn start(&mut self, kick: File) {
+    ///
+    /// # Errors
+    /// When the notes of the process before this one cannot be read.
+    pub fn start(&mut self, kick: File) -> Result<(), Broken> {
+        if let Some(inflight) = &mut self.inflight {
+            let used = self.queue.used_idx(&*self.memory, Ordering::Acquire)?.0;
+            self.again = inflight.recover(used)?;
+            if let Ok(count @ 1..) = u16::try_from(self.again.len()) {
+                log::info!("{count} requests of the process before this one are done again");
+                // The frontend knows only what was given back.
+                self.queue.set_next_avail(used.wrapping_add(count));
+                self.again.reverse();
+            }
+        }
         self.kick = Some(kick);
         self.queue.set_ready(true);
+        Ok(())
     }
 
     /// Stops the queue; what has been taken from it is answered by then.
@@ -180,6 +315,8 @@ impl Vring {
         self.queue.set_ready(false);
         self.kick = None;
         self.call = None;
+        // They are noted still, for the next start.
+        self.again.clear();
     }
 
     /// The descriptor to wait for, if the queue runs.
