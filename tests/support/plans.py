@@ -15,6 +15,8 @@ KERNEL = Kernel("6.12-test", "/kernels/vmlinux", "/kernels/initrd", "built", "mi
 TOOLS = Tools(
     "/usr/bin/qemu-system-x86_64", (10, 0), "/usr/bin/bwrap", "/bin/warden", "/bin/agent", "/bin/fs"
 )
+#: Any program will do: it is passed on and not looked at.
+FILTERS = {"cloche-fs": b"filter.."}
 
 _LINKS = {
     "/bin": "usr/bin",
@@ -43,6 +45,7 @@ def facts(
     kvm: bool | None = False,
     memory_mib: int = 8192,
     tools: Tools = TOOLS,
+    filters: dict[str, bytes] | None = None,
 ) -> HostFacts:
     """Return the facts of an ordinary host."""
     return HostFacts(
@@ -56,6 +59,7 @@ def facts(
         memory_mib=memory_mib,
         kvm=kvm,
         nofile_hard=4096,
+        filters=FILTERS if filters is None else filters,
     )
 
 

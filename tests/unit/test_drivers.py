@@ -252,6 +252,14 @@ def test_qemu_needs_a_kernel() -> None:
     assert "cloche kernel build" in str(caught.value.hint)
 
 
+def test_no_device_process_without_its_filter() -> None:
+    """A device process gets the filter of its program; where it was not built, nothing starts."""
+    made = plan(request(), facts(filters={"cloche-fs": b"12345678"}))
+    assert process(made, "fs-system").jail.seccomp == b"12345678"
+    with pytest.raises(HostError, match="filter of system calls for cloche-fs"):
+        plan(request(), facts(filters={"cloche-fs": b""}))
+
+
 @pytest.mark.parametrize("kernel, bus", [(KERNEL, "device"), (Q35, "pci")], ids=["microvm", "q35"])
 @pytest.mark.parametrize("kvm", [True, False], ids=["kvm", "tcg"])
 def test_the_command_line_of_the_vmm(kernel: object, bus: str, kvm: bool) -> None:

@@ -9,15 +9,21 @@ from setuplib.ui import ROOT, SetupError, run
 
 TARGET = "x86_64-unknown-linux-gnu"
 PROGRAMS = ("cloche-agent", "cloche-warden", "cloche-fs", "cloche-rng")
-#: Compiles the filters of system calls that are put on from outside; only used here.
+#: Compiles the filters of system calls that the warden puts on before an exec, as NAME.filter; only used here.
 POLICY = "cloche-policy"
 POLICIES = os.path.join(ROOT, "policies")
-#: What the warden puts on a process before its exec, as NAME.filter.
-FILTERS = os.path.join(ROOT, "build", "filters")
 BIN = os.path.join(ROOT, "build", "bin")
 #: Not `target/`: other flags than those of `cargo test` would have everything compiled again and again.
 TARGET_DIR = os.path.join(ROOT, "build", "cargo")
-INPUTS = ("Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "crates", "policies", "protocol", "tools/setuplib/rust.py")
+INPUTS = (
+    "Cargo.toml",
+    "Cargo.lock",
+    "rust-toolchain.toml",
+    "crates",
+    "policies",
+    "protocol",
+    "tools/setuplib/rust.py",
+)
 
 
 def ensure() -> None:
@@ -38,25 +44,25 @@ def ensure() -> None:
         "rust",
         "compiling the agent, the warden and the device processes",
         [found.path, "build", "--locked", "--release", "--target", TARGET, "--workspace", "--bins"],
-        env={**cargo.environment(found), "RUSTFLAGS": _flags(), "CARGO_TARGET_DIR": TARGET_DIR},
+        env={**cargo.environment(found), "RUSTFLAGS": flags(), "CARGO_TARGET_DIR": TARGET_DIR},
     )
     for name in PROGRAMS:
         _put(os.path.join(TARGET_DIR, TARGET, "release", name), os.path.join(BIN, name))
     run(
         "rust",
         "compiling the filters of system calls",
-        [os.path.join(TARGET_DIR, TARGET, "release", POLICY), POLICIES, FILTERS],
+        [os.path.join(TARGET_DIR, TARGET, "release", POLICY), POLICIES, BIN],
     )
     stamp.write_stamp(mark, key)
 
 
 def _products() -> list[str]:
-    names = [name.removesuffix(".toml") for name in os.listdir(POLICIES)]
-    filters = [os.path.join(FILTERS, f"{name}.filter") for name in names]
+    names = [name.removesuffix(".toml") for name in os.listdir(POLICIES) if name.endswith(".toml")]
+    filters = [os.path.join(BIN, f"{name}.filter") for name in names]
     return [os.path.join(BIN, name) for name in PROGRAMS] + filters
 
 
-def _flags() -> str:
+def flags() -> str:
     """Return the compiler's flags: static, and the same bytes wherever it is compiled."""
     home = os.environ.get("CARGO_HOME") or os.path.join(os.path.expanduser("~"), ".cargo")
     # The static libc once more at the end: GNU ld (Debian's rustc uses it, rustup's has another) reads each archive

@@ -8,6 +8,8 @@
 //! A [`Device`] sees queues and memory, and no socket.
 
 mod frontend;
+#[cfg(feature = "hostile")]
+mod hostile;
 mod inflight;
 mod inherited;
 mod lent;
@@ -118,7 +120,7 @@ pub struct Program {
     pub name: &'static str,
     /// Its options.
     pub syntax: Syntax,
-    /// The filter it puts on itself once it is ready: a classic BPF program; empty for none.
+    /// The filter it puts on itself once it is ready: a classic BPF program.
     pub filter: &'static [u8],
     /// What it does when the frontend is gone.
     pub reconnect: Reconnect,
@@ -172,11 +174,17 @@ impl Program {
         // A descriptor that the program did not take is not kept.
         drop(inherited);
         let server = serve::Server::new(device, signals)?;
-        if !self.filter.is_empty() {
+        #[cfg(feature = "hostile")]
+        let is_filtered = !hostile::is_bare(options);
+        #[cfg(not(feature = "hostile"))]
+        let is_filtered = true;
+        if is_filtered {
             process::install_filter(self.filter).map_err(|error| {
                 io::Error::other(format!("cannot limit its own system calls: {error}"))
             })?;
         }
+        #[cfg(feature = "hostile")]
+        hostile::run(options).map_err(io::Error::other)?;
         server.run(socket, self.reconnect)
     }
 }

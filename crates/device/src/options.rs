@@ -47,6 +47,20 @@ pub const SOCKET: &str = "--fd";
 /// The option that says what is logged.
 pub const LOG_LEVEL: &str = "--log-level";
 
+#[cfg(not(feature = "hostile"))]
+const COMMON: &[&str] = &[SOCKET, LOG_LEVEL];
+#[cfg(not(feature = "hostile"))]
+const COMMON_FLAGS: &[&str] = &[];
+#[cfg(feature = "hostile")]
+const COMMON: &[&str] = &[
+    SOCKET,
+    LOG_LEVEL,
+    crate::hostile::ATTACK,
+    crate::hostile::TARGET,
+];
+#[cfg(feature = "hostile")]
+const COMMON_FLAGS: &[&str] = &[crate::hostile::BARE];
+
 /// A command line that has been taken apart.
 #[derive(Debug)]
 pub struct Options {
@@ -67,16 +81,17 @@ impl Options {
         let mut given = BTreeMap::new();
         while let Some(word) = words.next() {
             let find = |names: &[&'static str]| names.iter().copied().find(|name| *name == word);
-            let (name, value) = if let Some(name) = find(syntax.flags) {
-                (name, String::new())
-            } else if let Some(name) = find(syntax.values)
-                .or_else(|| find(syntax.fds))
-                .or_else(|| find(&[SOCKET, LOG_LEVEL]))
-            {
-                (name, words.next().ok_or(OptionsError::MissingValue(name))?)
-            } else {
-                return Err(OptionsError::Unknown(word));
-            };
+            let (name, value) =
+                if let Some(name) = find(syntax.flags).or_else(|| find(COMMON_FLAGS)) {
+                    (name, String::new())
+                } else if let Some(name) = find(syntax.values)
+                    .or_else(|| find(syntax.fds))
+                    .or_else(|| find(COMMON))
+                {
+                    (name, words.next().ok_or(OptionsError::MissingValue(name))?)
+                } else {
+                    return Err(OptionsError::Unknown(word));
+                };
             if given.insert(name, value).is_some() {
                 return Err(OptionsError::Twice(name));
             }

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _MOST_WORDS = 64
 _LONGEST_WORD = 4096
+#: Bytes of one instruction of a filter (struct sock_filter).
+_INSTRUCTION = 8
 _MOUNT_FLAGS = (
     (MS_RDONLY, "rdonly"),
     (MS_NOSUID, "nosuid"),
@@ -64,6 +66,10 @@ def _describe_process(process: ProcessPlan) -> list[str]:
     namespaces = ", ".join(flag.name.lower() for flag in Namespace if jail.namespaces & flag and flag.name)
     flags = ", ".join(flag.name.lower() for flag in JailFlag if jail.flags & flag and flag.name)
     lines.append(f"    jail    namespaces: {namespaces}; {flags}; capabilities {jail.keep_caps:#x}")
+    instructions = len(jail.seccomp) // _INSTRUCTION
+    lines.append(
+        f"    calls   {f'filter of {instructions} instructions' if instructions else 'not filtered'}"
+    )
     for op in jail.root:
         lines.append(f"    root    {_words(type(op).__name__, op)}")
     return lines

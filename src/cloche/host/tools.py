@@ -33,6 +33,20 @@ def find_own_binary(name: str) -> str:
     return ""
 
 
+def read_filter(name: str) -> bytes:
+    """Return the compiled filter of system calls for one of the programs, or nothing.
+
+    It lies beside cloche's own binaries, as ``NAME.filter``; ``policies/README.md`` says what it is.
+    """
+    for directory in _OWN_PATH:
+        try:
+            with open(os.path.join(directory, f"{name}.filter"), "rb") as file:
+                return file.read()
+        except OSError:
+            continue
+    return b""
+
+
 def require_own_binary(name: str) -> str:
     """Return the path of one of cloche's Rust binaries.
 

@@ -58,7 +58,7 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     Raises:
         UsageError: What no machine can have, or no guest.
         ShareError: A share or copy that cannot be where it is asked to be.
-        HostError: No kernel, or KVM was asked for and does not work.
+        HostError: No kernel, no filters, or KVM was asked for and does not work.
     """
     if kernel is None:
         raise HostError(
@@ -158,8 +158,23 @@ def choose_machine(request: RunRequest, facts: HostFacts, kernel: Kernel) -> tup
     )
 
 
-def _server_jail(facts: HostFacts, ops: tuple[RootOp, ...], *, keep_caps: int = 0) -> Jail:
-    # The server opens files again by /proc/self/fd; the stage lies beside it, so the guest never sees that /proc.
+def _filter(facts: HostFacts, name: str) -> bytes:
+    """Return the filter of system calls for a program; a jail without one is none."""
+    found = facts.filters.get(name, b"")
+    if not found:
+        raise HostError(
+            f"the filter of system calls for {name} is missing",
+            hint="Run `make setup` in cloche's directory.",
+        )
+    return found
+
+
+def device_jail(facts: HostFacts, program: str, root: tuple[RootOp, ...] = (), *, keep_caps: int = 0) -> Jail:
+    """Return the jail of a device process: alone, with nothing to see but ``root``, and the calls its policy allows.
+
+    Raises:
+        HostError: The program's filter was not built.
+    """
     return Jail(
         namespaces=_ALONE,
         uid=AS_IS,
@@ -169,9 +184,15 @@ def _server_jail(facts: HostFacts, ops: tuple[RootOp, ...], *, keep_caps: int = 
         hostname=b"",
         cwd=b"/",
         rlimits=((_RLIMIT_CORE, 0, 0), (_RLIMIT_NOFILE, facts.nofile_hard, facts.nofile_hard)),
-        seccomp=b"",
-        root=(Dir(_STAGE, 0o755), Proc(b"/proc"), *ops),
+        seccomp=_filter(facts, program),
+        root=root,
     )
+
+
+def _server_jail(facts: HostFacts, ops: tuple[RootOp, ...], *, keep_caps: int = 0) -> Jail:
+    # The server opens files again by /proc/self/fd; the stage lies beside it, so the guest never sees that /proc.
+    root = (Dir(_STAGE, 0o755), Proc(b"/proc"), *ops)
+    return device_jail(facts, "cloche-fs", root, keep_caps=keep_caps)
 
 
 def _server(name: str, arguments: tuple[bytes, ...], jail: Jail, facts: HostFacts) -> ProcessPlan:

@@ -1,0 +1,266 @@
+"""Device processes that have been taken over, in their real jails, after their filter is on.
+
+What they try is in crates/device/src/hostile.rs.
+Most attacks are stopped by more than one part of a jail. Each part is tried alone: with only that one in place the
+attack must fail, and with none of them it must succeed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from cloche.drivers.qemu.plan import device_jail
+from cloche.drivers.registry import find_driver
+from cloche.host.facts import collect_facts
+from cloche.host.warden import Exited, Failed, Spawned, Warden
+from cloche.model.jail import Jail, JailFlag, Namespace, SpawnSpec
+from setuplib import cargo, rust
+from support.plans import KERNEL, request
+from support.wardens import ROLES, Role, domain, make_role, next_events, outcome, shell, small_jail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.users import OrdinaryUser
+
+PROGRAMS = ("cloche-fs", "cloche-rng")
+#: How an attack ends that the kernel refused (crates/device/src/hostile.rs).
+REFUSED = 10
+CAP_NET_RAW, CAP_SYS_ADMIN = 13, 21
+
+
+class Attack(NamedTuple):
+    """What is tried.
+
+    Attributes:
+        parts: The parts of the jail each of which stops it; those in brackets only in the programs named.
+        caps: The capabilities that removing the part ``caps`` leaves.
+        won: The exit status of the process when it got what it wanted.
+    """
+
+    parts: tuple[str, ...]
+    caps: int = 0
+    won: int = 0
+
+
+ATTACKS = {
+    # Opening files is the file server's work: that it cannot name the host's is its root's doing.
+    ("cloche-fs", "open"): Attack(("root",)),
+    ("cloche-rng", "open"): Attack(("filters", "root")),
+    ("cloche-fs", "write"): Attack(("read-only",)),
+    ("cloche-rng", "write"): Attack(("filters", "read-only")),
+    # Executed again it says that it misses its options.
+    ("cloche-fs", "exec"): Attack(("filters",), won=2),
+    ("cloche-rng", "exec"): Attack(("filters", "root")),
+    **{
+        (program, name): attack
+        for program in PROGRAMS
+        for name, attack in {
+            "connect": Attack(("filters", "net")),
+            "connect-unix": Attack(("filters", "net")),
+            "raw-socket": Attack(("filters", "caps"), 1 << CAP_NET_RAW),
+            "signal": Attack(("filters", "pid")),
+            "ptrace": Attack(("filters", "pid")),
+            "mount": Attack(("filters", "caps"), 1 << CAP_SYS_ADMIN),
+            "fork": Attack(("filters",)),
+            "unshare": Attack(("filters",)),
+            "code": Attack(("filters",)),
+            "io-uring": Attack(("filters",)),
+            "userfaultfd": Attack(("filters",)),
+        }.items()
+    },
+}
+#: Calls that a kernel may refuse everybody like us, filter or not.
+GUARDED = ("keyctl", "bpf", "perf", "handle")
+
+
+@pytest.fixture(params=ROLES)
+def role(request: pytest.FixtureRequest, ordinary: OrdinaryUser) -> Role:
+    """Provide root and an ordinary user, one after the other."""
+    return make_role(request.param, ordinary)
+
+
+@pytest.fixture(scope="session")
+def hostile() -> Iterator[Path]:
+    """Provide a directory with hostile builds of the device programs, where every user can run them."""
+    project = Path(__file__).resolve().parents[2]
+    found = cargo.find()
+    assert found is not None, "there is no cargo; `make setup` installs one"
+    target = project / "target" / "mutants"
+    packages = [word for program in PROGRAMS for word in ("--package", program)]
+    features = ",".join(f"{program}/hostile" for program in PROGRAMS)
+    subprocess.run(
+        [
+            *(found.path, "build", "--locked", "--quiet", *packages, "--target", rust.TARGET),
+            *("--features", features, "--target-dir", str(target)),
+        ],
+        cwd=project,
+        env={**os.environ, **cargo.environment(found), "RUSTFLAGS": rust.flags()},
+        check=True,
+    )
+    copies = Path("/var/tmp", f"cloche-hostile.{os.getpid()}")
+    copies.mkdir(mode=0o755)
+    for program in PROGRAMS:
+        shutil.copy(target / rust.TARGET / "debug" / program, copies / program)
+    yield copies
+    shutil.rmtree(copies)
+
+
+def real_jail(program: str) -> Jail:
+    """Return the jail in which the program runs for whoever this is."""
+    facts = collect_facts()
+    if program == "cloche-rng":
+        return device_jail(facts, program)
+    plan = find_driver("qemu").plan(request(), facts, KERNEL)
+    return next(process.jail for process in plan.processes if process.name == "fs-system")
+
+
+def without(jail: Jail, part: str, caps: int) -> Jail:
+    """Return the jail without one of its parts."""
+    if part == "filters":
+        return jail._replace(seccomp=b"")
+    if part == "root":
+        return jail._replace(root=(), flags=jail.flags | JailFlag.KEEP_ROOT)
+    if part == "read-only":
+        return jail._replace(flags=jail.flags | JailFlag.ROOT_WRITABLE)
+    if part == "caps":
+        return jail._replace(keep_caps=caps)
+    namespace = {"net": Namespace.NET, "pid": Namespace.PID}[part]
+    return jail._replace(namespaces=jail.namespaces & ~namespace)
+
+
+def launch(warden: Warden, path: Path, jail: Jail, attack: str, target: str, *, bare: bool) -> int:
+    """Start a device process with an attack; return its status, or minus the signal that killed it."""
+    words = ["--attack", attack, "--target", target, *(["--bare"] if bare else [])]
+    if path.name == "cloche-fs":
+        words += ["--root", "/stage" if jail.root else "/usr", "--cache", "forever", "--ids", "host"]
+    spec = SpawnSpec(
+        id=1,
+        name=b"device",
+        argv=(path.name.encode(), b"--fd", b"3", *(word.encode() for word in words)),
+        env=(),
+        jail=jail,
+        fds=(2, 3),
+        exe_fd=True,
+    )
+    ours, theirs = socket.socketpair()
+    program = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    with ours, theirs, open(os.devnull, "wb") as null:
+        ended = outcome(warden, spec, (null.fileno(), theirs.fileno(), program))
+    os.close(program)
+    assert isinstance(ended, Exited), ended
+    return -ended.signal if ended.signal else ended.status
+
+
+@contextmanager
+def target_of(attack: str, program: str, role: Role, warden: Warden) -> Iterator[str]:
+    """Provide what an attack is aimed at, so that it could succeed."""
+    if attack == "open":
+        with role.directory() as directory:
+            (directory / "secret").write_text("secret")
+            yield str(directory / "secret")
+    elif attack == "write":
+        yield "/new"
+    elif attack == "exec":
+        yield "/proc/self/exe" if program == "cloche-fs" else "/usr/bin/true"
+    elif attack in {"connect", "connect-unix"}:
+        kind = socket.AF_INET if attack == "connect" else socket.AF_UNIX
+        with socket.socket(kind) as listener:
+            listener.bind(("127.0.0.1", 0) if attack == "connect" else f"\0cloche-{os.getpid()}")
+            listener.listen()
+            name = listener.getsockname()
+            yield str(name[1]) if attack == "connect" else name[1:].decode()
+    elif attack in {"signal", "ptrace"}:
+        warden.send_spawn(shell("read never", small_jail(), ident=2, fds=(0,)), (never_ready(),))
+        event = next_events(warden)[0]
+        assert isinstance(event, Spawned)
+        os.close(event.pidfd)
+        yield str(event.pid)  # it ends with the domain
+    else:
+        yield ""
+
+
+def never_ready() -> int:
+    """Return a descriptor from which nothing ever comes; it lives as long as this process."""
+    reader, _ = os.pipe()
+    return reader
+
+
+@pytest.mark.parametrize("program, attack", ATTACKS, ids=["-".join(key) for key in ATTACKS])
+def test_what_stops_a_device(role: Role, hostile: Path, program: str, attack: str) -> None:
+    """The real jail stops the attack, so does each part of it alone, and without them all it succeeds."""
+
+    @role.run
+    def _() -> None:
+        parts, caps, won = ATTACKS[program, attack]
+        real = real_jail(program)
+
+        def attempt(kept: frozenset[str]) -> int:
+            jail = real
+            for part in parts:
+                if part not in kept:
+                    jail = without(jail, part, caps)
+            with domain(role.warden) as warden, target_of(attack, program, role, warden) as target:
+                return launch(warden, hostile / program, jail, attack, target, bare="filters" not in kept)
+
+        # In the real jail everything is in place, whether it is there for this attack or not.
+        assert attempt(frozenset({*parts, "filters"})) in {REFUSED, -signal.SIGSYS}
+        for part in parts:
+            expected = -signal.SIGSYS if part == "filters" else REFUSED
+            assert attempt(frozenset({part})) == expected, part
+        if "filters" not in parts:
+            assert attempt(frozenset({"filters"})) == won
+        assert attempt(frozenset()) == won
+
+
+@pytest.mark.parametrize("attack", GUARDED)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_calls_that_never_reach_the_kernel(role: Role, hostile: Path, program: str, attack: str) -> None:
+    """Calls that kernels have had many holes in are killed by the filters, and without them the kernel answers."""
+
+    @role.run
+    def _() -> None:
+        jail = real_jail(program)
+        with domain(role.warden) as warden:
+            assert launch(warden, hostile / program, jail, attack, "", bare=False) == -signal.SIGSYS
+            open_jail = without(jail, "filters", 0)
+            assert launch(warden, hostile / program, open_jail, attack, "", bare=True) in {0, REFUSED}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_either_filter_alone_stops_an_attack(role: Role, hostile: Path, program: str) -> None:
+    """Only the inner filter stops an exec, and both stop what neither the start nor the work needs."""
+
+    @role.run
+    def _() -> None:
+        jail = real_jail(program)
+        with domain(role.warden) as warden:
+            no_outer = without(jail, "filters", 0)
+            for attack in ("fork", "code"):
+                assert launch(warden, hostile / program, jail, attack, "", bare=True) == -signal.SIGSYS
+                assert launch(warden, hostile / program, no_outer, attack, "", bare=False) == -signal.SIGSYS
+            # The attack that is none: the build, its jail and its filters work.
+            assert launch(warden, hostile / program, jail, "nothing", "", bare=False) == 0
+
+
+def test_a_failed_start_is_told(role: Role, hostile: Path) -> None:
+    """A program that cannot be executed under its filter is reported as such, not as a device that ended."""
+
+    @role.run
+    def _() -> None:
+        jail = real_jail("cloche-rng")
+        spec = SpawnSpec(id=1, name=b"device", argv=(b"/nowhere",), env=(), jail=jail)
+        with domain(role.warden) as warden:
+            failed = outcome(warden, spec)
+            assert isinstance(failed, Failed)
+            assert "exec /nowhere" in failed.what
+        assert hostile.exists()

@@ -1,0 +1,165 @@
+"""The policies of system calls: what is allowed is needed, and what is not allowed kills."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tomllib
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cloche.host.tools import read_filter, require_own_binary
+from support import vhost
+from support.vhost import Frontend, device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: The device programs, and the tests that are their whole workload.
+WORKLOADS = {
+    "cloche-rng": ("tests/component/test_rng_device.py",),
+    "cloche-fs": ("tests/component/test_fs_operations.py", "tests/component/test_fs_server.py"),
+}
+_CALL = re.compile(r"\d+ +(?:<\.\.\. )?(\w+)(?:\(| resumed)")
+
+
+def entries(project: Path, program: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the entries of a policy: the list each is in, and its fields."""
+    policy = tomllib.loads((project / "policies" / f"{program}.toml").read_text())
+    for phase in ("always", "start"):
+        for entry in policy[phase]:
+            yield phase, entry
+
+
+def traced_calls(project: Path, directory: Path, program: str) -> dict[str, set[str]]:
+    """Run a program's workload; return the calls it made before (``start``) and after its filter (``always``)."""
+    environment = {**os.environ, vhost.TRACE_VARIABLE: str(directory)}
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *WORKLOADS[program]]
+    done = subprocess.run(argv, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in directory.glob(f"{program}.*"):
+        phase = "start"
+        for line in path.read_text(errors="replace").splitlines():
+            if match := _CALL.match(line):
+                found[phase].add(match[1])
+                if match[1] == "seccomp":
+                    phase = "always"
+    return found
+
+
+@pytest.mark.parametrize("program", WORKLOADS)
+def test_every_call_that_is_allowed_is_needed(project: Path, tmp_path: Path, program: str) -> None:
+    """The whole workload makes every call of the policy but those that say why not, each in its time, and no other."""
+    found = traced_calls(project, tmp_path, program)
+    allowed: dict[str, set[str]] = {"always": set(), "start": set()}
+    unseen = set()
+    for phase, entry in entries(project, program):
+        allowed[phase].update(entry["calls"])
+        if "unseen" in entry:
+            unseen.update(entry["calls"])
+    made = found["start"] | found["always"]
+    # The test's own start of the program is not the warden's.
+    assert made - {"execve"} <= allowed["start"] | allowed["always"]
+    assert found["always"] <= allowed["always"]
+    dead = (allowed["always"] - found["always"]) | (allowed["start"] - found["start"])
+    assert dead - unseen == set()
+    # An excuse that is not needed any more goes.
+    assert unseen <= dead
+
+
+def filters_of(pid: int) -> int:
+    """Return how many filters a process has."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    assert fields["Seccomp"].strip() in {"0", "2"}
+    return int(fields["Seccomp_filters"])
+
+
+def test_a_device_puts_its_filter_on_before_it_listens() -> None:
+    """When its frontend is answered for the first time, the process has one more filter than it was started with."""
+    with device("cloche-rng") as running:
+        frontend = Frontend(running.connection, 1)
+        frontend.query(vhost.GET_FEATURES)
+        assert filters_of(running.process.pid) == filters_of(os.getpid()) + 1
+        frontend.close()
+
+
+def run_program(words: list[str], program: bytes) -> int:
+    """Run a command under a filter; return its status."""
+    script = (
+        "import ctypes, os, sys\n"
+        "class Program(ctypes.Structure):\n"
+        "    _fields_ = [('length', ctypes.c_ushort), ('filter', ctypes.c_char_p)]\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "code = bytes.fromhex(sys.argv[1])\n"
+        "assert libc.prctl(38, 1, 0, 0, 0) == 0\n"
+        "assert libc.prctl(22, 2, ctypes.byref(Program(len(code) // 8, code)), 0, 0) == 0\n"
+        "os.write(1, b'on')\n"
+        "call = [int(word) for word in sys.argv[2:]]\n"
+        "libc.syscall(*call)\n"
+        "os._exit(0)\n"
+    )
+    argv = ["/usr/bin/python3", "-I", "-S", "-c", script, program.hex(), *words]
+    done = subprocess.run(argv, capture_output=True, check=False)
+    assert done.stdout == b"on", done.stderr
+    return done.returncode
+
+
+#: Numbers of calls on x86-64 that no device needs.
+NEVER = {
+    "fork": 57,
+    "ptrace": 101,
+    "mount": 165,
+    "keyctl": 250,
+    "unshare": 272,
+    "perf_event_open": 298,
+    "bpf": 321,
+    "userfaultfd": 323,
+    "io_uring_setup": 425,
+    "clone3": 435,
+    "socket": 41,
+    "kill": 62,
+    "open_by_handle_at": 304,
+    # The same call as read, in the numbering of another architecture.
+    "x32 read": 0x4000_0000,
+}
+
+
+@pytest.mark.parametrize("call", NEVER.values(), ids=NEVER)
+@pytest.mark.parametrize("program", WORKLOADS)
+def test_other_calls_kill(program: str, call: int) -> None:
+    """What no policy allows kills at once already under the outer filter, and with a filter that allows it does not."""
+    assert run_program([str(call), "0", "0", "0", "0", "0"], read_filter(program)) == -signal.SIGSYS
+    allow = struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
+    # fork gives a second process that ends like the first.
+    assert run_program([str(call), "0", "0", "0", "0", "0"], allow) == 0
+
+
+@pytest.mark.parametrize("program", WORKLOADS)
+def test_memory_with_code_in_it_kills(program: str) -> None:
+    """No memory becomes executable: not when it is mapped, and not later."""
+    anonymous = ["-1", "0"]
+    assert run_program(["9", "0", "4096", "7", "34", *anonymous], read_filter(program)) == -signal.SIGSYS
+    assert run_program(["9", "0", "4096", "3", "34", *anonymous], read_filter(program)) == 0
+    assert run_program(["10", "0", "4096", "5"], read_filter(program)) == -signal.SIGSYS
+
+
+def test_a_device_without_its_filter_would_be_seen(project: Path) -> None:
+    """The programs are built with a filter in them: its bytes differ from those of the outer one, which allows more."""
+    for program in WORKLOADS:
+        outer = read_filter(program)
+        assert len(outer) % 8 == 0
+        with open(require_own_binary(program), "rb") as file:
+            content = file.read()
+        # The filter's own beginning: load the architecture, compare it, kill.
+        assert content.count(outer[:24]) == 1
+        assert outer not in content
+        assert (project / "policies" / f"{program}.toml").exists()
