@@ -16,7 +16,7 @@ TOOLS = Tools(
     "/usr/bin/qemu-system-x86_64", (10, 0), "/usr/bin/bwrap", "/bin/warden", "/bin/agent", "/bin/fs"
 )
 #: Any program will do: it is passed on and not looked at.
-FILTERS = {"cloche-fs": b"filter.."}
+FILTERS = {"cloche-fs": b"filter..", "qemu": b"another."}
 
 _LINKS = {
     "/bin": "usr/bin",

@@ -16,7 +16,7 @@ from cloche.model.jail import AS_IS, Bind, BindFlag, File, JailFlag, Namespace
 from cloche.model.plan import EndpointKind
 from cloche.model.request import Include
 from cloche.plan.shares import contains
-from support.plans import ALICE, KERNEL, ROOT, TOOLS, facts, request, share
+from support.plans import ALICE, FILTERS, KERNEL, ROOT, TOOLS, facts, request, share
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
@@ -252,12 +252,13 @@ def test_qemu_needs_a_kernel() -> None:
     assert "cloche kernel build" in str(caught.value.hint)
 
 
-def test_no_device_process_without_its_filter() -> None:
-    """A device process gets the filter of its program; where it was not built, nothing starts."""
-    made = plan(request(), facts(filters={"cloche-fs": b"12345678"}))
-    assert process(made, "fs-system").jail.seccomp == b"12345678"
-    with pytest.raises(HostError, match="filter of system calls for cloche-fs"):
-        plan(request(), facts(filters={"cloche-fs": b""}))
+@pytest.mark.parametrize("program, name", [("cloche-fs", "fs-system"), ("qemu", "vmm")])
+def test_no_process_without_its_filter(program: str, name: str) -> None:
+    """Every process gets the filter of its program; where it was not built, nothing starts."""
+    made = plan(request(), facts(filters={**FILTERS, program: b"12345678"}))
+    assert process(made, name).jail.seccomp == b"12345678"
+    with pytest.raises(HostError, match=f"filter of system calls for {program}"):
+        plan(request(), facts(filters={**FILTERS, program: b""}))
 
 
 @pytest.mark.parametrize("kernel, bus", [(KERNEL, "device"), (Q35, "pci")], ids=["microvm", "q35"])

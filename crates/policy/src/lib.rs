@@ -50,10 +50,25 @@ pub enum PolicyError {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Policy {
+    /// What a call that is not named is answered with.
+    #[serde(default)]
+    unknown: Unknown,
     #[serde(default)]
     always: Vec<Entry>,
     #[serde(default)]
     start: Vec<Entry>,
+}
+
+/// What becomes of a call that no entry allows.
+#[derive(Debug, Default, Deserialize)]
+enum Unknown {
+    /// The process is killed.
+    #[default]
+    #[serde(rename = "kill")]
+    Kill,
+    /// The call fails as on a kernel that does not have it. For programs of others, which know how to do without.
+    #[serde(rename = "ENOSYS")]
+    NoSuchCall,
 }
 
 /// Calls that are allowed for one reason.
@@ -81,6 +96,9 @@ struct Condition {
     /// None of these bits.
     #[serde(default)]
     without: Vec<Constant>,
+    /// All of these bits.
+    #[serde(default)]
+    with: Vec<Constant>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -137,8 +155,12 @@ pub fn compile(policy: &str, filter: Filter) -> Result<Vec<u8>, PolicyError> {
             }
         }
     }
+    let unknown = match policy.unknown {
+        Unknown::Kill => json!("kill_process"),
+        Unknown::NoSuchCall => json!({ "errno": libc::ENOSYS }),
+    };
     let description = json!({
-        "main": { "mismatch_action": "kill_process", "match_action": "allow", "filter": rules }
+        "main": { "mismatch_action": unknown, "match_action": "allow", "filter": rules }
     })
     .to_string();
     let mut compiled = compile_from_json(description.as_bytes(), TargetArch::x86_64)?;
@@ -182,18 +204,22 @@ pub fn build(name: &str) {
 fn alternatives(conditions: &[Condition]) -> Result<Vec<Vec<Value>>, PolicyError> {
     let mut found: Vec<Vec<Value>> = vec![Vec::new()];
     for condition in conditions {
-        let mut forbidden = 0;
+        let (mut forbidden, mut needed) = (0, 0);
         for bits in &condition.without {
             forbidden |= bits.value()?;
+        }
+        for bits in &condition.with {
+            needed |= bits.value()?;
         }
         let mut options = Vec::new();
         for value in &condition.one_of {
             options.push(comparison(condition.index, json!("eq"), value.value()?));
         }
-        if forbidden != 0 {
-            let clear = comparison(condition.index, json!({ "masked_eq": forbidden }), 0);
+        let mask = forbidden | needed;
+        if mask != 0 {
+            let bits = comparison(condition.index, json!({ "masked_eq": mask }), needed);
             for known in &mut found {
-                known.push(clear.clone());
+                known.push(bits.clone());
             }
         }
         if !options.is_empty() {
@@ -246,6 +272,10 @@ mod tests {
             calls = ["mmap"]
             args = [{ index = 2, without = ["PROT_EXEC"] }]
             why = "memory"
+            [[always]]
+            calls = ["clone"]
+            args = [{ index = 0, with = ["CLONE_THREAD"] }]
+            why = "threads"
         "#;
         assert!(length(policy, Filter::Inner) > 15);
     }

@@ -68,8 +68,8 @@ fn start(
     ]
     .concat();
     let errno = match (&program, argv.first()) {
-        (Some(program), _) => sys::exec(program.as_raw_fd(), c"", &argv, &env, libc::AT_EMPTY_PATH),
-        (None, Some(path)) => sys::exec(sys::CWD, path, &argv, &env, 0),
+        (Some(program), _) => sys::exec_file(program.as_raw_fd(), &argv, &env),
+        (None, Some(path)) => sys::exec_path(path, &argv, &env),
         (None, None) => Errno(libc::EINVAL),
     };
     Err(Failure::new(what, errno))

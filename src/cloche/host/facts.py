@@ -41,7 +41,7 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
         kvm=accel.kvm_result(),
         nofile_hard=_nofile_hard(),
         skeleton=read_skeleton("/etc/skel"),
-        filters={name: tools.read_filter(name) for name in ("cloche-fs", "cloche-rng")},
+        filters={name: tools.read_filter(name) for name in ("cloche-fs", "cloche-rng", "qemu")},
         tsc_khz=tsc_khz(warden, remember=remember) if warden else 0,
     )
 

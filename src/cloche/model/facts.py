@@ -63,7 +63,7 @@ class HostFacts(Record):
         kvm: Whether KVM was tried and works (None: not tried yet).
         nofile_hard: The hard limit of open files.
         skeleton: What a fresh home begins with; None when that is too much to be sent with the plan.
-        filters: For each of cloche's own device programs: the filter of system calls that is put on before its exec.
+        filters: For each jailed program, the filter of system calls that is put on before its exec.
         tsc_khz: The frequency of the host's time-stamp counter in kHz; 0 when it is not known or not steady.
     """
 

@@ -431,19 +431,28 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     out
 }
 
-/// execveat(2): `path` below `dir`, or with an empty `path` and `AT_EMPTY_PATH` the file `dir` itself. Returns only on failure.
-pub fn exec(dir: RawFd, path: &CStr, argv: &[CString], env: &[CString], flags: c_int) -> Errno {
+/// execveat(2) of the file `program` itself, which need not have a name here. Returns only on failure.
+pub fn exec_file(program: RawFd, argv: &[CString], env: &[CString]) -> Errno {
     let (argv, env) = (pointers(argv), pointers(env));
     // SAFETY: all strings end with NUL, both arrays with a null pointer, and they live until the call returns.
     unsafe {
         libc::syscall(
             libc::SYS_execveat,
-            dir,
-            path.as_ptr(),
+            program,
+            c"".as_ptr(),
             argv.as_ptr(),
             env.as_ptr(),
-            flags,
+            libc::AT_EMPTY_PATH,
         );
     }
+    last_errno()
+}
+
+/// execve(2), and not execveat with a path: filters of programs that have a path can then leave execveat out. Returns
+/// only on failure.
+pub fn exec_path(path: &CStr, argv: &[CString], env: &[CString]) -> Errno {
+    let (argv, env) = (pointers(argv), pointers(env));
+    // SAFETY: all strings end with NUL, both arrays with a null pointer, and they live until the call returns.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
     last_errno()
 }

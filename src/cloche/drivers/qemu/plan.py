@@ -292,7 +292,7 @@ def _vmm(facts: HostFacts, machine: Machine, options: command.MachineOptions) ->
             hostname=b"",
             cwd=b"/",
             rlimits=((_RLIMIT_CORE, 0, 0),),
-            seccomp=b"",
+            seccomp=_filter(facts, "qemu"),
             root=tuple(root),
         ),
     )
