@@ -109,10 +109,10 @@ async def main() -> None:
             reader.stdin.close()
         print(f"aio_ends={set(await asyncio.gather(*waiting))}")
         for turns in range(4):
-            task = asyncio.ensure_future(box.create_subprocess_exec("sleep", "4242", stdout=aio.PIPE))
-            await cancelled(task, turns)
-        done = await box.run(["pgrep", "-xc", "sleep"], capture_output=True, text=True)
-        print(f"aio_cancel_exec={done.stdout.strip()}")
+            sleeper = asyncio.ensure_future(box.create_subprocess_exec("sleep", "4242", stdout=aio.PIPE))
+            await cancelled(sleeper, turns)
+        count = await box.run(["pgrep", "-xc", "sleep"], capture_output=True, text=True)
+        print(f"aio_cancel_exec={count.stdout.strip()}")
     for turns in (1, 3):
         machine = aio.Sandbox()
         await cancelled(asyncio.ensure_future(machine.start()), turns)
@@ -121,7 +121,7 @@ async def main() -> None:
 async def cancelled(task: asyncio.Future[Any], turns: int) -> None:
     """Cancel a task after some turns of the loop, twice, and wait for its end."""
     for _ in range(turns):
-        await asyncio.sleep(0)
+        await asyncio.wait([task], timeout=0)
     task.cancel()
     await asyncio.wait([task], timeout=0)
     task.cancel()
