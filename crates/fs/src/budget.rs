@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Counts the inodes the guest knows (each costs a descriptor until it is forgotten) and its open files.
 #[derive(Debug)]
 pub struct Budget {
-    threshold: u64,
+    for_files: u64,
+    for_all: u64,
     held: Mutex<Held>,
 }
 
@@ -25,11 +26,12 @@ impl Held {
 }
 
 impl Budget {
-    /// Makes a budget that is scarce once more than `threshold` descriptors are held.
+    /// Makes a budget that is spent once more than `threshold` descriptors are held, and scarce a quarter earlier.
     #[must_use]
     pub fn new(threshold: u64) -> Self {
         Budget {
-            threshold,
+            for_files: threshold - threshold / 4,
+            for_all: threshold,
             held: Mutex::default(),
         }
     }
@@ -83,10 +85,16 @@ impl Budget {
         self.lock().count()
     }
 
-    /// Whether what is told to the guest from now on should not be cached by it.
+    /// Whether the guest should keep only directories from now on.
     #[must_use]
     pub fn is_scarce(&self) -> bool {
-        self.held() > self.threshold
+        self.held() > self.for_files
+    }
+
+    /// Whether it should not even keep those.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.held() > self.for_all
     }
 }
 
@@ -107,6 +115,15 @@ mod tests {
         budget.forget(2, 1);
         assert_eq!(budget.held(), 1);
         assert!(!budget.is_scarce());
+    }
+
+    #[test]
+    fn the_last_quarter_is_for_directories() {
+        let budget = Budget::new(4);
+        (2..6).for_each(|inode| budget.remember(inode));
+        assert!(budget.is_scarce() && !budget.is_spent());
+        budget.remember(6);
+        assert!(budget.is_spent());
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! * **Descriptors.** An inode the guest knows costs a descriptor here, and an ordinary user has few. A guest kernel drops
 //!   a directory entry at its last use when the entry's lifetime is over, and then forgets its inode. So once half of the
 //!   descriptors are in use entries are told with a lifetime of zero: what is cached stays cached, what is new does not
-//!   stay. Listings then carry no attributes, since each would cost a lookup and a forget.
+//!   stay. The last of that half is kept for directories, because a directory that is not cached is looked up again for
+//!   every path that leads through it. Listings then carry no attributes, since each would cost a lookup and a forget.
 //! * **Owners.** In a user namespace nothing can be given away. A change of owner succeeds without effect on the caller's
 //!   own files (`cp -a` and `tar x` as the guest's root work) and is refused (`EPERM`) on everybody else's.
 //! * **Names** reach one entry of one directory (no `..`, no `/`); devices cannot be made; of the extended attributes only
@@ -99,7 +100,8 @@ impl ShareFs {
     /// Counts an entry before it is told, and decides how long the guest may keep it.
     pub(crate) fn told(&self, mut entry: Entry) -> Entry {
         self.0.budget.remember(entry.inode);
-        if self.is_scarce() {
+        let is_directory = entry.attr.mode & libc::S_IFMT == libc::S_IFDIR;
+        if self.is_scarce() && (!is_directory || self.0.budget.is_spent()) {
             entry.entry_timeout = Duration::ZERO;
         }
         entry

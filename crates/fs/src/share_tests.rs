@@ -199,9 +199,42 @@ fn a_listing_carries_no_attributes_once_descriptors_are_scarce() {
     let scope = Scope::enter(true);
     let told = (0..FD_LIMIT as usize)
         .filter(|number| share.lookup(ctx(), ROOT, &name(*number)).unwrap().inode != 0);
-    assert_eq!(told.count() as u64, (FD_LIMIT - RESERVED_FDS) / 2 + 1);
+    assert_eq!(told.count() as u64, (FD_LIMIT - RESERVED_FDS) / 8 * 3 + 1);
     drop(scope);
     assert_ne!(share.lookup(ctx(), ROOT, &name(400)).unwrap().inode, 0);
+}
+
+#[test]
+fn the_last_of_what_stays_is_kept_for_directories() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let scratch = Scratch::new("directories");
+    for number in 0..FD_LIMIT as usize {
+        fs::create_dir(scratch.path().join(name(number).to_str().unwrap())).unwrap();
+    }
+    fs::write(scratch.path().join("file"), b"").unwrap();
+    let share = share(scratch.path(), caller());
+    let mut lifetimes = (0..FD_LIMIT as usize).map(|number| {
+        share
+            .lookup(ctx(), ROOT, &name(number))
+            .unwrap()
+            .entry_timeout
+    });
+    let few = (FD_LIMIT - RESERVED_FDS) / 8 * 3;
+    assert!(lifetimes
+        .by_ref()
+        .take(few as usize)
+        .all(|lifetime| lifetime == LIFETIME));
+    let file = share.lookup(ctx(), ROOT, c"file").unwrap();
+    assert_eq!(file.entry_timeout, Duration::ZERO);
+    share.forget(ctx(), file.inode, 1);
+    assert_eq!(lifetimes.next(), Some(LIFETIME));
+    // At half of the descriptors it ends for directories, too: the other half is for open files.
+    let rest = (FD_LIMIT - RESERVED_FDS) / 8 - 1;
+    assert!(lifetimes
+        .by_ref()
+        .take(rest as usize)
+        .all(|lifetime| lifetime == LIFETIME));
+    assert_eq!(lifetimes.next(), Some(Duration::ZERO));
 }
 
 #[test]
