@@ -140,20 +140,24 @@ def test_the_console_is_kept_and_made_safe(start: Callable[..., Domain]) -> None
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "text, message, hint",
     [
-        ("exit 3", "the domain ended: its process vmm exited with status 3"),
-        ("exit 0", "the guest's kernel has stopped the machine"),
-        ("kill -KILL $$", "the domain ended: its process vmm was killed by signal 9"),
+        ("exit 3", "the domain ended: its process vmm exited with status 3", "doctor"),
+        ("exit 0", "the guest's kernel has stopped the machine", "--boot-log"),
+        ("kill -KILL $$", "the domain ended: its process vmm was killed by signal 9", "dmesg"),
+        ("kill -SYS $$", "the domain ended: its process vmm was killed by signal 31", "policy"),
     ],
 )
-def test_the_end_of_an_essential_process(start: Callable[..., Domain], text: str, message: str) -> None:
+def test_the_end_of_an_essential_process(
+    start: Callable[..., Domain], text: str, message: str, hint: str
+) -> None:
     """When a process the domain cannot do without ends, the domain ends, once, with name and reason."""
     domain = start(script("helper", "read x <&3", CONSOLE), script("vmm", text))
     error = domain.until_ended()
     assert isinstance(error, DomainError)
     assert error.message == message
-    assert error.hint
+    assert error.hint is not None
+    assert hint in error.hint
 
 
 def test_the_last_words_are_told(start: Callable[..., Domain]) -> None:

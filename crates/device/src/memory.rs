@@ -209,3 +209,84 @@ impl Drop for DirtyLog {
         unsafe { libc::munmap(self.start, self.size) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// A file of `size` bytes without a name.
+    fn file(size: u64) -> File {
+        use std::os::fd::FromRawFd;
+        // SAFETY: the name ends with a nul byte; the descriptor is new and nobody else's.
+        let file = unsafe { File::from_raw_fd(libc::memfd_create(c"test".as_ptr(), 0)) };
+        file.set_len(size).unwrap();
+        file
+    }
+
+    fn region(guest: u64, size: u64, user: u64, offset: u64) -> Region {
+        Region {
+            guest,
+            size,
+            user,
+            offset,
+        }
+    }
+
+    #[test]
+    fn addresses_are_found_in_their_region_only() {
+        let mut table = Table::default();
+        let low = region(0, 0x1000, 0x7000_0000, 0);
+        table.add(low, file(0x1000)).unwrap();
+        let high = region(0x10_0000, 0x1000, 0x8000_0000, 0);
+        table.add(high, file(0x1000)).unwrap();
+        assert_eq!(table.translate(0x7000_0000), Some(0));
+        assert_eq!(table.translate(0x8000_0FFF), Some(0x10_0FFF));
+        for nowhere in [0, 0x6FFF_FFFF, 0x7000_1000, 0x8000_1000, u64::MAX] {
+            assert_eq!(table.translate(nowhere), None);
+        }
+        table.remove(low).unwrap();
+        assert!(table.remove(low).is_err());
+        assert_eq!(table.translate(0x7000_0000), None);
+    }
+
+    #[test]
+    fn regions_that_cannot_be_are_refused_and_change_nothing() {
+        let mut table = Table::default();
+        let first = region(0, 0x2000, 0x7000_0000, 0);
+        table.add(first, file(0x2000)).unwrap();
+        let wrong = [
+            region(0x1000, 0x1000, 0x9000_0000, 0),
+            region(0x9000, 0x1000, 0x7000_1000, 0),
+            region(0x9000, 0x3000, 0x9000_0000, 0),
+            region(0x9000, 0x1000, 0x9000_0000, 0x2000),
+            region(0x9000, 0x1000, 0x9000_0000, u64::MAX),
+            region(u64::MAX - 0xFFF, 0x2000, 0x9000_0000, 0),
+            region(0x9000, 0, 0x9000_0000, 0),
+        ];
+        for region in wrong {
+            assert!(table.add(region, file(0x2000)).is_err(), "{region:?}");
+        }
+        assert!(table
+            .replace(vec![(first, file(0x2000)), (wrong[0], file(0x2000))])
+            .is_err());
+        assert_eq!(table.translate(0x7000_1000), Some(0x1000));
+    }
+
+    #[test]
+    fn the_log_has_a_bit_for_each_page_and_never_more() {
+        let file = file(2);
+        let log = DirtyLog::map(&file, 0, 2).unwrap();
+        log.mark(0x1FFF, 2);
+        log.mark(9 * 0x1000, 1);
+        log.mark(5 * 0x1000, 0);
+        log.mark(15 * 0x1000, u64::MAX);
+        log.mark(u64::MAX, u64::MAX);
+        let mut bits = Vec::new();
+        (&file).read_to_end(&mut bits).unwrap();
+        assert_eq!(bits, [0b0000_0110, 0b1000_0010]);
+        assert!(DirtyLog::map(&file, 0, 3).is_err());
+        assert!(DirtyLog::map(&file, u64::MAX, 1).is_err());
+    }
+}

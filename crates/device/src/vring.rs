@@ -341,3 +341,7 @@ impl Vring {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "vring_tests.rs"]
+mod tests;

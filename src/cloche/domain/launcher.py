@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _STDERR = 2
 _SIGKILL = 9
+_SIGSYS = 31
 #: As much of the console as is kept to explain a failed boot, in bytes.
 _CONSOLE_KEPT = 16 * 1024
 
@@ -182,6 +183,10 @@ class Launcher:
         hint = "`cloche doctor` tries every part on this host."
         if event.signal == _SIGKILL:
             hint = "Somebody or the kernel (for want of memory?) has ended it; `dmesg` tells the latter."
+        elif event.signal == _SIGSYS:
+            hint = (
+                "It made a system call that its policy does not allow: an attack, or a defect to be reported."
+            )
         return DomainError(f"the domain ended: its process {process.name} {how}", detail=detail, hint=hint)
 
     def _not_started(self, event: Failed) -> LaunchError:
