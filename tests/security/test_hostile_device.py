@@ -24,7 +24,7 @@ from cloche.host.facts import collect_facts
 from cloche.host.warden import Exited, Failed, Spawned, Warden
 from cloche.model.jail import Jail, JailFlag, Namespace, SpawnSpec
 from setuplib import cargo, rust
-from support.plans import KERNEL, request
+from support.plans import KERNEL, request, share
 from support.wardens import ROLES, Role, domain, make_role, next_events, outcome, shell, small_jail
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from support.users import OrdinaryUser
 
 PROGRAMS = ("cloche-fs", "cloche-rng")
+#: Each kind of device process, and its program.
+KINDS = {"system": "cloche-fs", "shares": "cloche-fs", "rng": "cloche-rng"}
 #: How an attack ends that the kernel refused (crates/device/src/hostile.rs).
 REFUSED = 10
 CAP_NET_RAW, CAP_SYS_ADMIN = 13, 21
@@ -53,17 +55,23 @@ class Attack(NamedTuple):
 
 
 ATTACKS = {
-    # Opening files is the file server's work: that it cannot name the host's is its root's doing.
-    ("cloche-fs", "open"): Attack(("root",)),
-    ("cloche-rng", "open"): Attack(("filters", "root")),
-    ("cloche-fs", "write"): Attack(("read-only",)),
-    ("cloche-rng", "write"): Attack(("filters", "read-only")),
-    # Executed again it says that it misses its options.
-    ("cloche-fs", "exec"): Attack(("filters",), won=2),
-    ("cloche-rng", "exec"): Attack(("filters", "root")),
+    # Opening files is a file server's work: that it cannot name the host's is its root's doing.
+    ("rng", "open"): Attack(("filters", "root")),
+    ("rng", "write"): Attack(("filters", "read-only")),
+    ("rng", "exec"): Attack(("filters", "root")),
     **{
-        (program, name): attack
-        for program in PROGRAMS
+        (server, name): attack
+        for server in ("system", "shares")
+        for name, attack in {
+            "open": Attack(("root",)),
+            "write": Attack(("read-only",)),
+            # Executed again it says that it misses its options.
+            "exec": Attack(("filters",), won=2),
+        }.items()
+    },
+    **{
+        (kind, name): attack
+        for kind in KINDS
         for name, attack in {
             "connect": Attack(("filters", "net")),
             "connect-unix": Attack(("filters", "net")),
@@ -115,13 +123,14 @@ def hostile() -> Iterator[Path]:
     shutil.rmtree(copies)
 
 
-def real_jail(program: str) -> Jail:
-    """Return the jail in which the program runs for whoever this is."""
+def real_jail(kind: str, shared: Path) -> Jail:
+    """Return the jail in which a device process runs for whoever this is, where ``shared`` is what is shared."""
     facts = collect_facts()
-    if program == "cloche-rng":
-        return device_jail(facts, program)
-    plan = find_driver("qemu").plan(request(), facts, KERNEL)
-    return next(process.jail for process in plan.processes if process.name == "fs-system")
+    if kind == "rng":
+        return device_jail(facts, KINDS[kind])
+    asked = request(shares=(share(str(shared), writable=True),))
+    plan = find_driver("qemu").plan(asked, facts, KERNEL)
+    return next(process.jail for process in plan.processes if process.name == f"fs-{kind}")
 
 
 def without(jail: Jail, part: str, caps: int) -> Jail:
@@ -162,7 +171,7 @@ def launch(warden: Warden, path: Path, jail: Jail, attack: str, target: str, *, 
 
 
 @contextmanager
-def target_of(attack: str, program: str, role: Role, warden: Warden) -> Iterator[str]:
+def target_of(attack: str, kind: str, role: Role, warden: Warden) -> Iterator[str]:
     """Provide what an attack is aimed at, so that it could succeed."""
     if attack == "open":
         with role.directory() as directory:
@@ -171,10 +180,10 @@ def target_of(attack: str, program: str, role: Role, warden: Warden) -> Iterator
     elif attack == "write":
         yield "/new"
     elif attack == "exec":
-        yield "/proc/self/exe" if program == "cloche-fs" else "/usr/bin/true"
+        yield "/usr/bin/true" if kind == "rng" else "/proc/self/exe"
     elif attack in {"connect", "connect-unix"}:
-        kind = socket.AF_INET if attack == "connect" else socket.AF_UNIX
-        with socket.socket(kind) as listener:
+        family = socket.AF_INET if attack == "connect" else socket.AF_UNIX
+        with socket.socket(family) as listener:
             listener.bind(("127.0.0.1", 0) if attack == "connect" else f"\0cloche-{os.getpid()}")
             listener.listen()
             name = listener.getsockname()
@@ -195,22 +204,23 @@ def never_ready() -> int:
     return reader
 
 
-@pytest.mark.parametrize("program, attack", ATTACKS, ids=["-".join(key) for key in ATTACKS])
-def test_what_stops_a_device(role: Role, hostile: Path, program: str, attack: str) -> None:
+@pytest.mark.parametrize("kind, attack", ATTACKS, ids=["-".join(key) for key in ATTACKS])
+def test_what_stops_a_device(role: Role, hostile: Path, kind: str, attack: str) -> None:
     """The real jail stops the attack, so does each part of it alone, and without them all it succeeds."""
 
     @role.run
     def _() -> None:
-        parts, caps, won = ATTACKS[program, attack]
-        real = real_jail(program)
+        parts, caps, won = ATTACKS[kind, attack]
 
         def attempt(kept: frozenset[str]) -> int:
-            jail = real
-            for part in parts:
-                if part not in kept:
-                    jail = without(jail, part, caps)
-            with domain(role.warden) as warden, target_of(attack, program, role, warden) as target:
-                return launch(warden, hostile / program, jail, attack, target, bare="filters" not in kept)
+            with domain(role.warden) as warden, role.directory() as shared:
+                jail = real_jail(kind, shared)
+                for part in parts:
+                    if part not in kept:
+                        jail = without(jail, part, caps)
+                with target_of(attack, kind, role, warden) as target:
+                    path = hostile / KINDS[kind]
+                    return launch(warden, path, jail, attack, target, bare="filters" not in kept)
 
         # In the real jail everything is in place, whether it is there for this attack or not.
         assert attempt(frozenset({*parts, "filters"})) in {REFUSED, -signal.SIGSYS}
@@ -223,33 +233,33 @@ def test_what_stops_a_device(role: Role, hostile: Path, program: str, attack: st
 
 
 @pytest.mark.parametrize("attack", GUARDED)
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_calls_that_never_reach_the_kernel(role: Role, hostile: Path, program: str, attack: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_calls_that_never_reach_the_kernel(role: Role, hostile: Path, kind: str, attack: str) -> None:
     """Calls that kernels have had many holes in are killed by the filters, and without them the kernel answers."""
 
     @role.run
     def _() -> None:
-        jail = real_jail(program)
-        with domain(role.warden) as warden:
-            assert launch(warden, hostile / program, jail, attack, "", bare=False) == -signal.SIGSYS
+        with domain(role.warden) as warden, role.directory() as shared:
+            jail, path = real_jail(kind, shared), hostile / KINDS[kind]
+            assert launch(warden, path, jail, attack, "", bare=False) == -signal.SIGSYS
             open_jail = without(jail, "filters", 0)
-            assert launch(warden, hostile / program, open_jail, attack, "", bare=True) in {0, REFUSED}
+            assert launch(warden, path, open_jail, attack, "", bare=True) in {0, REFUSED}
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_either_filter_alone_stops_an_attack(role: Role, hostile: Path, program: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_either_filter_alone_stops_an_attack(role: Role, hostile: Path, kind: str) -> None:
     """Only the inner filter stops an exec, and both stop what neither the start nor the work needs."""
 
     @role.run
     def _() -> None:
-        jail = real_jail(program)
-        with domain(role.warden) as warden:
+        with domain(role.warden) as warden, role.directory() as shared:
+            jail, path = real_jail(kind, shared), hostile / KINDS[kind]
             no_outer = without(jail, "filters", 0)
             for attack in ("fork", "code"):
-                assert launch(warden, hostile / program, jail, attack, "", bare=True) == -signal.SIGSYS
-                assert launch(warden, hostile / program, no_outer, attack, "", bare=False) == -signal.SIGSYS
+                assert launch(warden, path, jail, attack, "", bare=True) == -signal.SIGSYS
+                assert launch(warden, path, no_outer, attack, "", bare=False) == -signal.SIGSYS
             # The attack that is none: the build, its jail and its filters work.
-            assert launch(warden, hostile / program, jail, "nothing", "", bare=False) == 0
+            assert launch(warden, path, jail, "nothing", "", bare=False) == 0
 
 
 def test_a_failed_start_is_told(role: Role, hostile: Path) -> None:
@@ -257,10 +267,11 @@ def test_a_failed_start_is_told(role: Role, hostile: Path) -> None:
 
     @role.run
     def _() -> None:
-        jail = real_jail("cloche-rng")
-        spec = SpawnSpec(id=1, name=b"device", argv=(b"/nowhere",), env=(), jail=jail)
+        jail = real_jail("rng", role.home)
+        spec = SpawnSpec(id=1, name=b"device", argv=(b"device",), env=(), jail=jail, exe_fd=True)
+        program = os.open(hostile, os.O_PATH | os.O_CLOEXEC)  # a directory
         with domain(role.warden) as warden:
-            failed = outcome(warden, spec)
-            assert isinstance(failed, Failed)
-            assert "exec /nowhere" in failed.what
-        assert hostile.exists()
+            failed = outcome(warden, spec, (program,))
+        os.close(program)
+        assert isinstance(failed, Failed)
+        assert failed.what == "exec device"
