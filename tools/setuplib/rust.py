@@ -8,7 +8,7 @@ from setuplib import cargo, stamp
 from setuplib.ui import ROOT, SetupError, run
 
 TARGET = "x86_64-unknown-linux-gnu"
-PROGRAMS = ("cloche-agent", "cloche-warden", "cloche-fs", "cloche-rng")
+PROGRAMS = ("cloche-agent", "cloche-warden", "cloche-fs", "cloche-rng", "cloche-disk")
 #: Compiles the filters of system calls that the warden puts on before an exec, as NAME.filter; only used here.
 POLICY = "cloche-policy"
 POLICIES = os.path.join(ROOT, "policies")

@@ -1,0 +1,39 @@
+//! The disk as the start-up crate sees it.
+
+use cloche_device::{Broken, Device, Progress, Vring};
+
+use crate::request::Disk;
+use crate::storage::Storage;
+
+/// Entries of the queue, at most. QEMU asks for 128.
+pub const QUEUE_SIZE: u16 = 256;
+
+impl<S: Storage + Send> Device for Disk<S> {
+    fn queues(&self) -> usize {
+        1
+    }
+
+    fn queue_size(&self) -> u16 {
+        QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        self.offered()
+    }
+
+    fn accept(&mut self, features: u64) {
+        self.negotiate(features);
+    }
+
+    fn config(&self) -> Option<Vec<u8>> {
+        Some(self.space().to_vec())
+    }
+
+    fn process(&mut self, _queue: usize, vring: &mut Vring) -> Result<Progress, Broken> {
+        vring.serve_lent(|lent| self.answer(lent))
+    }
+
+    fn has_inflight(&self) -> bool {
+        true
+    }
+}
