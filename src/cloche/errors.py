@@ -61,6 +61,10 @@ class ShareError(ClocheError):
     """A directory of the host cannot be shared as asked."""
 
 
+class DiskError(ClocheError):
+    """A disk cannot be given to a guest as asked."""
+
+
 class LaunchError(ClocheError):
     """A machine or one of its processes did not come up."""
 

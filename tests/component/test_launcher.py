@@ -15,11 +15,11 @@ import pytest
 from cloche.domain.launcher import Launcher
 from cloche.domain.remote import RemoteLauncher
 from cloche.domain.timings import Timings
-from cloche.errors import ClocheError, DomainError, LaunchError
+from cloche.errors import ClocheError, DiskError, DomainError, LaunchError
 from cloche.host import rundir
 from cloche.host.reactor import Reactor
 from cloche.model.jail import File
-from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, ProcessPlan
+from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, OpenFile, ProcessPlan
 from support import leaks
 from support.plans import facts, request
 from support.wardens import PATIENCE_S, descendants, small_jail
@@ -313,3 +313,59 @@ def test_a_killed_host_program(tmp_path: Path, project: Path) -> None:
         os.close(supervisor)
         assert program.stderr.read() == b""
     assert list(tmp_path.glob("cloche/*")) == []
+
+
+def mortal(text: str, path: Path, *, writable: bool = True) -> ProcessPlan:
+    """Return a process that has a file and the console, and is started again when it dies."""
+    file = OpenFile(str(path), writable, 4)
+    return script("disk-home", text, CONSOLE)._replace(files=(file,), restarts=True)
+
+
+def test_a_process_that_dies_is_started_again_with_what_it_had(
+    start: Callable[..., Domain], tmp_path: Path
+) -> None:
+    """The next process has the same open file, at the place where the one before left it."""
+    path = tmp_path / "file"
+    path.write_text("first\nsecond\n")
+    # The shell reads one byte at a time and so no more than a line.
+    domain = start(
+        mortal("read line <&4; echo $line >&3; test $line = second && read x <&3; kill -KILL $$", path)
+    )
+    domain.says("second")
+    assert domain.ends == []
+
+
+def test_a_process_that_dies_again_and_again_ends_the_domain(
+    start: Callable[..., Domain], tmp_path: Path
+) -> None:
+    """After some deaths within a minute the domain ends, with the name, how it ended, and its last words."""
+    path = tmp_path / "file"
+    path.touch()
+    domain = start(mortal("echo alas >&2; exit 3", path), script("vmm", "read x <&3", CONSOLE))
+    error = domain.until_ended()
+    assert error.message.startswith(
+        "the domain ended: its process disk-home exited with status 3, the last of 6"
+    )
+    assert error.hint == "it said: alas"
+
+
+def test_a_file_belongs_to_one_domain(start: Callable[..., Domain], tmp_path: Path) -> None:
+    """A file that a domain may write is refused to every other, until that domain has ended."""
+    path = tmp_path / "file"
+    path.touch()
+    waiting = "echo up >&3; read x <&3"
+    first = start(mortal(waiting, path))
+    first.says("up")
+    for writable in (True, False):
+        with pytest.raises(DiskError, match="another domain has it"):
+            start(mortal(waiting, path, writable=writable))
+    first.launcher.close()
+    readers = [start(mortal(waiting, path, writable=False)) for _ in range(2)]
+    for reader in readers:
+        reader.says("up")
+
+
+def test_a_file_that_cannot_be_opened(start: Callable[..., Domain], tmp_path: Path) -> None:
+    """A file that is not there any more when the domain starts is named, and nothing is left running."""
+    with pytest.raises(DiskError, match="No such file"):
+        start(mortal("exit 0", tmp_path / "gone"))

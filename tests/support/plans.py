@@ -13,7 +13,13 @@ ALICE = User("alice", 1000, 1000, "alice", "/home/alice", "/bin/bash", "Alice")
 ROOT = User("root", 0, 0, "root", "/root", "/bin/bash", "root")
 KERNEL = Kernel("6.12-test", "/kernels/vmlinux", "/kernels/initrd", "built", "microvm")
 TOOLS = Tools(
-    "/usr/bin/qemu-system-x86_64", (10, 0), "/usr/bin/bwrap", "/bin/warden", "/bin/agent", "/bin/fs"
+    "/usr/bin/qemu-system-x86_64",
+    (10, 0),
+    "/usr/bin/bwrap",
+    "/bin/warden",
+    "/bin/agent",
+    "/bin/fs",
+    "/bin/disk",
 )
 #: Any program will do: it is passed on and not looked at.
 FILTERS = {"cloche-fs": b"filter..", "qemu": b"another."}

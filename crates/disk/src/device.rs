@@ -5,8 +5,9 @@ use cloche_device::{Broken, Device, Progress, Vring};
 use crate::request::Disk;
 use crate::storage::Storage;
 
-/// Entries of the queue, at most. QEMU asks for 128.
-pub const QUEUE_SIZE: u16 = 256;
+/// Entries of the queue, at most, and what QEMU must be told: its virtio-mmio offers every guest this many, whatever its
+/// device is set to, and sizes the notes on requests in flight for the device.
+pub const QUEUE_SIZE: u16 = 1024;
 
 impl<S: Storage + Send> Device for Disk<S> {
     fn queues(&self) -> usize {

@@ -23,8 +23,7 @@ fn main() -> ExitCode {
             fds: &[IMAGE],
         },
         filter: include_bytes!(concat!(env!("OUT_DIR"), "/inner.filter")),
-        // Whoever comes after this process has the same listening socket.
-        reconnect: Reconnect::Exit,
+        reconnect: Reconnect::AcceptAgain,
     };
     program.run(read_args, open)
 }

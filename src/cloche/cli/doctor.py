@@ -88,7 +88,13 @@ def _tools(facts: HostFacts) -> list[Finding]:
         )
     else:
         findings.append(Finding("qemu", "ok", f"{facts.tools.qemu} {major}.{minor}"))
-    for name, path in (("warden", facts.tools.warden), ("agent", facts.tools.agent), ("fs", facts.tools.fs)):
+    own = (
+        ("warden", facts.tools.warden),
+        ("agent", facts.tools.agent),
+        ("fs", facts.tools.fs),
+        ("disk", facts.tools.disk),
+    )
+    for name, path in own:
         findings.append(
             Finding(name, "ok", path) if path else Finding(name, "bad", "not built", "make setup")
         )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cloche.guest.job import Job
     from cloche.host.reactor import Timer
     from cloche.model.plan import LaunchPlan
-    from cloche.model.request import Include, RunRequest, Share
+    from cloche.model.request import Disk, Include, RunRequest, Share
 
 
 def main(parsed: Parsed) -> int:
@@ -61,13 +61,15 @@ def build_request(parsed: Parsed) -> RunRequest:
     given = parsed.values
     shares: tuple[Share, ...] = ()
     includes: tuple[Include, ...] = ()
-    if given.keys() & {"share", "here", "include"}:
-        from cloche.host.paths import resolve_include, resolve_share, share_here
+    disks: tuple[Disk, ...] = ()
+    if given.keys() & {"share", "here", "include", "disk"}:
+        from cloche.host.paths import resolve_disk, resolve_include, resolve_share, share_here
 
         shares = tuple(resolve_share(word) for word in given.get("share", ()))  # type: ignore[attr-defined]
         if given.get("here"):
             shares = (*shares, share_here())
         includes = tuple(resolve_include(word) for word in given.get("include", ()))  # type: ignore[attr-defined]
+        disks = tuple(resolve_disk(word) for word in given.get("disk", ()))  # type: ignore[attr-defined]
     plain = {
         key: given[key]
         for key in (
@@ -90,6 +92,7 @@ def build_request(parsed: Parsed) -> RunRequest:
         argv=tuple(os.fsencode(word) for word in parsed.operands),
         shares=shares,
         includes=includes,
+        disks=disks,
         env=tuple(_variable(word) for word in given.get("env", ())),  # type: ignore[attr-defined]
         memory_mib=given.get("memory"),  # type: ignore[arg-type]
         timeout_s=given.get("timeout"),  # type: ignore[arg-type]

@@ -26,6 +26,12 @@ RUN_OPTIONS = (
         repeat=True,
     ),
     Option(
+        ("--disk",),
+        "Give the machine a disk kept in a file of the host: /dev/disk/by-tag/TAG.",
+        metavar="TAG=FILE[,format=raw][,ro]",
+        repeat=True,
+    ),
+    Option(
         ("-u", "--user"), "Run as this user of the guest (root, nobody, you, or a number).", metavar="USER"
     ),
     Option(("--privileged",), "Run as root inside."),

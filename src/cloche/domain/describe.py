@@ -63,6 +63,10 @@ def _describe_process(process: ProcessPlan) -> list[str]:
     lines.append(f"    argv    {' '.join(_quote(word) for word in process.argv)}")
     for descriptor in process.descriptors:
         lines.append(f"    fd {descriptor.number:<4} {descriptor.endpoint} ({descriptor.side})")
+    for file in process.files:
+        lines.append(
+            f"    fd {file.number:<4} {_text(file.path)} ({'read-write' if file.writable else 'read-only'})"
+        )
     namespaces = ", ".join(flag.name.lower() for flag in Namespace if jail.namespaces & flag and flag.name)
     flags = ", ".join(flag.name.lower() for flag in JailFlag if jail.flags & flag and flag.name)
     lines.append(f"    jail    namespaces: {namespaces}; {flags}; capabilities {jail.keep_caps:#x}")

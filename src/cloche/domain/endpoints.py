@@ -6,7 +6,7 @@ import os
 
 from cloche.errors import HostError
 from cloche.lean import socket
-from cloche.model.plan import EndpointKind
+from cloche.model.plan import EndpointKind, socket_name
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Endpoints:
         if endpoint.kind == EndpointKind.PAIR:
             self._sides[name, "here"], self._sides[name, "there"] = socket.socketpair()
             return
-        path = self._directory.file(f"{name}.sock")
+        path = self._directory.file(socket_name(name))
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sides[name, "listen"] = listener
         with _Reach(path) as reachable:
@@ -62,7 +62,7 @@ class Endpoints:
             return here
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _Reach(self._directory.file(f"{name}.sock")) as reachable:
+            with _Reach(self._directory.file(socket_name(name))) as reachable:
                 connected.connect(reachable)
         except OSError:
             connected.close()
@@ -73,10 +73,13 @@ class Endpoints:
         """Return the descriptor that a process is to receive."""
         return self._sides[descriptor.endpoint, descriptor.side].fileno()
 
-    def release(self) -> None:
-        """Close what was only kept to be passed on, so that an end of file means that the process is gone."""
+    def release(self, *, keep: frozenset[str] = frozenset()) -> None:
+        """Close what was only kept to be passed on, so that an end of file means that the process is gone.
+
+        The sockets of the endpoints ``keep`` stay: they are to be passed on again.
+        """
         for (name, side), sock in list(self._sides.items()):
-            if side != "here":
+            if side != "here" and name not in keep:
                 sock.close()
                 del self._sides[name, side]
 

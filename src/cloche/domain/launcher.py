@@ -19,17 +19,20 @@ from cloche.host.rundir import RunDirectory
 from cloche.host.text import escape_untrusted
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import WARDEN_ID, Exited, Failed, Ready, Spawned, Warden
-from cloche.model.jail import File, SpawnSpec
+from cloche.model.jail import Bind, File, SpawnSpec
+from cloche.model.plan import RUN_DIRECTORY
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from cloche.domain.restarts import Restarts
     from cloche.domain.timings import Timings
     from cloche.host.reactor import Reactor
     from cloche.host.warden import Event
-    from cloche.model.plan import LaunchPlan, ProcessPlan
+    from cloche.model.jail import RootOp
+    from cloche.model.plan import LaunchPlan, OpenFile, ProcessPlan
 
 _STDERR = 2
 _SIGKILL = 9
@@ -60,6 +63,8 @@ class Launcher:
         self._endpoints: Endpoints | None = None
         self._directory: RunDirectory | None = None
         self._complaints: dict[int, Complaints] = {}
+        self._files: dict[OpenFile, int] = {}
+        self._restarts: Restarts | None = None
         self._closed = False
 
     @property
@@ -72,7 +77,12 @@ class Launcher:
 
         Raises:
             HostError: The run directory, the warden or a binary is missing.
+            DiskError: A disk's file cannot be opened.
         """
+        if any(process.files for process in self.plan.processes):
+            from cloche.domain.files import open_files
+
+            self._files = open_files(self.plan.processes)
         self._directory = RunDirectory.create()
         # The warden needs nothing of the others: it comes up while they are made.
         self._warden = self._warden or Warden.start(require_own_binary("cloche-warden"))
@@ -86,7 +96,10 @@ class Launcher:
         machine_id = os.urandom(16).hex().encode()
         for ident, process in enumerate(self.plan.processes):
             self._spawn(ident, process, machine_id)
-        self._endpoints.release()
+        lasting = [process for process in self.plan.processes if process.restarts]
+        self._endpoints.release(
+            keep=frozenset(d.endpoint for process in lasting for d in process.descriptors)
+        )
         self._timings.mark("processes sent off")
 
     def connect(self) -> socket.socket:
@@ -95,19 +108,22 @@ class Launcher:
             raise DomainError("the domain was not started")
         return self._endpoints.connect(self.plan.control)
 
-    def _spawn(self, ident: int, process: ProcessPlan, machine_id: bytes) -> None:
+    def _spawn(self, ident: int, process: ProcessPlan, machine_id: bytes = b"") -> None:
         assert self._warden is not None
         assert self._endpoints is not None
+        assert self._directory is not None
         program = _open_program(process.executable) if process.executable else None
         complaints = self._complaints[ident] = Complaints(self._reactor)
-        fds = [*(self._endpoints.descriptor(d) for d in process.descriptors), complaints.theirs]
+        fds = [self._endpoints.descriptor(d) for d in process.descriptors]
+        fds += [*(self._files[file] for file in process.files), complaints.theirs]
+        numbers = [d.number for d in process.descriptors] + [file.number for file in process.files]
         spec = SpawnSpec(
             id=ident,
             name=process.name.encode(),
             argv=process.argv,
             env=process.env,
-            jail=process.jail._replace(root=_fresh(process.jail.root, machine_id)),
-            fds=(*(descriptor.number for descriptor in process.descriptors), _STDERR),
+            jail=process.jail._replace(root=_fresh(process.jail.root, machine_id, self._directory.path)),
+            fds=(*numbers, _STDERR),
             exe_fd=program is not None,
         )
         log.debug(f"starting {process.name}")
@@ -168,7 +184,9 @@ class Launcher:
         log.debug(f"{process.name} {how}")
         if process.name.startswith("fs-") and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
-        if process.essential:
+        if process.restarts:
+            self._start_again(event.id, how)
+        elif process.essential:
             self._end(self._why_ended(event, process, how))
 
     def _why_ended(self, event: Exited, process: ProcessPlan, how: str) -> DomainError:
@@ -188,6 +206,31 @@ class Launcher:
                 "It made a system call that its policy does not allow: an attack, or a defect to be reported."
             )
         return DomainError(f"the domain ended: its process {process.name} {how}", detail=detail, hint=hint)
+
+    def _start_again(self, ident: int, how: str) -> None:
+        """Start a process that has died anew; who talked to it connects to the same socket again."""
+        from cloche.domain.restarts import MOST, WITHIN_S, Restarts
+
+        process = self.plan.processes[ident]
+        complaints = self._complaints.pop(ident)
+        said = complaints.last_words()
+        complaints.close()
+        self._restarts = self._restarts or Restarts()
+        if not self._restarts.may_restart(ident):
+            self._end(
+                DomainError(
+                    f"the domain ended: its process {process.name} {how}, "
+                    f"the last of {MOST + 1} times within {WITHIN_S:g} seconds",
+                    detail=said,
+                    hint="`cloche doctor` tries every part on this host.",
+                )
+            )
+            return
+        log.notice(f"{process.name} {how} and is started again" + (f": {said[-1]}" if said else ""))
+        try:
+            self._spawn(ident, process)
+        except (LaunchError, DomainError) as error:
+            self._end(error)
 
     def _not_started(self, event: Failed) -> LaunchError:
         what = "the domain" if event.id == WARDEN_ID else self._name(event.id)
@@ -268,6 +311,8 @@ class Launcher:
             self._warden.close()
             if wait:
                 self._warden.wait()
+        while self._files:
+            os.close(self._files.popitem()[1])
         if self._endpoints is not None:
             self._endpoints.close()
         if self._directory is not None:
@@ -287,11 +332,14 @@ def _raise(error: LaunchError | DomainError) -> None:
     raise error
 
 
-def _fresh(root: tuple[object, ...], machine_id: bytes) -> tuple:  # type: ignore[type-arg]
-    """Give this domain a machine-id of its own, in place of the plan's zeros."""
-    return tuple(
-        op._replace(content=machine_id + b"\n")
-        if isinstance(op, File) and op.path.endswith(b"/etc/machine-id")
-        else op
-        for op in root
-    )
+def _fresh(root: tuple[RootOp, ...], machine_id: bytes, directory: str) -> tuple[RootOp, ...]:
+    """Give this domain a machine-id and a run directory of its own, in place of what stands for them in the plan."""
+    return tuple(_own(op, machine_id, os.fsencode(directory)) for op in root)
+
+
+def _own(op: RootOp, machine_id: bytes, directory: bytes) -> RootOp:
+    if isinstance(op, File) and op.path.endswith(b"/etc/machine-id"):
+        return op._replace(content=machine_id + b"\n")
+    if isinstance(op, Bind) and op.source.startswith(RUN_DIRECTORY + b"/"):
+        return op._replace(source=directory + op.source[len(RUN_DIRECTORY) :])
+    return op

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cloche.model.plan import LaunchPlan
     from cloche.model.request import RunRequest
 
-_OWN = (("agent", "cloche-agent"), ("warden", "cloche-warden"), ("fs", "cloche-fs"))
+_OWN = (("agent", "cloche-agent"), ("warden", "cloche-warden"), ("fs", "cloche-fs"), ("disk", "cloche-disk"))
 
 
 def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) -> LaunchPlan:

@@ -35,6 +35,7 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
             warden=warden,
             agent=tools.find_own_binary("cloche-agent"),
             fs=tools.find_own_binary("cloche-fs"),
+            disk=tools.find_own_binary("cloche-disk"),
         ),
         cpus=len(os.sched_getaffinity(0)),
         memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024),

@@ -6,8 +6,9 @@ import errno
 import os
 import stat
 
-from cloche.errors import ShareError
-from cloche.model.request import Include, Share
+from cloche.errors import DiskError, ShareError
+from cloche.model.request import Disk, Include, Share
+from cloche.plan.disks import parse_disk
 from cloche.plan.shares import contains, normalize_guest_path, parse_include, parse_share
 
 #: Trees that are views of the host's processes and devices. A share of one would open the host.
@@ -65,6 +66,30 @@ def resolve_include(word: str) -> Include:
     if not os.access(real, os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK):
         raise ShareError(f"cannot include {host}: you may not read it", hint=_INCLUDE_HINT)
     return Include(real, guest)
+
+
+def resolve_disk(word: str) -> Disk:
+    """Turn the argument of ``--disk`` into a disk kept in an existing file.
+
+    Raises:
+        UsageError: The word is malformed.
+        DiskError: There is no such file, or it may not be read (and written).
+        ShareError: The working directory is gone.
+    """
+    tag, path, kind, writable = parse_disk(word)
+    try:
+        real = os.path.realpath(_absolute(path), strict=True)
+        mode = os.stat(real).st_mode
+    except OSError as error:
+        hint = f"`truncate -s 1G {path}` makes an empty disk." if error.errno == errno.ENOENT else None
+        raise DiskError(f"cannot use {path} as a disk: {_reason(error)}", hint=hint) from None
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise DiskError(f"cannot use {path} as a disk: it is neither a file nor a block device")
+    if not os.access(real, os.R_OK | (os.W_OK if writable else 0)):
+        what = "read and write" if writable else "read"
+        hint = "With ,ro it is only read." if writable and os.access(real, os.R_OK) else None
+        raise DiskError(f"cannot use {path} as a disk: you may not {what} it", hint=hint)
+    return Disk(tag, real, kind, writable)
 
 
 def _absolute(path: str) -> str:

@@ -37,6 +37,7 @@ class Tools(Record):
     warden: str
     agent: str
     fs: str
+    disk: str
 
 
 class SkeletonEntry(Record):

@@ -23,6 +23,16 @@ class EndpointKind:
     PAIR = "pair"
 
 
+#: Stands in a plan for the run directory, which is made when the plan is carried out. A LISTEN endpoint's socket is
+#: there under ``socket_name``.
+RUN_DIRECTORY = b"/run-directory"
+
+
+def socket_name(endpoint: str) -> str:
+    """Return the name of a LISTEN endpoint's socket in the run directory."""
+    return f"{endpoint}.sock"
+
+
 class Endpoint(Record):
     """A socket made before any process starts."""
 
@@ -42,10 +52,26 @@ class Descriptor(Record):
     number: int
 
 
+class OpenFile(Record):
+    """A file of the host as a process receives it: opened and locked before, and without its name.
+
+    Attributes:
+        path: Absolute path.
+        writable: Opened for writing too, and locked against everybody else; else against writers.
+        number: The descriptor's number in the process.
+    """
+
+    path: str
+    writable: bool
+    number: int
+
+
 class ProcessPlan(Record):
     """One process of a domain, with its jail.
 
     Attributes:
+        files: What it has open when it starts.
+        restarts: It is started anew when it dies, with the same descriptors, and whoever talked to it connects again.
         executable: A static program of the host, passed as a descriptor and so invisible in the jail; empty when
             ``argv[0]`` is a path inside the jail.
         essential: The domain ends with this process.
@@ -58,6 +84,8 @@ class ProcessPlan(Record):
     jail: Jail
     executable: str = ""
     essential: bool = True
+    files: tuple[OpenFile, ...] = ()
+    restarts: bool = False
 
 
 class LaunchPlan(Record):

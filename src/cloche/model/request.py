@@ -26,6 +26,22 @@ class Include(Record):
     target: str
 
 
+class Disk(Record):
+    """A file or block device of the host that the guest has as a disk.
+
+    Attributes:
+        tag: Its name: the guest finds it at /dev/disk/by-tag/``tag``, and it is the disk's serial number.
+        path: Absolute path on the host, links resolved.
+        format: How the bytes of the disk are kept in the file: ``raw``.
+        writable: Whether the guest may change it.
+    """
+
+    tag: str
+    path: str
+    format: str = "raw"
+    writable: bool = True
+
+
 class RunRequest(Record):
     """One run, as asked for.
 
@@ -47,6 +63,7 @@ class RunRequest(Record):
     driver: str = "qemu"
     shares: tuple[Share, ...] = ()
     includes: tuple[Include, ...] = ()
+    disks: tuple[Disk, ...] = ()
     env: tuple[tuple[bytes, bytes], ...] = ()
     workdir: str | None = None
     user: str | None = None

@@ -121,6 +121,11 @@ def build_machine_steps(
     # The copies come first: none of them may land in a share.
     steps += build_copy_steps(request.includes, user, person, source=base + b"/shares/i%d", prefix=root)
     steps += _bind_shares(request.shares, user, base + b"/shares/%d", root)
+    if request.disks:
+        from cloche.plan.disks import build_disk_steps
+
+        # /dev moves along into the new root.
+        steps += build_disk_steps(request.disks)
     steps += [SwitchRoot(root), Hostname(hostname.encode()), Loopback(), Clock(), Entropy()]
     return tuple(steps)
 

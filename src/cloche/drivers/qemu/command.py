@@ -18,6 +18,20 @@ KERNEL_PATH, INITRD_PATH = "/boot/kernel", "/boot/initrd"
 MEMORY_PATH = "/memory"
 HUGE_PAGE = 2 << 20
 
+#: Where the VMM's jail shows the sockets of the disks.
+DISK_SOCKETS = "/run/disks"
+
+#: Transports for disks, from the highest of those that the other devices leave; number 3 shares its interrupt with the
+#: clock and comes last.
+_DISK_SLOTS = (4, 2, 1, 0, 3)
+
+#: What virtio-mmio offers a guest whatever the device is set to; the notes on requests in flight must have as many.
+_DISK_QUEUE = 1024
+
+#: How long QEMU waits before it connects to a disk again, in milliseconds (whole seconds where it knows no others).
+_RECONNECT_MS = 50
+_RECONNECT_MS_SINCE = (9, 2)
+
 #: Where QEMU's microvm has its eight virtio-mmio transports.
 _SLOT_BASE = 0xFEB00000
 
@@ -29,11 +43,15 @@ class MachineOptions(Record):
         shares: Whether there is a second file server.
         serial: Whether the guest has a serial port (on ``CONSOLE_FD``).
         boot_log: Whether the kernel reports every step of its boot there.
+        disks: How many disks there are.
+        qemu_version: (major, minor).
     """
 
     shares: bool
     serial: bool
     boot_log: bool
+    disks: int = 0
+    qemu_version: tuple[int, int] = (7, 2)
 
 
 def build_vmm_argv(qemu: str, machine: Machine, options: MachineOptions) -> tuple[str, ...]:
@@ -75,9 +93,38 @@ def build_vmm_argv(qemu: str, machine: Machine, options: MachineOptions) -> tupl
     if options.shares:
         argv += ["-chardev", f"socket,id=shares,fd={SHARES_FD}"]
         argv += ["-device", f"vhost-user-fs-{bus},chardev=shares,tag=shares,queue-size=512"]
+    for index in range(options.disks):
+        argv += _disk(index, options, microvm=microvm)
     if options.serial:
         argv += ["-chardev", f"socket,id=console,fd={CONSOLE_FD}", "-serial", "chardev:console"]
     return tuple(argv)
+
+
+def max_disks(machine: Machine) -> int:
+    """Return how many disks a machine has room for."""
+    return len(_DISK_SLOTS) if machine.kernel.machine == "microvm" else 16
+
+
+def disk_endpoint(index: int) -> str:
+    """Return the name of a disk's endpoint."""
+    return f"disk{index}"
+
+
+def _disk(index: int, options: MachineOptions, *, microvm: bool) -> list[str]:
+    # By path and not by descriptor: only so can QEMU connect again when the disk's process has died.
+    path = f"{DISK_SOCKETS}/{index}"
+    if options.qemu_version >= _RECONNECT_MS_SINCE:
+        again = f"reconnect-ms={_RECONNECT_MS}"
+    else:
+        again = "reconnect=1"
+    place = f",bus=virtio-mmio-bus.{_DISK_SLOTS[index]}" if microvm else "-pci"
+    return [
+        *("-chardev", f"socket,id=disk{index},path={path},{again}"),
+        *(
+            "-device",
+            f"vhost-user-blk{place},chardev=disk{index},num-queues=1,queue-size={_DISK_QUEUE},config-wce=off",
+        ),
+    ]
 
 
 def _machine_word(machine: Machine, options: MachineOptions) -> str:
@@ -129,6 +176,5 @@ def build_kernel_command_line(machine: Machine, options: MachineOptions) -> str:
 def _slots(options: MachineOptions) -> list[str]:
     """Name the transports in use: QEMU plugs devices into the highest free slot first."""
     used = 3 if options.shares else 2
-    return [
-        f"virtio_mmio.device=512@{_SLOT_BASE + slot * 512:#x}:{5 + slot}" for slot in range(7, 7 - used, -1)
-    ]
+    slots = (*range(7, 7 - used, -1), *_DISK_SLOTS[: options.disks])
+    return [f"virtio_mmio.device=512@{_SLOT_BASE + slot * 512:#x}:{5 + slot}" for slot in slots]

@@ -21,7 +21,15 @@ from cloche.model.jail import (
     TmpfsFlag,
 )
 from cloche.model.machine import DEFAULT_MEMORY_MIB, MAX_CPUS, MIN_MEMORY_MIB, Accelerator, Isolation, Machine
-from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, ProcessPlan
+from cloche.model.plan import (
+    RUN_DIRECTORY,
+    Descriptor,
+    Endpoint,
+    EndpointKind,
+    LaunchPlan,
+    ProcessPlan,
+    socket_name,
+)
 from cloche.plan.guest import build_command, build_machine_steps, resolve_user, shown_trees
 from cloche.plan.shares import check_places
 from cloche.plan.stage import below, build_stage
@@ -69,7 +77,13 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     ident = "cloche"
     shared = bool(request.shares or request.includes)
     check_places(request.shares, request.includes)
-    options = command.MachineOptions(shares=shared, serial=True, boot_log=request.boot_log)
+    options = command.MachineOptions(
+        shares=shared,
+        serial=True,
+        boot_log=request.boot_log,
+        disks=len(request.disks),
+        qemu_version=facts.tools.qemu_version,
+    )
     endpoints = [
         Endpoint("control", EndpointKind.LISTEN),
         Endpoint("monitor", EndpointKind.PAIR),
@@ -80,6 +94,12 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     if shared:
         endpoints.append(Endpoint("shares", EndpointKind.LINK))
         processes.append(_shares_server(request, facts))
+    if request.disks:
+        from cloche.drivers.qemu.disk import plan_disks
+
+        disks, sockets = plan_disks(request.disks, machine, facts)
+        endpoints += sockets
+        processes += disks
     processes.append(_vmm(facts, machine, options))
     return LaunchPlan(
         driver="qemu",
@@ -232,6 +252,11 @@ def _shares_server(request: RunRequest, facts: HostFacts) -> ProcessPlan:
     return _server("shares", (b"--cache", b"coherent", b"--ids", ids), jail, facts)
 
 
+def _disk_socket(index: int) -> Bind:
+    source = RUN_DIRECTORY + b"/" + os.fsencode(socket_name(command.disk_endpoint(index)))
+    return Bind(source, f"{command.DISK_SOCKETS}/{index}".encode(), BindFlag.NOSUID | BindFlag.NODEV)
+
+
 def _vmm(facts: HostFacts, machine: Machine, options: command.MachineOptions) -> ProcessPlan:
     descriptors = [
         Descriptor("control", "listen", command.CONTROL_FD),
@@ -258,6 +283,7 @@ def _vmm(facts: HostFacts, machine: Machine, options: command.MachineOptions) ->
             command.INITRD_PATH.encode(),
             BindFlag.READ_ONLY | BindFlag.NOSUID | BindFlag.NODEV,
         ),
+        *(_disk_socket(index) for index in range(options.disks)),
         Dev(b"/dev"),
         Tmpfs(b"/tmp", 1 << 20, 0o700),
         Tmpfs(

@@ -1,0 +1,52 @@
+"""Opening the files that a domain's processes are given (layer 5): before any process exists, and locked."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from cloche.errors import DiskError
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.model.plan import OpenFile, ProcessPlan
+
+
+def open_files(processes: tuple[ProcessPlan, ...]) -> dict[OpenFile, int]:
+    """Open and lock every file of a plan.
+
+    The locks belong to the open files, not to this process: they last until the last process that has them is gone.
+
+    Raises:
+        DiskError: One cannot be opened, or somebody else uses it.
+    """
+    opened: dict[OpenFile, int] = {}
+    try:
+        for process in processes:
+            for file in process.files:
+                opened[file] = _open(file)
+    except BaseException:
+        for fd in opened.values():
+            os.close(fd)
+        raise
+    return opened
+
+
+def _open(file: OpenFile) -> int:
+    flags = (os.O_RDWR if file.writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(file.path, flags)
+    except OSError as error:
+        raise DiskError(f"cannot open {file.path}: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if file.writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise DiskError(
+            f"cannot use {file.path}: another domain has it",
+            hint="Several can read it if all of them say ,ro.",
+        ) from None
+    except OSError as error:
+        os.close(fd)
+        raise DiskError(f"cannot lock {file.path}: {error.strerror}") from None
+    return fd

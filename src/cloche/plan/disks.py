@@ -1,0 +1,84 @@
+"""Reading ``--disk``, and where disks are in the guest (layer 2, pure; the host's view comes from ``host.paths``)."""
+
+from __future__ import annotations
+
+from cloche.errors import DiskError, UsageError
+from cloche.model.guest import MakeSymlink, Mkdir, WaitPath
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.model.guest import Step
+    from cloche.model.request import Disk
+
+#: The length of a virtio disk's serial number (virtio 1.2, 5.2.6: VIRTIO_BLK_ID_BYTES).
+MAX_TAG = 20
+BY_TAG = b"/dev/disk/by-tag"
+FORMATS = ("raw",)
+
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+_FORM = "Write TAG=FILE, TAG=FILE,ro or TAG=FILE,format=raw."
+#: How long the guest's kernel may take to name a disk, in milliseconds.
+_APPEARS_MS = 20_000
+
+
+def parse_disk(word: str) -> tuple[str, str, str, bool]:
+    """Read ``TAG=FILE[,format=FORMAT][,ro]``; returns tag, path, format and whether it may be written.
+
+    The options are taken from the right, so that a file's name may hold commas.
+
+    Raises:
+        UsageError: It is malformed.
+    """
+    if "\0" in word:
+        raise UsageError(f"--disk {word!r} holds a NUL byte, which no name can")
+    tag, separator, path = word.partition("=")
+    if not separator:
+        raise UsageError(f"--disk {word!r} is not of the form TAG=FILE", hint=_FORM)
+    if not 1 <= len(tag) <= MAX_TAG or not set(tag) <= _LETTERS or tag in (".", ".."):
+        raise UsageError(
+            f"--disk {word!r}: {tag!r} cannot be a tag",
+            hint=f"A tag has 1 to {MAX_TAG} letters, digits, dots, underscores and hyphens.",
+        )
+    kind, writable = None, True
+    while True:
+        head, separator, tail = path.rpartition(",")
+        if separator and tail == "ro" and writable:
+            path, writable = head, False
+        elif separator and tail.startswith("format=") and kind is None:
+            path, kind = head, tail[7:]
+        else:
+            break
+    if kind is not None and kind not in FORMATS:
+        raise UsageError(f"--disk {word!r}: there is no format {kind!r}", hint="There is raw.")
+    if not path:
+        raise UsageError(f"--disk {word!r} names no file", hint=_FORM)
+    return tag, path, kind or "raw", writable
+
+
+def check_disks(disks: tuple[Disk, ...], most: int) -> None:
+    """Look whether a machine can have these disks.
+
+    Raises:
+        DiskError: Two have the same tag, or there are more than ``most``.
+    """
+    tags = [disk.tag for disk in disks]
+    for tag in tags:
+        if tags.count(tag) > 1:
+            raise DiskError(f"two disks are called {tag}", hint="Give one of them another tag.")
+    if len(disks) > most:
+        raise DiskError(
+            f"the machine has room for {most} disks, not for {len(disks)}", hint="Give it fewer with --disk."
+        )
+
+
+def build_disk_steps(disks: tuple[Disk, ...]) -> list[Step]:
+    """Return the steps that name the guest's disks by their tags.
+
+    The kernel counts disks in the order in which it finds their transports, which is the plan's own.
+    """
+    steps: list[Step] = [Mkdir(BY_TAG)]
+    for index, disk in enumerate(disks):
+        name = b"vd%c" % (ord("a") + index)
+        steps.append(WaitPath(b"/dev/" + name, _APPEARS_MS))
+        steps.append(MakeSymlink(b"../../" + name, BY_TAG + b"/" + disk.tag.encode()))
+    return steps

@@ -1,0 +1,127 @@
+"""Reading ``--disk``, and what a plan with disks holds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloche.drivers.registry import find_driver
+from cloche.errors import DiskError, UsageError
+from cloche.model.guest import MakeSymlink, WaitPath
+from cloche.model.jail import Bind
+from cloche.model.plan import EndpointKind, LaunchPlan, OpenFile
+from cloche.model.request import Disk
+from cloche.plan.disks import MAX_TAG, parse_disk
+from support.plans import KERNEL, facts, request
+
+HOME = Disk("home", "/disks/home.img")
+DATA = Disk("data", "/disks/data.img", writable=False)
+
+
+def plan(*disks: Disk) -> LaunchPlan:
+    """Return the plan of a machine with these disks."""
+    return find_driver("qemu").plan(request(disks=disks), facts(), KERNEL)
+
+
+@pytest.mark.parametrize(
+    "word, expected",
+    [
+        ("home=a.img", ("home", "a.img", "raw", True)),
+        ("home=a.img,ro", ("home", "a.img", "raw", False)),
+        ("h.o-m_e=a,b=c.img,format=raw,ro", ("h.o-m_e", "a,b=c.img", "raw", False)),
+        ("h=a.img,ro,format=raw", ("h", "a.img", "raw", False)),
+        ("h=a.img,ro,ro", ("h", "a.img,ro", "raw", False)),
+    ],
+)
+def test_a_disk_is_read(word: str, expected: tuple[str, str, str, bool]) -> None:
+    """Tag, file and options are told apart; the options are taken from the right."""
+    assert parse_disk(word) == expected
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["home", "=a.img", "home=", "home=,ro", "a b=x", "..=x", "h=x,format=vhd", "h=a\0b", "x" * 21 + "=a"],
+)
+def test_what_is_malformed_is_refused(word: str) -> None:
+    """A word that names no disk is a usage error that says what was wrong."""
+    with pytest.raises(UsageError, match="--disk"):
+        parse_disk(word)
+
+
+@given(st.text())
+def test_whatever_is_written_is_read_or_refused(word: str) -> None:
+    """No word crashes the parser, and a tag that is accepted is a plain name."""
+    try:
+        tag, path, _, _ = parse_disk(word)
+    except UsageError:
+        return
+    assert 0 < len(tag) <= MAX_TAG
+    assert tag.isascii()
+    assert "/" not in tag
+    assert path
+
+
+def test_each_disk_is_a_process_with_one_nameless_file() -> None:
+    """A disk's process has an empty root, its socket and its open file, and is started again when it dies."""
+    made = plan(HOME, DATA)
+    home, data = (next(p for p in made.processes if p.name == name) for name in ("disk-home", "disk-data"))
+    assert home.files == (OpenFile("/disks/home.img", True, 4),)
+    assert data.files == (OpenFile("/disks/data.img", False, 4),)
+    assert home.jail.root == data.jail.root == ()
+    assert home.jail.keep_caps == 0
+    assert home.restarts
+    assert b"--readonly" in data.argv
+    assert b"--readonly" not in home.argv
+    assert {e.name: e.kind for e in made.endpoints}["disk1"] == EndpointKind.LISTEN
+
+
+def test_qemu_finds_each_disk_by_a_path_of_its_jail() -> None:
+    """QEMU can connect again because the sockets, and nothing else of the run directory, are in its jail."""
+    vmm = next(p for p in plan(HOME, DATA).processes if p.name == "vmm")
+    words = b" ".join(vmm.argv).decode()
+    assert "path=/run/disks/0,reconnect-ms=" in words
+    assert "vhost-user-blk,bus=virtio-mmio-bus.2,chardev=disk1" in words
+    sources = [op.source for op in vmm.jail.root if isinstance(op, Bind) and b"run-dir" in op.source]
+    assert sources == [b"/run-directory/disk0.sock", b"/run-directory/disk1.sock"]
+
+
+def test_an_old_qemu_counts_in_seconds() -> None:
+    """QEMU 7.2 knows no milliseconds between two attempts to connect."""
+    host = facts()
+    host = host._replace(tools=host.tools._replace(qemu_version=(7, 2)))
+    made = find_driver("qemu").plan(request(disks=(HOME,)), host, KERNEL)
+    assert "reconnect=1" in b" ".join(made.processes[-1].argv).decode()
+
+
+def test_the_guest_names_its_disks_by_their_tags() -> None:
+    """The steps wait for each disk and link its tag to it, in the order of the transports."""
+    steps = plan(HOME, DATA).setup
+    assert [step.path for step in steps if isinstance(step, WaitPath)] == [b"/dev/vda", b"/dev/vdb"]
+    assert [(s.target, s.path) for s in steps if isinstance(s, MakeSymlink)] == [
+        (b"../../vda", b"/dev/disk/by-tag/home"),
+        (b"../../vdb", b"/dev/disk/by-tag/data"),
+    ]
+
+
+def test_every_transport_in_use_is_named_to_the_kernel() -> None:
+    """With shares and five disks all eight transports of microvm are named, each once."""
+    disks = tuple(Disk(f"d{index}", f"/d{index}") for index in range(5))
+    vmm = plan(*disks).processes[-1]
+    line = vmm.argv[vmm.argv.index(b"-append") + 1].decode()
+    slots = [word.rpartition(":")[2] for word in line.split() if word.startswith("virtio_mmio.device=")]
+    assert slots == ["12", "11", "9", "7", "6", "5", "8"]
+
+
+def test_two_of_one_name_and_one_too_many_are_refused() -> None:
+    """What a machine cannot have is refused when it is planned."""
+    with pytest.raises(DiskError, match="two disks are called home"):
+        plan(HOME, HOME._replace(path="/other"))
+    with pytest.raises(DiskError, match="room for 5 disks, not for 6"):
+        plan(*(Disk(f"d{index}", f"/d{index}") for index in range(6)))
+
+
+def test_the_bwrap_driver_has_no_disks() -> None:
+    """A driver without machines refuses disks instead of leaving them out."""
+    with pytest.raises(UsageError, match="cannot do --disk"):
+        find_driver("bwrap").plan(request(disks=(HOME,)), facts(), None)
