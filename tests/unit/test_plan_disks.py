@@ -30,7 +30,7 @@ def plan(*disks: Disk) -> LaunchPlan:
         ("home=a.img", ("home", "a.img", "raw", True)),
         ("home=a.img,ro", ("home", "a.img", "raw", False)),
         ("h.o-m_e=a,b=c.img,format=raw,ro", ("h.o-m_e", "a,b=c.img", "raw", False)),
-        ("h=a.img,ro,format=raw", ("h", "a.img", "raw", False)),
+        ("h=a.img,ro,format=qcow2", ("h", "a.img", "qcow2", False)),
         ("h=a.img,ro,ro", ("h", "a.img,ro", "raw", False)),
     ],
 )

@@ -4,12 +4,20 @@ use std::io;
 use std::process::ExitCode;
 
 use cloche_device::{Device, Inherited, Options, OptionsError, Program, Reconnect, Syntax};
+use cloche_disk::qcow2::Qcow2File;
 use cloche_disk::raw::RawFile;
 use cloche_disk::request::{Disk, MAX_ID};
 
 const IMAGE: &str = "--image-fd";
 
+#[derive(Clone, Copy)]
+enum Format {
+    Raw,
+    Qcow2,
+}
+
 struct Args {
+    format: Format,
     tag: String,
     is_readonly: bool,
 }
@@ -18,7 +26,7 @@ fn main() -> ExitCode {
     let program = Program {
         name: "cloche-disk",
         syntax: Syntax {
-            values: &["--tag"],
+            values: &["--tag", "--format"],
             flags: &["--readonly"],
             fds: &[IMAGE],
         },
@@ -30,7 +38,13 @@ fn main() -> ExitCode {
 
 fn read_args(options: &Options) -> Result<Args, OptionsError> {
     options.required(IMAGE, |text| text.parse::<u32>().ok())?;
+    let format = options.optional("--format", |text| match text {
+        "raw" => Some(Format::Raw),
+        "qcow2" => Some(Format::Qcow2),
+        _ => None,
+    })?;
     Ok(Args {
+        format: format.unwrap_or(Format::Raw),
         tag: options
             .optional("--tag", |text| {
                 (text.len() <= MAX_ID).then(|| text.to_owned())
@@ -42,6 +56,9 @@ fn read_args(options: &Options) -> Result<Args, OptionsError> {
 
 fn open(args: Args, inherited: &mut Inherited) -> io::Result<Box<dyn Device>> {
     let file = inherited.take_file(IMAGE)?;
-    let storage = RawFile::new(file, args.is_readonly)?;
-    Ok(Box::new(Disk::new(storage, args.tag.as_bytes())))
+    let tag = args.tag.as_bytes();
+    Ok(match args.format {
+        Format::Raw => Box::new(Disk::new(RawFile::new(file, args.is_readonly)?, tag)),
+        Format::Qcow2 => Box::new(Disk::new(Qcow2File::new(file, args.is_readonly)?, tag)),
+    })
 }

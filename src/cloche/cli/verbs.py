@@ -28,7 +28,7 @@ RUN_OPTIONS = (
     Option(
         ("--disk",),
         "Give the machine a disk kept in a file of the host: /dev/disk/by-tag/TAG.",
-        metavar="TAG=FILE[,format=raw][,ro]",
+        metavar="TAG=FILE[,format=raw|qcow2][,ro]",
         repeat=True,
     ),
     Option(

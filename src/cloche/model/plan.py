@@ -100,7 +100,8 @@ class LaunchPlan(Record):
         console: The endpoint of the guest's console, empty for none.
         monitor: The endpoint of the VMM's monitor, empty for none.
         setup: What the agent does before the command.
-        writable_shares: Whether what the guest wrote to shares or disks must be synced before the machine is taken away.
+        writable_shares: Whether the guest's writes, to shares or disks, must be synced before the machine is taken
+            away.
         boot_timeout_s: Until the agent must have answered, in seconds.
         notices: Lines the user should read (weaker isolation, slower accelerator).
     """

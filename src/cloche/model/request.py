@@ -32,7 +32,7 @@ class Disk(Record):
     Attributes:
         tag: Its name: the guest finds it at /dev/disk/by-tag/``tag``, and it is the disk's serial number.
         path: Absolute path on the host, links resolved.
-        format: How the bytes of the disk are kept in the file: ``raw``.
+        format: How the bytes of the disk are kept in the file: ``raw`` or ``qcow2``.
         writable: Whether the guest may change it.
     """
 

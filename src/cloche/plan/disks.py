@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 #: The length of a virtio disk's serial number (virtio 1.2, 5.2.6: VIRTIO_BLK_ID_BYTES).
 MAX_TAG = 20
 BY_TAG = b"/dev/disk/by-tag"
-FORMATS = ("raw",)
+FORMATS = ("raw", "qcow2")
 
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-_FORM = "Write TAG=FILE, TAG=FILE,ro or TAG=FILE,format=raw."
+_FORM = "Write TAG=FILE, TAG=FILE,ro or TAG=FILE,format=qcow2."
 #: How long the guest's kernel may take to name a disk, in milliseconds.
 _APPEARS_MS = 20_000
 
@@ -49,7 +49,7 @@ def parse_disk(word: str) -> tuple[str, str, str, bool]:
         else:
             break
     if kind is not None and kind not in FORMATS:
-        raise UsageError(f"--disk {word!r}: there is no format {kind!r}", hint="There is raw.")
+        raise UsageError(f"--disk {word!r}: there is no format {kind!r}", hint="There are raw and qcow2.")
     if not path:
         raise UsageError(f"--disk {word!r} names no file", hint=_FORM)
     return tag, path, kind or "raw", writable

@@ -37,7 +37,7 @@ def plan_disks(
 def plan_disk(disk: Disk, endpoint: str, facts: HostFacts) -> ProcessPlan:
     """Return the process that keeps a disk: an empty root, a socket, and one open file without a name."""
     words = [b"cloche-disk", b"--fd", b"%d" % _SOCKET_FD, b"--image-fd", b"%d" % _IMAGE_FD]
-    words += [b"--tag", disk.tag.encode()]
+    words += [b"--format", disk.format.encode(), b"--tag", disk.tag.encode()]
     if not disk.writable:
         words.append(b"--readonly")
     most = min(_MOST_FDS, facts.nofile_hard)

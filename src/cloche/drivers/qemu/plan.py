@@ -112,7 +112,8 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         monitor="monitor",
         setup=build_machine_steps(request, facts.user, person, facts.skeleton, hostname=ident),
         command=build_command(request, facts, person, shown_trees(request.shares)),
-        writable_shares=any(given.writable for given in (*request.shares, *request.disks)),
+        writable_shares=any(share.writable for share in request.shares)
+        or any(disk.writable for disk in request.disks),
         boot_timeout_s=request.boot_timeout_s or _BOOT_TIMEOUT_S[machine.accelerator],
         timeout_s=request.timeout_s,
         notices=notices,
