@@ -346,7 +346,7 @@ def test_a_process_that_dies_again_and_again_ends_the_domain(
     assert error.message.startswith(
         "the domain ended: its process disk-home exited with status 3, the last of 6"
     )
-    assert error.hint == "it said: alas"
+    assert error.detail == ("alas",)
 
 
 def test_a_file_belongs_to_one_domain(start: Callable[..., Domain], tmp_path: Path) -> None:

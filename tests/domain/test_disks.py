@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from domain.test_cleanup import domain_processes
+from support.domains import domain_processes
 
 if TYPE_CHECKING:
     from support.runs import Runner
@@ -170,7 +170,8 @@ def test_a_disk_that_dies_again_and_again_ends_the_domain(cloche: Runner, image:
         errors = process.stderr.read()
     assert process.returncode == 125
     assert (
-        b"cloche: the domain ended: its process disk-home killed by signal 9, the last of 6 times" in errors
+        b"cloche: the domain ended: its process disk-home was killed by signal 9, the last of 6 times"
+        in errors
     )
 
 

@@ -22,7 +22,12 @@ TOOLS = Tools(
     "/bin/disk",
 )
 #: Any program will do: it is passed on and not looked at.
-FILTERS = {"cloche-fs": b"filter..", "qemu": b"another."}
+FILTERS = {
+    "cloche-fs": b"filter..",
+    "cloche-disk": b"disks...",
+    "qemu": b"another.",
+    "qemu-disks": b"sockets.",
+}
 
 _LINKS = {
     "/bin": "usr/bin",

@@ -36,6 +36,9 @@ pub enum PolicyError {
     /// A call is allowed twice on the same conditions, or both with and without conditions.
     #[error("{0} is named twice")]
     Twice(String),
+    /// The policy that this one extends cannot be read, or extends a third one.
+    #[error("the policy {0:?} cannot be extended")]
+    Base(String),
     /// An argument is compared with something unknown.
     #[error("there is no constant {0:?}")]
     Constant(String),
@@ -50,6 +53,9 @@ pub enum PolicyError {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Policy {
+    /// Another policy in the same directory, to which this one adds calls.
+    #[serde(default)]
+    extends: Option<String>,
     /// What a call that is not named is answered with.
     #[serde(default)]
     unknown: Unknown,
@@ -125,6 +131,35 @@ impl Constant {
 /// When the policy is wrong; see [`PolicyError`].
 pub fn compile(policy: &str, filter: Filter) -> Result<Vec<u8>, PolicyError> {
     let policy: Policy = toml::from_str(policy)?;
+    match policy.extends {
+        Some(name) => Err(PolicyError::Base(name)),
+        None => compile_policy(&policy, filter),
+    }
+}
+
+/// Compiles one filter of the policy in a file, with the calls of the policy beside it that it extends.
+///
+/// # Errors
+/// When a policy is wrong, or cannot be read; see [`PolicyError`].
+pub fn compile_file(path: &Path, filter: Filter) -> Result<Vec<u8>, PolicyError> {
+    let read = |path: &Path| {
+        let unreadable = || PolicyError::Base(path.display().to_string());
+        std::fs::read_to_string(path).map_err(|_| unreadable())
+    };
+    let policy: Policy = toml::from_str(&read(path)?)?;
+    let Some(name) = policy.extends else {
+        return compile_policy(&policy, filter);
+    };
+    let mut base: Policy = toml::from_str(&read(&path.with_file_name(format!("{name}.toml")))?)?;
+    if base.extends.is_some() {
+        return Err(PolicyError::Base(name));
+    }
+    base.always.extend(policy.always);
+    base.start.extend(policy.start);
+    compile_policy(&base, filter)
+}
+
+fn compile_policy(policy: &Policy, filter: Filter) -> Result<Vec<u8>, PolicyError> {
     let start: &[Entry] = match filter {
         Filter::Outer => &policy.start,
         Filter::Inner => &[],

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::{env, fs};
 
-use cloche_policy::{compile, Filter};
+use cloche_policy::{compile_file, Filter};
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = env::args_os().skip(1).collect();
@@ -32,7 +32,7 @@ fn compile_all(policies: &Path, output: &Path) -> Result<(), Box<dyn Error>> {
         if path.extension().is_none_or(|kind| kind != "toml") {
             continue;
         }
-        let filter = compile(&fs::read_to_string(&path)?, Filter::Outer)
+        let filter = compile_file(&path, Filter::Outer)
             .map_err(|error| format!("{}: {error}", path.display()))?;
         let name = path.with_extension("filter");
         let name = name.file_name().ok_or("a policy without a name")?;

@@ -42,7 +42,10 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
         kvm=accel.kvm_result(),
         nofile_hard=_nofile_hard(),
         skeleton=read_skeleton("/etc/skel"),
-        filters={name: tools.read_filter(name) for name in ("cloche-fs", "cloche-rng", "qemu")},
+        filters={
+            name: tools.read_filter(name)
+            for name in ("cloche-fs", "cloche-rng", "cloche-disk", "qemu", "qemu-disks")
+        },
         tsc_khz=tsc_khz(warden, remember=remember) if warden else 0,
     )
 

@@ -97,7 +97,7 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     if request.disks:
         from cloche.drivers.qemu.disk import plan_disks
 
-        disks, sockets = plan_disks(request.disks, machine, facts)
+        disks, sockets = plan_disks(request.disks, machine, facts, device_jail(facts, "cloche-disk"))
         endpoints += sockets
         processes += disks
     processes.append(_vmm(facts, machine, options))
@@ -319,7 +319,7 @@ def _vmm(facts: HostFacts, machine: Machine, options: command.MachineOptions) ->
             hostname=b"",
             cwd=b"/",
             rlimits=((_RLIMIT_CORE, 0, 0),),
-            seccomp=_filter(facts, "qemu"),
+            seccomp=_filter(facts, "qemu-disks" if options.disks else "qemu"),
             root=tuple(root),
         ),
     )
