@@ -97,18 +97,27 @@ class Frontend:
                 return self._socket.recv(struct.unpack("<III", head)[2], socket.MSG_WAITALL)
         return b""
 
+    def receive_with_fd(self) -> tuple[bytes, int]:
+        """Receive the payload of an answer and the descriptor that comes with it."""
+        head, fds, _, _ = socket.recv_fds(self._socket, 12, 1)
+        return self._socket.recv(struct.unpack("<III", head)[2], socket.MSG_WAITALL), fds[0]
+
     def query(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> int:
         """Send a message and return the number it is answered with."""
         self.send(request, payload, fds)
         return int(struct.unpack("<Q", self.receive())[0])
 
-    def shake_hands(self, features: int = 0, protocol: int = 0) -> None:
-        """Agree on features, share the memory, and start all queues."""
+    def shake_hands(
+        self, features: int = 0, protocol: int = 0, inflight: tuple[bytes, int] | None = None
+    ) -> None:
+        """Agree on features, hand over notes on requests in flight, share the memory, and start all queues."""
         self.send(SET_OWNER)
         assert self.query(GET_FEATURES) & features == features
         self.send(SET_FEATURES, struct.pack("<Q", VERSION_1 | PROTOCOL_FEATURES | features))
         self.query(GET_PROTOCOL_FEATURES)
         self.send(SET_PROTOCOL_FEATURES, struct.pack("<Q", protocol))
+        if inflight is not None:
+            self.send(SET_INFLIGHT_FD, inflight[0], [inflight[1]])
         self.share()
         for queue in range(len(self.kicks)):
             self.start(queue)
@@ -207,18 +216,21 @@ def traced(program: str) -> list[str]:
 
 
 @contextmanager
-def device(program: str, *words: str, wrapper: Sequence[str] = ()) -> Iterator[DeviceProcess]:
+def device(
+    program: str, *words: str, wrapper: Sequence[str] = (), pass_fds: Sequence[int] = ()
+) -> Iterator[DeviceProcess]:
     """Provide a device process that is connected with a socket pair.
 
     Args:
         program: Its name.
         words: Its arguments but ``--fd``.
         wrapper: A program, with its arguments, that executes it.
+        pass_fds: Descriptors that it has besides its socket.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:
         argv = [*wrapper, *traced(program), require_own_binary(program), "--fd", str(theirs.fileno()), *words]
-        process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
+        process = subprocess.Popen(argv, pass_fds=[theirs.fileno(), *pass_fds], stderr=subprocess.PIPE)
         theirs.close()
         try:
             yield DeviceProcess(process, ours)

@@ -33,6 +33,23 @@ pub fn take_front(slices: &mut Vec<Slice<'_>>, into: &mut [u8]) -> usize {
     filled
 }
 
+/// Fills the front of `slices` with `bytes`, and takes what was filled away from them.
+pub fn fill_front(slices: &mut Vec<Slice<'_>>, bytes: &[u8]) {
+    let mut left = put_front(slices, bytes);
+    let mut filled = 0;
+    for slice in slices.iter_mut() {
+        if left < slice.len() {
+            if let Ok(rest) = slice.offset(left) {
+                *slice = rest;
+            }
+            break;
+        }
+        left -= slice.len();
+        filled += 1;
+    }
+    slices.drain(..filled);
+}
+
 /// Copies `bytes` into the front of `slices` and returns how many fitted.
 pub fn put_front(slices: &[Slice<'_>], bytes: &[u8]) -> usize {
     let mut done = 0;
@@ -73,6 +90,22 @@ mod tests {
         assert_eq!(take_front(&mut slices, &mut more), 5);
         assert_eq!(&more[..5], b"fghij");
         assert!(slices.is_empty());
+    }
+
+    #[test]
+    fn slices_are_filled_one_after_the_other() {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let mut slices = vec![
+            memory.get_slice(GuestAddress(0x10), 2).unwrap(),
+            memory.get_slice(GuestAddress(0x20), 3).unwrap(),
+        ];
+        for part in [&b"a"[..], b"bc", b"de"] {
+            fill_front(&mut slices, part);
+        }
+        assert!(slices.is_empty());
+        let mut found = [0; 3];
+        memory.read_slice(&mut found, GuestAddress(0x20)).unwrap();
+        assert_eq!(&found, b"cde");
     }
 
     #[test]

@@ -8,11 +8,14 @@ use std::io;
 
 use cloche_device::Slice;
 use imago::file::File as ImageFile;
-use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
 
+use crate::bytes::{fill_front, take_front, total_len};
 use crate::storage::Storage;
+
+/// Bytes that are moved at a time. Not straight out of the guest's memory: the library takes what nobody else may change.
+const PART: usize = 1 << 20;
 
 /// An open image.
 #[derive(Debug)]
@@ -57,15 +60,32 @@ impl Storage for Qcow2File {
     }
 
     fn read(&mut self, offset: u64, into: &[Slice<'_>]) -> io::Result<()> {
-        // The guard marks what was written in the memory's bitmap when it goes.
-        let (vector, _guard) = IoVectorMut::from_volatile_slice(into);
-        self.image.readv(vector, offset)
+        let mut slices = into.to_vec();
+        let mut buffer = vec![0; PART];
+        let mut offset = offset;
+        loop {
+            let count = part_of(total_len(&slices));
+            let Some(part) = buffer.get_mut(..count).filter(|part| !part.is_empty()) else {
+                return Ok(());
+            };
+            self.image.read(&mut *part, offset)?;
+            fill_front(&mut slices, part);
+            offset += count as u64;
+        }
     }
 
     fn write(&mut self, offset: u64, from: &[Slice<'_>]) -> io::Result<()> {
-        let (vector, _guard) = IoVector::from_volatile_slice(from);
-        let written = self.image.writev(vector, offset);
-        self.hand_over(written)
+        let mut slices = from.to_vec();
+        let mut buffer = vec![0; PART];
+        let mut offset = offset;
+        loop {
+            let count = take_front(&mut slices, &mut buffer);
+            let Some(part) = buffer.get(..count).filter(|part| !part.is_empty()) else {
+                return self.image.flush();
+            };
+            self.image.write(part, offset)?;
+            offset += count as u64;
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -86,4 +106,9 @@ impl Storage for Qcow2File {
         };
         self.hand_over(zeroed)
     }
+}
+
+/// How much of what is left is moved next.
+fn part_of(left: u64) -> usize {
+    usize::try_from(left).map_or(PART, |left| left.min(PART))
 }
