@@ -96,7 +96,7 @@ def test_the_configuration_says_how_large_it_is(image: Path) -> None:
 
 
 def test_what_is_written_into_the_guest_is_logged(image: Path) -> None:
-    """With the log on, the pages of data, status and used ring are marked, also of a failed request; not with it off."""
+    """With the log on, the pages of data, status and used ring are marked, of a failed request too; not with it off."""
     with machine(image, protocol=1 << vhost.P_LOG_SHMFD) as frontend:
         log = os.memfd_create("log")
         os.ftruncate(log, 4096)
