@@ -12,13 +12,13 @@ def domain_processes(supervisor: int) -> list[int]:
     found, todo = [], [supervisor]
     while todo:
         parent = todo.pop()
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                children = [int(word) for word in task.read_text().split()]
-            except OSError:
-                continue
-            found += children
-            todo += children
+        try:
+            texts = [task.read_text() for task in Path(f"/proc/{parent}/task").glob("*/children")]
+        except OSError:
+            continue  # it has ended meanwhile
+        children = [int(word) for text in texts for word in text.split()]
+        found += children
+        todo += children
     return found
 
 
