@@ -416,6 +416,6 @@ def test_a_failed_start_of_the_warden_is_reported(role: Role) -> None:
             assert isinstance(event, Failed)
             assert (event.id, event.reason()) == (
                 WARDEN_ID,
-                "make a user, pid and mount namespace: No space left on device",
+                "make a user, pid and mount namespace: this host allows no more of them",
             )
             assert warden.wait() == 125
