@@ -156,7 +156,7 @@ def build_kernel_command_line(machine: Machine, options: MachineOptions) -> str:
         # translation left.
         words += ["init_on_alloc=1"]
     if machine.kernel.machine == "microvm":
-        words += ["rcupdate.rcu_expedited=1", *_slots(options)]
+        words += ["rcupdate.rcu_expedited=1", "swiotlb=noforce", *_slots(options)]
         if tcg:
             words += ["tsc=reliable", "lapic_timer_hz=1000000000", "keep_initmem", "noreplace-smp"]
             khz = machine.tsc_khz
