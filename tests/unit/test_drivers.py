@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -290,6 +291,23 @@ def test_the_command_line_of_the_vmm(kernel: object, bus: str, kvm: bool) -> Non
     numbers = {descriptor.number for descriptor in process(made, "vmm").descriptors}
     used = {int(word.partition("fd=")[2].partition(",")[0]) for word in values(argv, "-chardev")}
     assert used == numbers
+
+
+def test_the_kernels_command_line_is_the_documented_one() -> None:
+    """Every word that guest/cmdline.md says is always given is given, and no other."""
+    text = (Path(__file__).parents[2] / "guest" / "cmdline.md").read_text()
+    documented = {
+        word.replace("KHZ*10", "20000000").replace("KHZ", "2000000")
+        for line in text.partition("## Command line")[2].partition("| word |")[0].splitlines()
+        if line.startswith("    ")
+        for word in line.split()
+    }
+    made = find_driver("qemu").plan(request(), facts()._replace(tsc_khz=2_000_000), KERNEL)
+    words = set(values(process(made, "vmm").argv, "-append")[0].split())
+    slots = {word for word in words if word.startswith("virtio_mmio.device=")}
+    # What is said in distress goes to a port that nothing else is said to.
+    assert words - slots - documented == {"earlyprintk=ttyS0,keep"}
+    assert documented - words == set()
 
 
 def test_a_machine_without_shares_has_one_file_system() -> None:
