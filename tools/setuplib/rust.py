@@ -9,7 +9,7 @@ from setuplib.ui import ROOT, SetupError, run
 
 TARGET = "x86_64-unknown-linux-gnu"
 PROGRAMS = ("cloche-agent", "cloche-warden", "cloche-fs", "cloche-rng", "cloche-disk")
-#: Compiles the filters of system calls that the warden puts on before an exec, as NAME.filter; only used here.
+#: Compiles the filters of system calls: NAME.filter, which the warden puts on before an exec, and NAME.inner.filter.
 POLICY = "cloche-policy"
 POLICIES = os.path.join(ROOT, "policies")
 BIN = os.path.join(ROOT, "build", "bin")
@@ -58,7 +58,7 @@ def ensure() -> None:
 
 def _products() -> list[str]:
     names = [name.removesuffix(".toml") for name in os.listdir(POLICIES) if name.endswith(".toml")]
-    filters = [os.path.join(BIN, f"{name}.filter") for name in names]
+    filters = [os.path.join(BIN, f"{name}{kind}") for name in names for kind in (".filter", ".inner.filter")]
     return [os.path.join(BIN, name) for name in PROGRAMS] + filters
 
 

@@ -1,6 +1,7 @@
 //! `cloche-policy DIRECTORY OUTPUT`: writes the outer filter of every policy in a directory as `OUTPUT/NAME.filter`.
 //!
-//! Run when cloche is built; the inner filters are compiled into their programs by their build scripts.
+//! Run when cloche is built; the inner filters are compiled into their programs by their build scripts. Copies of them
+//! (`OUTPUT/NAME.inner.filter`) tell `cloche audit` how many calls they allow; nothing is started with them.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -32,11 +33,13 @@ fn compile_all(policies: &Path, output: &Path) -> Result<(), Box<dyn Error>> {
         if path.extension().is_none_or(|kind| kind != "toml") {
             continue;
         }
-        let filter = compile_file(&path, Filter::Outer)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        let name = path.with_extension("filter");
-        let name = name.file_name().ok_or("a policy without a name")?;
-        fs::write(output.join(name), filter)?;
+        for (filter, extension) in [(Filter::Outer, "filter"), (Filter::Inner, "inner.filter")] {
+            let program = compile_file(&path, filter)
+                .map_err(|error| format!("{}: {error}", path.display()))?;
+            let name = path.with_extension(extension);
+            let name = name.file_name().ok_or("a policy without a name")?;
+            fs::write(output.join(name), program)?;
+        }
     }
     Ok(())
 }

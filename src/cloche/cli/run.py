@@ -18,6 +18,7 @@ from cloche.host.reactor import Reactor
 from cloche.host.text import escape_untrusted
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import Warden
+from cloche.model.jail import INSECURE_PARTS
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def main(parsed: Parsed) -> int:
         timings.mark("plan")
         for line in plan.notices:
             _notice_once(line)
+        for part in plan.insecure:
+            # At every run: nobody should get used to it.
+            log.notice(f"the jails are without {INSECURE_PARTS[part]} (--insecure-no-jail={part})")
         run = _Run(parsed, request, plan, timings, warden)
     except BaseException:
         warden.close()
@@ -97,6 +101,7 @@ def build_request(parsed: Parsed) -> RunRequest:
         memory_mib=given.get("memory"),  # type: ignore[arg-type]
         timeout_s=given.get("timeout"),  # type: ignore[arg-type]
         boot_timeout_s=given.get("boot_timeout"),  # type: ignore[arg-type]
+        insecure=tuple(dict.fromkeys(given.get("insecure_no_jail", ()))),  # type: ignore[call-overload]
         **plain,  # type: ignore[arg-type]
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cloche.cli.parser import Option, Verb, parse_count, parse_duration_s, parse_size_mib
+from cloche.cli.parser import Option, Verb, parse_choice, parse_count, parse_duration_s, parse_size_mib
+from cloche.model.jail import INSECURE_PARTS
 
 COMMON = (
     Option(("-h", "--help"), "Show help for the verb."),
@@ -75,6 +76,13 @@ RUN_OPTIONS = (
     Option(("--agent-log",), "Show the agent's messages on stderr."),
     Option(("--shell-on-failure",), "Open a shell in the guest when the program fails."),
     Option(("--strace",), "Run the program under the guest's strace."),
+    Option(
+        ("--insecure-no-jail",),
+        "Leave out a part of the jails that this host cannot have: seccomp or namespaces.",
+        metavar="PART",
+        repeat=True,
+        convert=parse_choice(tuple(INSECURE_PARTS)),
+    ),
     Option(("--dry-run",), "Print the plan and start nothing."),
     Option(("--timings",), "Show where the time of the start went, on stderr."),
 )
@@ -100,6 +108,13 @@ VERBS = (
             Verb("use", "Make a kernel the default.", "kernel:use", operands="NAME"),
             Verb("remove", "Delete a kernel.", "kernel:remove", operands="NAME"),
         ),
+    ),
+    Verb(
+        "audit",
+        "Say what holds the processes of a running domain, as the kernel sees it, and whether all of it holds.",
+        "audit:main",
+        (Option(("--files",), "List the open files and sockets of each process."), _JSON),
+        operands="[DOMAIN]",
     ),
     Verb("doctor", "Say what works on this host, what does not, and what mends it.", "doctor:main", (_JSON,)),
     Verb(

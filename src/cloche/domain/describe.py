@@ -6,7 +6,7 @@ import os
 
 from cloche.host.text import escape_untrusted
 from cloche.model.guest import MS_BIND, MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
-from cloche.model.jail import BindFlag, JailFlag, Namespace
+from cloche.model.jail import INSECURE_PARTS, BindFlag, JailFlag, Namespace
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def describe_plan(plan: LaunchPlan) -> str:
             f"kernel      {machine.kernel.ident} ({machine.kernel.kind}): {_text(machine.kernel.path)}"
         )
         lines.append(f"initramfs   {_text(machine.kernel.initrd)}")
+    for part in plan.insecure:
+        lines.append(f"insecure    without {INSECURE_PARTS[part]}")
     for endpoint in plan.endpoints:
         lines.append(f"socket      {endpoint.name} ({endpoint.kind})")
     for process in plan.processes:

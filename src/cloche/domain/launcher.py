@@ -86,6 +86,7 @@ class Launcher:
         self._directory = RunDirectory.create()
         # The warden needs nothing of the others: it comes up while they are made.
         self._warden = self._warden or Warden.start(require_own_binary("cloche-warden"))
+        self._directory.record_warden(self._warden.pid, self.plan.insecure)
         self._reactor.register(self._warden.fileno(), READ, self._hear)
         self._endpoints = Endpoints(self.plan.endpoints, self._directory)
         self._timings.mark("sockets and warden")
@@ -239,6 +240,12 @@ class Launcher:
             from cloche.host.userns import namespace_remedy
 
             hint = f"{namespace_remedy()} (`cloche doctor` tries it again)"
+            if event.what == "make namespaces":
+                hint += "; --insecure-no-jail=namespaces does without some of them"
+        elif event.what == "seccomp":
+            hint = (
+                "This kernel cannot filter system calls so; --insecure-no-jail=seccomp starts it unfiltered."
+            )
         elif event.errno == errno.ENOENT and event.what.startswith("bind "):
             hint = "It was there a moment ago: share a directory that stays."
         elif event.what.startswith("exec "):

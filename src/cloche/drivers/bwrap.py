@@ -102,6 +102,7 @@ def _refuse_unsupported(request: RunRequest, facts: HostFacts) -> None:
         ("--accel", request.accelerator is not None),
         ("--boot-log", request.boot_log),
         ("--disk", bool(request.disks)),
+        ("--insecure-no-jail", bool(request.insecure)),
         ("--privileged", request.privileged and facts.user.uid != 0),
         ("--user", request.user not in (None, facts.user.name, str(facts.user.uid))),
     )

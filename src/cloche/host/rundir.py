@@ -11,11 +11,30 @@ import os
 
 from cloche.errors import HostError
 from cloche.host import xdg
+from cloche.host.pids import start_time
+from cloche.record import Record
 
 _LOCK = "lock"
+_OWNER = "warden"
 _NEW = "new-"
 #: A directory without a lock is being made right now, unless it is older than this, in seconds.
 _NEW_GRACE_S = 60
+
+
+class Running(Record):
+    """A running domain, as its run directory tells.
+
+    Attributes:
+        ident: The domain's name.
+        warden: The process id of the warden's outer process.
+        start: When that was started, in clock ticks since the host's boot.
+        insecure: The parts of its jails that were given up (``--insecure-no-jail``).
+    """
+
+    ident: str
+    warden: int
+    start: int
+    insecure: tuple[str, ...]
 
 
 class RunDirectory:
@@ -58,6 +77,26 @@ class RunDirectory:
         """Return the path of a file in the directory."""
         return os.path.join(self.path, name)
 
+    def record_warden(self, pid: int, insecure: tuple[str, ...] = ()) -> None:
+        """Write down below which process everything of the domain is, for those who look at it from outside.
+
+        Raises:
+            HostError: It cannot be written.
+        """
+        start = start_time(pid)
+        if start is None:
+            return  # it has ended already: there is nothing to look at, and what it said is heard later
+        try:
+            # Under another name first: who reads it reads all of it.
+            with open(self.file(_OWNER + ".new"), "wb") as file:
+                file.write(" ".join((str(pid), str(start), *insecure)).encode())
+            os.rename(self.file(_OWNER + ".new"), self.file(_OWNER))
+        except OSError as error:
+            raise HostError(
+                f"cannot write {self.file(_OWNER)}: {error.strerror}",
+                hint="Free some space there, or set XDG_RUNTIME_DIR to a directory of yours.",
+            ) from None
+
     def close(self) -> None:
         """Remove the directory. May be called twice."""
         if self._lock >= 0:
@@ -83,6 +122,34 @@ def sweep() -> int:
             _remove(path)
             removed += 1
     return removed
+
+
+def find_running() -> tuple[Running, ...]:
+    """Return the caller's running domains, by name. One that is being made or taken down is not among them."""
+    parent = xdg.runtime_dir()
+    if not xdg.is_private_directory(parent):
+        return ()
+    try:
+        names = sorted(os.listdir(parent))
+    except OSError:
+        return ()
+    found = (_read_running(parent, name) for name in names if not name.startswith(_NEW))
+    return tuple(running for running in found if running is not None)
+
+
+def _read_running(parent: str, name: str) -> Running | None:
+    path = os.path.join(parent, name)
+    if _is_abandoned(path, new=False):
+        return None
+    try:
+        fd = os.open(os.path.join(path, _OWNER), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with open(fd, "rb") as file:
+            words = file.read(4096).decode("ascii", "replace").split()
+    except OSError:
+        return None
+    if len(words) < 2 or not all(word.isascii() and word.isdigit() for word in words[:2]):
+        return None
+    return Running(name, int(words[0]), int(words[1]), tuple(words[2:]))
 
 
 def _is_abandoned(path: str, *, new: bool) -> bool:

@@ -134,6 +134,15 @@ class BindFd(Record):
 RootOp = Dir | Bind | File | Symlink | Tmpfs | Proc | Dev | BindFd
 
 
+#: What ``--insecure-no-jail`` can leave out of the jails, and what then is missing.
+INSECURE_PARTS = {
+    "seccomp": "the filters of system calls that are put on from outside, and QEMU's own",
+    "namespaces": "the network, ipc, uts and cgroup namespaces",
+}
+#: Without these there is no stage and no end of a domain: they cannot be left out.
+INDISPENSABLE = Namespace.USER | Namespace.MOUNT | Namespace.PID
+
+
 class Jail(Record):
     """The confinement of one process.
 

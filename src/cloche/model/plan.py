@@ -104,6 +104,7 @@ class LaunchPlan(Record):
             away.
         boot_timeout_s: Until the agent must have answered, in seconds.
         notices: Lines the user should read (weaker isolation, slower accelerator).
+        insecure: Parts of the jails that were given up because the user asked for it (``RunRequest.insecure``).
     """
 
     driver: str
@@ -120,3 +121,4 @@ class LaunchPlan(Record):
     boot_timeout_s: float
     timeout_s: float | None
     notices: tuple[str, ...] = ()
+    insecure: tuple[str, ...] = ()

@@ -56,6 +56,7 @@ class RunRequest(Record):
         pids: The most processes the program may have; None means no limit.
         kernel: A kernel's name; None lets cloche choose.
         accelerator: ``kvm``, ``tcg`` or None for what was found to work.
+        insecure: Parts of the jails to leave out (``model.jail.INSECURE_PARTS``), for hosts that cannot have them.
         temporary, cold: Accepted and true by nature until profiles and templates exist.
     """
 
@@ -79,5 +80,6 @@ class RunRequest(Record):
     agent_log: bool = False
     shell_on_failure: bool = False
     strace: bool = False
+    insecure: tuple[str, ...] = ()
     temporary: bool = True
     cold: bool = True

@@ -8,6 +8,7 @@ from cloche.drivers.qemu import command
 from cloche.errors import HostError, UsageError
 from cloche.model.jail import (
     AS_IS,
+    INDISPENSABLE,
     Bind,
     BindFlag,
     Dev,
@@ -106,7 +107,7 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         isolation=Isolation.HARDWARE_VM if machine.accelerator == Accelerator.KVM else Isolation.EMULATED_VM,
         machine=machine,
         endpoints=tuple(endpoints),
-        processes=tuple(processes),
+        processes=tuple(_give_up(process, request.insecure) for process in processes),
         control="control",
         console="console",
         monitor="monitor",
@@ -117,6 +118,7 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         boot_timeout_s=request.boot_timeout_s or _BOOT_TIMEOUT_S[machine.accelerator],
         timeout_s=request.timeout_s,
         notices=notices,
+        insecure=request.insecure,
     )
 
 
@@ -188,6 +190,20 @@ def _filter(facts: HostFacts, name: str) -> bytes:
             hint="Run `make setup` in cloche's directory.",
         )
     return found
+
+
+def _give_up(process: ProcessPlan, parts: tuple[str, ...]) -> ProcessPlan:
+    """Leave parts of a process's jail out, as the user has asked for. Device processes keep the filters in them."""
+    if "seccomp" in parts:
+        argv = process.argv
+        if b"-sandbox" in argv:
+            place = argv.index(b"-sandbox")
+            argv = (*argv[:place], *argv[place + 2 :])
+        process = process._replace(argv=argv, jail=process.jail._replace(seccomp=b""))
+    if "namespaces" in parts:
+        kept = process.jail.namespaces & INDISPENSABLE
+        process = process._replace(jail=process.jail._replace(namespaces=kept))
+    return process
 
 
 def device_jail(facts: HostFacts, program: str, root: tuple[RootOp, ...] = (), *, keep_caps: int = 0) -> Jail:

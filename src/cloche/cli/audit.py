@@ -1,0 +1,188 @@
+"""``cloche audit`` (layer 6): what holds the processes of a running domain, read from the kernel, with a verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from cloche.domain.audit import Audit, Audited, audit_domain, capability_names, find_domain
+from cloche.errors import UsageError
+from cloche.host.procfs import CAPABILITY_SETS, NAMESPACES
+from cloche.host.text import escape_untrusted
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.cli.parser import Parsed
+
+_HEADINGS = (
+    "PROCESS",
+    "PID",
+    "IDS",
+    "CAPABILITIES",
+    "NNP",
+    "FILTERS",
+    "CALLS",
+    "NAMESPACES",
+    "CLOSED",
+    "FILES",
+    "MEMORY",
+    "VERDICT",
+)
+_RED, _PLAIN = "\033[31m", "\033[0m"
+_LONGEST_WORD = 200
+
+
+def main(parsed: Parsed) -> int:
+    """Look at a domain. Status 0 when all of its policies hold, 1 when one does not."""
+    if len(parsed.operands) > 1:
+        raise UsageError("`cloche audit` looks at one domain at a time", hint="Name one of them.")
+    audit = audit_domain(find_domain(parsed.operands[0] if parsed.operands else None))
+    if parsed.get("json"):
+        json.dump(as_json(audit), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        sys.stdout.write(in_words(audit, color=color, files=bool(parsed.get("files"))))
+    return 1 if audit.failures else 0
+
+
+def as_json(audit: Audit) -> dict[str, object]:
+    """Return what ``--json`` prints; docs/audit.md describes it."""
+    return {
+        "domain": audit.domain,
+        "supervisor": audit.supervisor,
+        "insecure": list(audit.insecure),
+        "ok": not audit.failures,
+        "failures": list(audit.failures),
+        "processes": [_process_as_json(one) for one in audit.processes],
+    }
+
+
+def _process_as_json(one: Audited) -> dict[str, object]:
+    process = one.process
+    return {
+        "role": one.role,
+        "pid": process.pid,
+        "parent": process.parent,
+        "name": _plain(os.fsencode(process.name)),
+        "program": _plain(os.fsencode(process.program)) or None,
+        "argv": [_plain(word) for word in process.argv],
+        "uids": list(process.uids),
+        "gids": list(process.gids),
+        "groups": list(process.groups),
+        "capabilities": {
+            name: list(capability_names(mask))
+            for name, mask in zip(CAPABILITY_SETS, process.capabilities, strict=True)
+        },
+        "no_new_privs": process.no_new_privs,
+        "seccomp": {
+            "mode": process.seccomp,
+            "filters": process.filters,
+            "own_filters": one.filters,
+            "calls_allowed": one.calls,
+        },
+        "namespaces": {
+            name: {"id": process.namespaces.get(name), "own": _is_own(one, name)} for name in NAMESPACES
+        },
+        "dumpable": process.dumpable,
+        "core_limit": process.core_limit,
+        "threads": process.threads,
+        "memory": {"rss_kib": process.rss_kib, "pss_kib": process.pss_kib},
+        "files": None
+        if process.files is None
+        else [
+            {"fd": file.number, "target": _plain(os.fsencode(file.target)), "access": file.access}
+            for file in process.files
+        ],
+        "mounts": [
+            {"path": _plain(os.fsencode(mount.path)), "type": mount.kind, "writable": mount.writable}
+            for mount in process.mounts
+        ],
+        "not_readable": list(process.hidden),
+        "ok": not one.failures,
+        "failures": list(one.failures),
+    }
+
+
+def _is_own(one: Audited, name: str) -> bool | None:
+    if name in one.own:
+        return True
+    return False if name in one.process.namespaces else None
+
+
+def _plain(word: bytes) -> str:
+    """Make what a process may choose itself safe to show, and short."""
+    return escape_untrusted(word, 4096)
+
+
+def in_words(audit: Audit, *, color: bool = False, files: bool = False) -> str:
+    """Return the table for people, with its failures below it."""
+    rows = [_HEADINGS, *(_row(one) for one in audit.processes)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    lines = [f"domain {audit.domain}, supervisor {audit.supervisor}"]
+    for row, failed in zip(rows, (False, *(bool(one.failures) for one in audit.processes)), strict=True):
+        line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        lines.append(_red(line, color=color and failed))
+    for one in audit.processes:
+        if one.process.hidden:
+            what = ", ".join(one.process.hidden)
+            lines.append(f"{one.role} ({one.process.pid}): only root can read: {what}")
+    if files:
+        lines += [line for one in audit.processes for line in _file_lines(one)]
+    for part in audit.insecure:
+        lines.append(_red(f"GIVEN UP by --insecure-no-jail={_plain(os.fsencode(part))}", color=color))
+    lines += [_red(f"FAILED {line}", color=color) for line in audit.failures]
+    if not audit.failures:
+        lines.append(f"all {len(audit.processes)} processes are held as their policies say")
+    return "\n".join(lines) + "\n"
+
+
+def _row(one: Audited) -> tuple[str, ...]:
+    process = one.process
+    return (
+        one.role,
+        str(process.pid),
+        f"{process.uids[1]}:{process.gids[1]}",
+        _capabilities(one),
+        "yes" if process.no_new_privs else "no",
+        str(one.filters),
+        "-" if one.calls is None else str(one.calls),
+        _namespaces(one),
+        {True: "no", False: "yes", None: "?"}[process.dumpable],
+        "?" if process.files is None else str(len(process.files)),
+        _memory(process.rss_kib),
+        "FAILED" if one.failures else "ok",
+    )
+
+
+def _capabilities(one: Audited) -> str:
+    mask = 0
+    for capabilities in one.process.capabilities[1:3]:
+        mask |= capabilities
+    names = capability_names(mask)
+    return ",".join(names) if 0 < len(names) < 4 else str(len(names) or "none")
+
+
+def _namespaces(one: Audited) -> str:
+    if len(one.own) == len(NAMESPACES):
+        return "all own"
+    unknown = "" if len(one.process.namespaces) == len(NAMESPACES) else ",..."
+    return (",".join(one.own) or "the host's") + unknown
+
+
+def _memory(kib: int) -> str:
+    return f"{kib / 1024:.1f} MiB"
+
+
+def _file_lines(one: Audited) -> list[str]:
+    lines = [f"{one.role} ({one.process.pid}): {one.process.program or one.process.name}"]
+    lines[0] = escape_untrusted(os.fsencode(lines[0]), _LONGEST_WORD)
+    for file in one.process.files or ():
+        target = escape_untrusted(os.fsencode(file.target), _LONGEST_WORD)
+        lines.append(f"  {file.number:>4}  {file.access:<5}{target}")
+    return lines
+
+
+def _red(line: str, *, color: bool) -> str:
+    return f"{_RED}{line}{_PLAIN}" if color else line

@@ -1,0 +1,261 @@
+"""Looking at a running domain from outside (layer 5): what the kernel says of its processes, held against the policies.
+
+No plan is read. A process is told by where it stands below the domain's warden and by the file it executes, and held
+against ``model.audit``. What cannot be found out counts as failed where a policy needs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from cloche.errors import DomainError
+from cloche.host.bpf import count_allowed
+from cloche.host.fdlook import read_sockets
+from cloche.host.procfs import CAPABILITY_SETS, NAMESPACES, Process, descendants, read_process
+from cloche.host.rundir import Running, find_running
+from cloche.host.text import escape_untrusted
+from cloche.host.tools import read_filter
+from cloche.model.audit import ALL, CONTAINED, INIT, WARDEN, Hold, hold_of_program
+from cloche.record import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: linux/capability.h, by number.
+CAPABILITY_WORDS = (
+    "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service"
+    " net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct"
+    " sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control setfcap"
+    " mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
+)
+#: File systems of the kernel's own that hold nothing of the host's: they may be writable anywhere.
+_KERNEL_MOUNTS = ("proc", "devpts")
+#: What a process is still told by that has not executed its program yet.
+_STARTING = "it has not executed its program yet; run the audit again"
+
+
+class Audited(Record):
+    """A process and the verdict on it.
+
+    Attributes:
+        role: What it is in the domain.
+        own: The namespaces in which it is apart from the supervisor; those not known are missing.
+        filters: The filters of system calls that it has besides the supervisor's.
+        calls: How many system calls these let through; None when they are not those of its policy.
+        failures: What does not hold, a clause each.
+    """
+
+    role: str
+    process: Process
+    own: tuple[str, ...]
+    filters: int
+    calls: int | None
+    failures: tuple[str, ...]
+
+
+class Audit(Record):
+    """A domain and the verdict on it."""
+
+    domain: str
+    supervisor: int
+    insecure: tuple[str, ...]
+    processes: tuple[Audited, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each thing that does not hold."""
+        lines = [f"{one.role} ({one.process.pid}) {what}" for one in self.processes for what in one.failures]
+        return tuple(lines)
+
+
+def find_domain(wanted: str | None) -> Running:
+    """Return the running domain of this name (or with a name that begins so), or the only one there is.
+
+    Raises:
+        DomainError: There is none, or more than one.
+    """
+    running = find_running()
+    names = tuple(domain.ident for domain in running)
+    if wanted is not None:
+        chosen = [domain for domain in running if domain.ident == wanted]
+        chosen = chosen or [domain for domain in running if wanted and domain.ident.startswith(wanted)]
+        text = escape_untrusted(os.fsencode(wanted), 80)
+        if len(chosen) == 1:
+            return chosen[0]
+        if chosen:
+            hint = f"Say more of it: {', '.join(domain.ident for domain in chosen)}."
+            raise DomainError(f"more than one of your running domains begins with {text}", hint=hint)
+        hint = f"Running: {', '.join(names)}." if names else "None is running."
+        raise DomainError(f"you have no running domain {text}", hint=hint)
+    if len(running) == 1:
+        return running[0]
+    if running:
+        raise DomainError(f"{len(running)} domains are running", hint=f"Name one: {', '.join(names)}.")
+    raise DomainError("no domain of yours is running", hint="Start one, for example: cloche run -- sleep 60")
+
+
+def audit_domain(running: Running) -> Audit:
+    """Look at every process of a domain.
+
+    Raises:
+        DomainError: It ended meanwhile.
+    """
+    sockets = read_sockets(running.warden)
+    seen = {}
+    for pid in descendants(running.warden):
+        process = read_process(pid, sockets)
+        if process is not None:
+            seen[pid] = process
+    warden = seen.get(running.warden)
+    if warden is None or warden.start != running.start:
+        raise DomainError(
+            f"the domain {running.ident} has ended", hint="`cloche audit` looks at running ones."
+        )
+    roles = _Roles(warden)
+    processes = tuple(_judge(process, warden, roles) for process in seen.values())
+    return Audit(running.ident, warden.parent, running.insecure, processes)
+
+
+class _Roles:
+    """Which policy holds a process: by its place below the warden, then by the file it executes."""
+
+    def __init__(self, warden: Process) -> None:
+        self._warden = warden
+        self._init = 0
+        self._contained: set[int] = set()
+
+    def find(self, process: Process) -> Hold | None:
+        """Return a process's policy. Parents must be asked for before their children."""
+        if process.pid == self._warden.pid:
+            return WARDEN
+        if process.parent == self._warden.pid and not self._init:
+            self._init = process.pid
+            return INIT
+        if process.parent in self._contained:
+            self._contained.add(process.pid)
+            return CONTAINED
+        hold = hold_of_program(
+            os.path.basename(process.program.removesuffix(" (deleted)")),
+            process.argv,
+            as_root=self._warden.uids[1] == 0,
+        )
+        if hold is not None and hold.role == "container":
+            self._contained.add(process.pid)
+        return hold
+
+
+def _judge(process: Process, warden: Process, roles: _Roles) -> Audited:
+    hold = roles.find(process)
+    own = own_namespaces(process, warden)
+    filters = process.filters - warden.filters
+    if hold is None:
+        starting = os.path.basename(process.program) == "cloche-warden"
+        name = escape_untrusted(os.fsencode(process.program or process.name), 80)
+        why = _STARTING if starting else f"executes {name}, for which there is no policy"
+        return Audited("starting" if starting else "unknown", process, own, filters, None, (why,))
+    calls = _calls(hold) if hold.calls and filters == hold.filters else None
+    return Audited(hold.role, process, own, filters, calls, tuple(_failures(hold, process, warden, own)))
+
+
+def own_namespaces(process: Process, reference: Process) -> tuple[str, ...]:
+    """Return the namespaces in which a process is apart from another one, as far as the kernel tells."""
+    own = {
+        name
+        for name, number in process.namespaces.items()
+        if number != reference.namespaces.get(name, number)
+    }
+    # These three show without looking into the process.
+    if len(process.pids) > len(reference.pids):
+        own.add("pid")
+    if process.id_map != reference.id_map:
+        own.add("user")
+    ours = {mount.ident for mount in reference.mounts}
+    if process.mounts and all(mount.ident not in ours for mount in process.mounts):
+        own.add("mnt")
+    return tuple(name for name in NAMESPACES if name in own)
+
+
+def _calls(hold: Hold) -> int | None:
+    """Return how many calls are left by the tightest filter that cloche compiled for it."""
+    inner = b"" if hold.role == "vmm" else read_filter(f"{hold.calls}.inner")
+    return count_allowed(inner or read_filter(hold.calls))
+
+
+def _failures(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:
+    checks: tuple[Callable[[Hold, Process, Process, tuple[str, ...]], Iterator[str]], ...] = (
+        _check_ids,
+        _check_rights,
+        _check_filters,
+        _check_namespaces,
+        _check_openness,
+        _check_root,
+    )
+    for check in checks:
+        yield from check(hold, process, warden, own)
+
+
+def _check_ids(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:
+    del hold, own
+    for what, ids, owner in (("user", process.uids, warden.uids[1]), ("group", process.gids, warden.gids[1])):
+        if len(set(ids)) != 1 or (owner != 0 and ids[0] != owner):
+            yield f"has the {what} ids {'/'.join(map(str, ids))}, not those of its owner"
+
+
+def _check_rights(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:
+    del warden, own
+    if hold.capabilities is not None:
+        sets = [mask & ~hold.capabilities for mask in process.capabilities]
+        if any(sets):
+            names = ", ".join(name for name, mask in zip(CAPABILITY_SETS, sets, strict=True) if mask)
+            every = capability_names(functools.reduce(int.__or__, sets))
+            what = ", ".join(every) if len(every) < 8 else f"{len(every)} of them"
+            yield f"has capabilities that its policy does not give it: {what} ({names})"
+    if hold.no_new_privs and not process.no_new_privs:
+        yield "could gain rights by executing a program (no_new_privs is off)"
+
+
+def _check_filters(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:
+    del own
+    found = process.filters - warden.filters
+    if found < hold.filters:
+        yield f"has {found} of the {hold.filters} filters of system calls that its policy needs"
+
+
+def _check_namespaces(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:
+    missing = [name for name in hold.namespaces if name not in own]
+    if missing:
+        yield f"shares namespaces with the host: {', '.join(missing)}"
+    # Each device is alone in its own, not only away from the host.
+    if hold.namespaces == ALL and hold.session and len(process.pids) < len(warden.pids) + 2:
+        yield "sees the other processes of its domain (its pid namespace is the domain's)"
+
+
+def _check_openness(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:
+    del warden, own
+    if hold.closed and process.dumpable is not False:
+        yield "can be looked into by others of its user (it is dumpable)"
+    # One byte is what the kernel takes as none, for its core handler too (core(5)).
+    if hold.no_core and (process.core_limit is None or process.core_limit > 1):
+        yield "may leave a core file"
+    if hold.session and process.sessions[-1] != process.pids[-1]:
+        yield "has no session of its own"
+
+
+def _check_root(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:
+    del warden, own
+    if hold.own_root:
+        root = next((mount for mount in reversed(process.mounts) if mount.path == "/"), None)
+        if root is None or root.kind != "tmpfs" or root.writable:
+            yield "has a root that is not a read-only one of its own"
+    if hold.writable is not None:
+        for mount in process.mounts:
+            inside = any(mount.path == tree or mount.path.startswith(tree + "/") for tree in hold.writable)
+            if mount.writable and not inside and mount.kind not in _KERNEL_MOUNTS and mount.path != "/":
+                yield f"can write to {escape_untrusted(os.fsencode(mount.path), 200)}"
+
+
+def capability_names(mask: int) -> tuple[str, ...]:
+    """Return the names of capabilities, those that this version does not know by number."""
+    names = dict(enumerate(CAPABILITY_WORDS.split()))
+    return tuple(names.get(bit, str(bit)) for bit in range(64) if mask >> bit & 1)

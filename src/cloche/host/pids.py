@@ -1,0 +1,23 @@
+"""Telling a process from another one that had its number before (layer 3a)."""
+
+from __future__ import annotations
+
+
+def stat_fields(pid: int) -> list[str]:
+    """Return what follows the name in /proc/PID/stat (proc(5)): the state first, then the parent.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: There is no such process.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        text = file.read().decode("utf-8", "surrogateescape")
+    # The name may hold any character, parentheses and spaces too.
+    return text[text.rindex(")") + 2 :].split()
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process was started, in clock ticks since the host's boot; None when it does not exist."""
+    try:
+        return int(stat_fields(pid)[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return None

@@ -1,0 +1,107 @@
+"""What a running domain's processes must be held by (layer 1, pure data), whatever plan they were started from.
+
+These are the promises of SECURITY.md, one entry for each kind of process. A unit test holds every plan of the drivers
+to them; ``cloche audit`` holds the kernel's own account of a running domain to them.
+"""
+
+from __future__ import annotations
+
+from cloche.record import Record
+
+#: The namespaces of a device process and of the VMM, by the names in /proc/PID/ns: all there are.
+ALL = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+#: What root's file server of shares keeps, to give every file its owner: chown, dac_override, fowner, fsetid, setgid,
+#: setuid.
+OWNER_CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7
+
+
+class Hold(Record):
+    """What must hold a process.
+
+    Attributes:
+        role: The process, as messages call it.
+        capabilities: The most it may have, one bit each; None when it is trusted with all.
+        no_new_privs: Whether it must have given up setuid programs and file capabilities.
+        filters: How many filters of system calls it must have besides those the supervisor has itself.
+        namespaces: In which it must be apart from the supervisor.
+        closed: Whether others of its user must not be able to look into it ("not dumpable").
+        no_core: Whether it must leave no core file.
+        session: Whether its session must be its own.
+        own_root: Whether its root must be a read-only one of its own.
+        writable: The trees below which mounts may be writable; None when that is not looked at.
+        calls: The policy whose number of calls it may make; empty for none.
+    """
+
+    role: str
+    capabilities: int | None = 0
+    no_new_privs: bool = True
+    filters: int = 0
+    namespaces: tuple[str, ...] = ()
+    closed: bool = False
+    no_core: bool = True
+    session: bool = True
+    own_root: bool = False
+    writable: tuple[str, ...] | None = None
+    calls: str = ""
+
+
+#: The outer process waits for PID 1 and does nothing else; it runs no foreign code and hears nobody.
+WARDEN = Hold("warden", None, False, no_core=False)
+#: PID 1 builds the jails, so it needs every right in the domain's own namespaces; its filter takes key rings away.
+INIT = Hold(
+    "warden/1",
+    None,
+    False,
+    filters=1,
+    namespaces=("user", "mnt", "pid"),
+    closed=True,
+    no_core=False,
+)
+#: The key rings' filter, the outer one, and the one from inside.
+_DEVICE_FILTERS = 3
+
+
+def device(role: str, calls: str, *, capabilities: int = 0, writable: tuple[str, ...] = ()) -> Hold:
+    """Return what must hold a device process."""
+    return Hold(
+        role,
+        capabilities,
+        filters=_DEVICE_FILTERS,
+        namespaces=ALL,
+        closed=True,
+        own_root=True,
+        writable=writable,
+        calls=calls,
+    )
+
+
+#: QEMU is dumpable: the exec makes it so, and it does not undo it. Nothing else of its domain sees it.
+VMM = Hold(
+    "vmm",
+    filters=_DEVICE_FILTERS,
+    namespaces=ALL,
+    own_root=True,
+    writable=("/dev", "/tmp", "/memory"),
+    calls="qemu",
+)
+#: bubblewrap waits for what is in its container.
+CONTAINER = Hold("container", filters=1, namespaces=("user", "mnt", "pid"))
+#: The agent and the programs in a container share the host's kernel, and hardly any filter is between.
+CONTAINED = Hold("contained", filters=1, namespaces=ALL, session=False)
+
+
+def hold_of_program(program: str, argv: tuple[bytes, ...], *, as_root: bool) -> Hold | None:
+    """Return what must hold a process below PID 1 that executes a file of this name; None when no policy knows it."""
+    if program == "cloche-fs":
+        if b"--readonly" in argv:
+            return device("fs-system", program)
+        return device(
+            "fs-shares", program, capabilities=OWNER_CAPABILITIES if as_root else 0, writable=("/stage",)
+        )
+    if program.startswith("qemu-system-"):
+        return VMM
+    if program == "bwrap":
+        return CONTAINER
+    if program.startswith("cloche-") and program != "cloche-warden":
+        return device(program.removeprefix("cloche-"), program)
+    return None

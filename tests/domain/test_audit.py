@@ -1,0 +1,146 @@
+"""``cloche audit`` on running domains: all is well when it is, and whatever is missing behind the plan's back is seen."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.wardens import ROLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.runs import Runner
+
+SCRIPT = Path(__file__).with_name("weakened.py").read_text()
+
+
+@pytest.fixture(params=ROLES)
+def caller(request: pytest.FixtureRequest) -> Runner:
+    """Provide root and an ordinary user, one after the other."""
+    name = "cloche" if request.param == "ordinary" else "cloche_as_caller"
+    runner: Runner = request.getfixturevalue(name)
+    return runner
+
+
+@contextmanager
+def running(caller: Runner, share: Path, *weakenings: str) -> Iterator[str]:
+    """Provide the name of a running domain with these weakenings."""
+    argv = ["/usr/bin/python3", "-IS", "-c", SCRIPT, str(caller.user.project / "src"), str(share)]
+    process = caller.user.popen([*argv, *weakenings], stdin=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        name = process.stdout.readline().decode().strip()
+        assert name, process.communicate()[1]
+        yield name
+    finally:
+        process.communicate()
+    assert process.returncode == 0
+
+
+def audit(caller: Runner, name: str) -> dict[str, Any]:
+    """Return what ``cloche audit --json`` says of a domain; its status must say the same."""
+    done = caller("audit", "--json", name)
+    assert done.stderr == b""
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if found["ok"] else 1)
+    assert found["ok"] == (found["failures"] == [])
+    return found
+
+
+def failures(found: dict[str, Any]) -> set[str]:
+    """Return what fails, without process ids."""
+    return {f"{one['role']} {what}" for one in found["processes"] for what in one["failures"]}
+
+
+def test_a_domain_as_it_should_be(caller: Runner, folder: Path) -> None:
+    """Every process is there, held as its policy says, with what is known of it; the words say the same as the JSON."""
+    with running(caller, folder) as name:
+        found = audit(caller, name)
+        words = caller("audit", name)
+    assert found["failures"] == []
+    assert (found["domain"], found["insecure"]) == (name, [])
+    roles = {one["role"]: one for one in found["processes"]}
+    assert list(roles) == ["warden", "warden/1", "fs-system", "fs-shares", "vmm"]
+    devices = [roles[role] for role in ("fs-system", "fs-shares", "vmm")]
+    for one in devices:
+        assert one["seccomp"]["own_filters"] == 3
+        assert one["seccomp"]["calls_allowed"] > 50
+        assert all(namespace["own"] for namespace in one["namespaces"].values())
+        assert one["no_new_privs"]
+        assert one["not_readable"] == []
+        assert {file["fd"] for file in one["files"]} >= {0, 1, 2, 3}
+        assert any("socket" in file["target"] for file in one["files"])
+        assert one["memory"]["pss_kib"] > 0
+    assert [one["dumpable"] for one in devices] == [False, False, True]
+    ordinary = caller.user.entry.pw_uid != 0
+    # PID 1 came from outside of the domain's user namespace: only root may look into it.
+    assert ("open files" in roles["warden/1"]["not_readable"]) == ordinary
+    assert roles["vmm"]["uids"] == [caller.user.entry.pw_uid] * 4
+    assert roles["vmm"]["capabilities"]["bounding"] == []
+    assert bool(roles["fs-shares"]["capabilities"]["effective"]) != ordinary
+    assert words.returncode == 0
+    table = words.stdout.decode()
+    assert "all 5 processes are held as their policies say" in table
+    assert "FAILED" not in table
+    assert "\033" not in table
+    for one in found["processes"]:
+        assert f"{one['role']:<9}  {one['pid']}" in table
+
+
+NO_FILTER = "has 2 of the 3 filters of system calls that its policy needs"
+WEAKENED = {
+    "filter, capability, pid": (
+        ("vmm:filter", "fs-system:capability", "fs-shares:pid"),
+        {
+            f"vmm {NO_FILTER}",
+            "fs-system has capabilities that its policy does not give it: sys_admin"
+            " (inheritable, permitted, effective, bounding, ambient)",
+            "fs-shares sees the other processes of its domain (its pid namespace is the domain's)",
+        },
+    ),
+    "net, stage, device's filter": (
+        ("vmm:net", "fs-system:stage", "fs-shares:filter"),
+        {
+            "vmm shares namespaces with the host: net",
+            "fs-system can write to /stage/usr",
+            f"fs-shares {NO_FILTER}",
+        },
+    ),
+    "no_new_privs, root, session and core": (
+        (
+            "vmm:filter",
+            "vmm:sandbox",
+            "vmm:no_new_privs",
+            "fs-system:root",
+            "fs-shares:session",
+            "fs-shares:core",
+        ),
+        {
+            "vmm has 1 of the 3 filters of system calls that its policy needs",
+            "vmm could gain rights by executing a program (no_new_privs is off)",
+            "fs-system has a root that is not a read-only one of its own",
+            "fs-shares has no session of its own",
+            "fs-shares may leave a core file",
+        },
+    ),
+    "QEMU's own filter": (("vmm:sandbox",), {f"vmm {NO_FILTER}"}),
+}
+
+
+@pytest.mark.parametrize("case", WEAKENED)
+def test_what_is_missing_is_seen(caller: Runner, folder: Path, case: str) -> None:
+    """Each part that was taken out of a jail behind the plan's back is one line, and nothing else is."""
+    weakenings, expected = WEAKENED[case]
+    with running(caller, folder, *weakenings) as name:
+        found = audit(caller, name)
+        words = caller("audit", name)
+    assert failures(found) == expected
+    assert len(found["failures"]) == len(expected)
+    assert words.returncode == 1
+    assert words.stdout.count(b"\nFAILED ") == len(expected)

@@ -1,0 +1,106 @@
+"""Starts a domain whose jails are not those of its policies; run as a program of its own, without the test's packages.
+
+Arguments: the sources' directory, a directory to share, the weakenings. Prints the domain's name when its guest is set
+up, and ends it at the end of its input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, sys.argv[1])
+
+from cloche.domain.domain import Domain
+from cloche.domain.prepare import prepare_plan
+from cloche.host.facts import collect_facts
+from cloche.host.reactor import READ, Reactor
+from cloche.model.jail import Bind, BindFlag, JailFlag, Namespace
+from cloche.model.request import RunRequest, Share
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.model.jail import Jail
+    from cloche.model.plan import LaunchPlan, ProcessPlan
+
+SYS_ADMIN = 1 << 21
+
+
+def without_flag(jail: Jail, flag: int) -> Jail:
+    """Return the jail without a flag."""
+    return jail._replace(flags=jail.flags & ~flag)
+
+
+def writable_stage(jail: Jail) -> Jail:
+    """Return the jail with /usr mounted read-write."""
+    root = tuple(
+        op._replace(flags=op.flags & ~BindFlag.READ_ONLY)
+        if isinstance(op, Bind) and op.path == b"/stage/usr"
+        else op
+        for op in jail.root
+    )
+    return jail._replace(root=root)
+
+
+def without_sandbox(process: ProcessPlan) -> ProcessPlan:
+    """Return QEMU without its own filter."""
+    place = process.argv.index(b"-sandbox")
+    return process._replace(argv=(*process.argv[:place], *process.argv[place + 2 :]))
+
+
+JAILS: dict[str, Callable[[Jail], Jail]] = {
+    "filter": lambda jail: jail._replace(seccomp=b""),
+    "net": lambda jail: jail._replace(namespaces=jail.namespaces & ~Namespace.NET),
+    "pid": lambda jail: jail._replace(namespaces=jail.namespaces & ~Namespace.PID),
+    "capability": lambda jail: jail._replace(keep_caps=SYS_ADMIN),
+    "no_new_privs": lambda jail: without_flag(jail, JailFlag.NO_NEW_PRIVS),
+    "session": lambda jail: without_flag(jail, JailFlag.SETSID),
+    "core": lambda jail: without_flag(jail, JailFlag.NOT_DUMPABLE)._replace(rlimits=()),
+    "root": lambda jail: jail._replace(flags=jail.flags | JailFlag.ROOT_WRITABLE),
+    "stage": writable_stage,
+}
+
+
+def weaken(process: ProcessPlan, words: list[str]) -> ProcessPlan:
+    """Return a process as ``PROCESS:WEAKENING`` words say."""
+    for word in words:
+        name, _, what = word.partition(":")
+        if name == process.name:
+            process = (
+                without_sandbox(process)
+                if what == "sandbox"
+                else process._replace(jail=JAILS[what](process.jail))
+            )
+    return process
+
+
+def made_plan(share: str, words: list[str]) -> LaunchPlan:
+    """Return the plan for a machine with a share, with its processes' jails weakened."""
+    plan = prepare_plan(RunRequest(argv=(b"true",), shares=(Share(share, share, True),)), collect_facts())
+    return plan._replace(processes=tuple(weaken(process, words) for process in plan.processes))
+
+
+def main() -> None:
+    """Run one domain."""
+    with Reactor() as reactor:
+        domain = Domain(reactor, made_plan(sys.argv[2], sys.argv[3:]))
+        domain.on_open = lambda: print(domain.ident, flush=True)
+        over = False
+
+        def ended(events: int) -> None:
+            nonlocal over
+            del events
+            over = not os.read(0, 1)
+
+        reactor.register(0, READ, ended)
+        try:
+            domain.start()
+            reactor.run_until(lambda: over)
+        finally:
+            domain.close()
+
+
+if __name__ == "__main__":
+    main()
