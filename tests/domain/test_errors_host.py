@@ -263,3 +263,13 @@ def test_home_that_does_not_exist(host: ChangedHost, kernel: str) -> None:
 def test_runtime_directory_that_cannot_be_used(host: ChangedHost, runtime: str) -> None:
     """A runtime directory that is missing, no directory or somebody else's is not used; the cache is."""
     assert host("true", env={"XDG_RUNTIME_DIR": runtime}).returncode == 0
+
+
+def test_a_jail_that_cannot_be_built(host: ChangedHost) -> None:
+    """Without network namespaces nothing starts, unless the user gives them up in so many words, at every run."""
+    poor = host.on(sysctl("user/max_net_namespaces", "0"))
+    check_error(poor("true"), 125, "cannot start", "--insecure-no-jail=namespaces")
+    for _ in range(2):
+        done = poor("--insecure-no-jail=namespaces", "echo", "inside")
+        assert (done.returncode, done.stdout) == (0, b"inside\n")
+        assert b"the jails are without the network, ipc, uts and cgroup namespaces" in done.stderr

@@ -86,7 +86,7 @@ def main() -> None:
     """Run one domain."""
     with Reactor() as reactor:
         domain = Domain(reactor, made_plan(sys.argv[2], sys.argv[3:]))
-        domain.on_open = lambda: print(domain.ident, flush=True)
+        domain.on_open = lambda: sys.stdout.write(f"{domain.ident}\n") and sys.stdout.flush()
         over = False
 
         def ended(events: int) -> None:

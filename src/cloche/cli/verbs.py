@@ -111,7 +111,7 @@ VERBS = (
     ),
     Verb(
         "audit",
-        "Say what holds the processes of a running domain, as the kernel sees it, and whether all of it holds.",
+        "Say what holds the processes of a running domain, as the kernel sees it.",
         "audit:main",
         (Option(("--files",), "List the open files and sockets of each process."), _JSON),
         operands="[DOMAIN]",

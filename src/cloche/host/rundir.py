@@ -81,19 +81,17 @@ class RunDirectory:
         """Write down below which process everything of the domain is, for those who look at it from outside.
 
         Raises:
-            HostError: It cannot be written.
+            HostError: There is no room for it.
         """
         start = start_time(pid)
         if start is None:
             return  # it has ended already: there is nothing to look at, and what it said is heard later
         try:
-            # Under another name first: who reads it reads all of it.
-            with open(self.file(_OWNER + ".new"), "wb") as file:
-                file.write(" ".join((str(pid), str(start), *insecure)).encode())
-            os.rename(self.file(_OWNER + ".new"), self.file(_OWNER))
+            # A link needs no room on a full disk, and whoever reads it reads all of it.
+            os.symlink(" ".join((str(pid), str(start), *insecure)), self.file(_OWNER))
         except OSError as error:
             raise HostError(
-                f"cannot write {self.file(_OWNER)}: {error.strerror}",
+                f"cannot make {self.file(_OWNER)}: {error.strerror}",
                 hint="Free some space there, or set XDG_RUNTIME_DIR to a directory of yours.",
             ) from None
 
@@ -142,9 +140,7 @@ def _read_running(parent: str, name: str) -> Running | None:
     if _is_abandoned(path, new=False):
         return None
     try:
-        fd = os.open(os.path.join(path, _OWNER), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with open(fd, "rb") as file:
-            words = file.read(4096).decode("ascii", "replace").split()
+        words = os.readlink(os.path.join(path, _OWNER)).split(" ")
     except OSError:
         return None
     if len(words) < 2 or not all(word.isascii() and word.isdigit() for word in words[:2]):
