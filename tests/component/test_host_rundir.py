@@ -15,6 +15,7 @@ import pytest
 from cloche import log
 from cloche.errors import HostError
 from cloche.host import rundir
+from cloche.host.pids import start_time
 from cloche.host.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -304,3 +305,71 @@ def test_a_full_disk_leaves_nothing_half_made(parent: Path, monkeypatch: pytest.
         RunDirectory.create()
     assert list(parent.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# Running domains
+
+RECORDER = OWNER.replace(
+    "print(", "import os; directory.record_warden(os.getpid())\nprint("
+)
+
+
+def test_a_domain_is_found_by_its_warden(parent: Path) -> None:
+    """What the supervisor has written down is found as long as it lives, by name."""
+    directories = [RunDirectory.create() for _ in range(2)]
+    assert rundir.find_running() == ()
+    directories[0].record_warden(os.getpid())
+    directories[1].record_warden(os.getpid(), ("seccomp", "namespaces"))
+    found = {running.ident: running for running in rundir.find_running()}
+    assert list(found) == sorted(directory.ident for directory in directories)
+    first, second = (found[directory.ident] for directory in directories)
+    assert first.warden == second.warden == os.getpid()
+    assert first.start == second.start == start_time(os.getpid())
+    assert (first.insecure, second.insecure) == ((), ("seccomp", "namespaces"))
+    for directory in directories:
+        directory.close()
+    assert rundir.find_running() == ()
+    assert list(parent.iterdir()) == []
+
+
+def test_an_abandoned_domain_is_not_found(parent: Path) -> None:
+    """A domain whose supervisor was killed is none, even before its directory is removed."""
+    process, path = start(RECORDER), parent
+    assert process.stdout
+    path = Path(process.stdout.readline().strip())
+    assert [running.ident for running in rundir.find_running()] == [path.name]
+    kill(process)
+    assert (path / "warden").is_symlink()
+    assert rundir.find_running() == ()
+    assert rundir.sweep() == 1
+
+
+@pytest.mark.parametrize("text", ["", "1", "x 1", "1 -1", "1 \N{SUPERSCRIPT TWO}"])
+def test_a_damaged_record_is_none(parent: Path, text: str) -> None:
+    """What is not two numbers, and what is no link, names no process."""
+    directory = RunDirectory.create()
+    if text:
+        os.symlink(text, directory.file("warden"))
+    else:
+        Path(directory.file("warden")).write_text("1 1")
+    assert rundir.find_running() == ()
+    directory.close()
+
+
+def test_a_warden_that_is_gone_is_not_recorded(parent: Path) -> None:
+    """A process that has ended names nothing: what it said of its end is heard elsewhere."""
+    directory = RunDirectory.create()
+    directory.record_warden(1 << 22)
+    assert rundir.find_running() == ()
+    directory.close()
+
+
+def test_domains_where_others_can_write_are_not_believed(parent: Path) -> None:
+    """Somebody else who can write there could name any process."""
+    directory = RunDirectory.create()
+    directory.record_warden(os.getpid())
+    assert len(rundir.find_running()) == 1
+    parent.chmod(0o777)
+    assert rundir.find_running() == ()
+    parent.chmod(0o700)
+    directory.close()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.errors import check_error
 from support.wardens import ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from support.runs import Runner
 
@@ -29,10 +33,12 @@ def caller(request: pytest.FixtureRequest) -> Runner:
 
 
 @contextmanager
-def running(caller: Runner, share: Path, *weakenings: str) -> Iterator[str]:
+def running(
+    caller: Runner, share: Path, *weakenings: str, env: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Provide the name of a running domain with these weakenings."""
     argv = ["/usr/bin/python3", "-IS", "-c", SCRIPT, str(caller.user.project / "src"), str(share)]
-    process = caller.user.popen([*argv, *weakenings], stdin=subprocess.PIPE)
+    process = caller.user.popen([*argv, *weakenings], stdin=subprocess.PIPE, env=env)
     try:
         assert process.stdout is not None
         name = process.stdout.readline().decode().strip()
@@ -144,3 +150,72 @@ def test_what_is_missing_is_seen(caller: Runner, folder: Path, case: str) -> Non
     assert len(found["failures"]) == len(expected)
     assert words.returncode == 1
     assert words.stdout.count(b"\nFAILED ") == len(expected)
+
+
+def test_what_was_given_up_is_shown(caller: Runner, folder: Path) -> None:
+    """Parts left out with --insecure-no-jail are named, and are failures like any other."""
+    with running(caller, folder, "insecure:seccomp", "insecure:namespaces") as name:
+        found = audit(caller, name)
+        words = caller("audit", name).stdout.decode()
+    assert found["insecure"] == ["seccomp", "namespaces"]
+    host = "shares namespaces with the host: net, ipc, uts, cgroup"
+    # Devices keep the filter that is in them; QEMU has none but that of key rings.
+    assert failures(found) == {
+        f"fs-system {NO_FILTER}",
+        f"fs-shares {NO_FILTER}",
+        "vmm has 1 of the 3 filters of system calls that its policy needs",
+        *(f"{role} {host}" for role in ("fs-system", "fs-shares", "vmm")),
+    }
+    assert "\nGIVEN UP by --insecure-no-jail=seccomp\nGIVEN UP by --insecure-no-jail=namespaces\n" in words
+
+
+@pytest.fixture
+def runtime(caller: Runner) -> Iterator[dict[str, str]]:
+    """Provide an environment in which no domain runs."""
+    path = tempfile.mkdtemp(dir="/var/tmp")
+    os.chown(path, caller.user.entry.pw_uid, caller.user.entry.pw_gid)
+    yield {"XDG_RUNTIME_DIR": path}
+    shutil.rmtree(path)
+
+
+def test_which_domain(caller: Runner, folder: Path, runtime: dict[str, str]) -> None:
+    """Without a name the only domain is taken; of several, and of none, it says so and names them."""
+    nothing = caller("audit", env=runtime)
+    check_error(nothing, 125, "no domain of yours is running", "cloche run")
+    with running(caller, folder, env=runtime) as first:
+        assert f"domain {first}," in caller("audit", env=runtime).stdout.decode()
+        assert f"domain {first}," in caller("audit", first[:4], env=runtime).stdout.decode()
+        check_error(caller("audit", "nix", env=runtime), 125, "no running domain nix", first)
+        with running(caller, folder, env=runtime) as second:
+            several = caller("audit", env=runtime)
+            check_error(several, 125, "2 domains are running", first, second)
+            assert f"domain {second}," in caller("audit", second, env=runtime).stdout.decode()
+    check_error(caller("audit", first, env=runtime), 125, f"no running domain {first}", "None is running")
+
+
+def test_a_number_given_to_another_process(caller: Runner, folder: Path, runtime: dict[str, str]) -> None:
+    """A domain whose warden's number is another process's now is not mistaken for that process."""
+    with running(caller, folder, env=runtime) as name:
+        record = Path(runtime["XDG_RUNTIME_DIR"], "cloche", name, "warden")
+        pid, start = os.readlink(record).split()
+        record.unlink()
+        record.symlink_to(f"{pid} {int(start) - 1}")
+        check_error(caller("audit", env=runtime), 125, f"the domain {name} has ended")
+        record.unlink()
+        record.symlink_to(f"{pid} {start}")
+        assert caller("audit", env=runtime).returncode == 0
+
+
+def test_domains_of_others_are_not_found(
+    caller: Runner, cloche: Runner, cloche_as_caller: Runner, folder: Path, runtime: dict[str, str]
+) -> None:
+    """A domain is its owner's to look at, even for somebody whose variable points to the owner's directory."""
+    others = [
+        other
+        for other in (cloche, cloche_as_caller)
+        if other.user.entry.pw_uid != caller.user.entry.pw_uid
+    ]
+    with running(caller, folder, env=runtime) as name:
+        assert caller("audit", name, env=runtime).returncode == 0
+        for other in others:
+            check_error(other("audit", name, env=runtime), 125, f"no running domain {name}")

@@ -1,6 +1,7 @@
 """Starts a domain whose jails are not those of its policies; run as a program of its own, without the test's packages.
 
-Arguments: the sources' directory, a directory to share, the weakenings. Prints the domain's name when its guest is set
+Arguments: the sources' directory, a directory to share, the weakenings (``PROCESS:WHAT``, or ``insecure:PART`` for what
+the user gives up in so many words). Prints the domain's name when its guest is set
 up, and ends it at the end of its input.
 """
 
@@ -78,7 +79,9 @@ def weaken(process: ProcessPlan, words: list[str]) -> ProcessPlan:
 
 def made_plan(share: str, words: list[str]) -> LaunchPlan:
     """Return the plan for a machine with a share, with its processes' jails weakened."""
-    plan = prepare_plan(RunRequest(argv=(b"true",), shares=(Share(share, share, True),)), collect_facts())
+    insecure = tuple(word.partition(":")[2] for word in words if word.startswith("insecure:"))
+    asked = RunRequest(argv=(b"true",), shares=(Share(share, share, True),), insecure=insecure)
+    plan = prepare_plan(asked, collect_facts())
     return plan._replace(processes=tuple(weaken(process, words) for process in plan.processes))
 
 
@@ -86,14 +89,18 @@ def main() -> None:
     """Run one domain."""
     with Reactor() as reactor:
         domain = Domain(reactor, made_plan(sys.argv[2], sys.argv[3:]))
-        domain.on_open = lambda: sys.stdout.write(f"{domain.ident}\n") and sys.stdout.flush()
         over = False
+
+        def opened() -> None:
+            sys.stdout.write(f"{domain.ident}\n")
+            sys.stdout.flush()
 
         def ended(events: int) -> None:
             nonlocal over
             del events
             over = not os.read(0, 1)
 
+        domain.on_open = opened
         reactor.register(0, READ, ended)
         try:
             domain.start()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cloche.host.bpf import count_allowed
 from cloche.host.tools import read_filter, require_own_binary
 from support import vhost
 from support.vhost import Frontend, device
@@ -194,3 +195,13 @@ def test_a_device_without_its_filter_would_be_seen(project: Path) -> None:
         assert content.count(outer[:24]) == 1
         assert outer not in content
         assert (project / "policies" / f"{program}.toml").exists()
+
+
+def test_calls_are_counted_as_the_policies_name_them(project: Path) -> None:
+    """What an audit reads out of the compiled filters is the number of calls that the policies name."""
+    for path in (project / "policies").glob("*.toml"):
+        phases: dict[str, set[str]] = {"always": set(), "start": set()}
+        for phase, entry in entries(project, path.stem):
+            phases[phase].update(entry["calls"])
+        assert count_allowed(read_filter(path.stem)) == len(phases["always"] | phases["start"])
+        assert count_allowed(read_filter(f"{path.stem}.inner")) == len(phases["always"])

@@ -298,7 +298,7 @@ def test_no_two_options_of_a_verb_share_a_name(verb: Verb) -> None:
     assert len(names) == len(set(names))
 
 
-SAMPLES = {"SIZE": "2G", "N": "2", "TIME": "5m", "PART": "seccomp"}
+SAMPLES = {"SIZE": "2G", "N": "2", "TIME": "5m"}
 
 
 @pytest.mark.parametrize(

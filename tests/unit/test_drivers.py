@@ -508,3 +508,39 @@ def test_refusals_are_errors_with_a_message() -> None:
         for options in refused:
             with pytest.raises(ClocheError):
                 plan(request(**options), driver=name)
+
+
+# Parts of jails that are given up
+
+
+def test_the_filters_can_be_given_up() -> None:
+    """Without `seccomp` no filter is put on from outside and QEMU puts on none, and nothing else changes."""
+    asked = request(shares=(share("/data"),))
+    whole, without = plan(asked), plan(asked._replace(insecure=("seccomp",)))
+    assert (whole.insecure, without.insecure) == ((), ("seccomp",))
+    for one, other in zip(whole.processes, without.processes, strict=True):
+        assert one.jail.seccomp
+        assert other.jail == one.jail._replace(seccomp=b"")
+        sandbox = values(one.argv, "-sandbox")
+        assert bool(sandbox) == (one.name == "vmm")
+        rest = [word for word in one.argv if word.decode() not in ("-sandbox", *sandbox)]
+        assert list(other.argv) == rest
+
+
+def test_namespaces_can_be_given_up() -> None:
+    """Without `namespaces` those stay that the stage and the end of a domain need."""
+    asked = request()
+    whole, without = plan(asked), plan(asked._replace(insecure=("namespaces",)))
+    for one, other in zip(whole.processes, without.processes, strict=True):
+        kept = one.jail.namespaces & (Namespace.MOUNT | Namespace.PID)
+        assert kept == Namespace.MOUNT | Namespace.PID
+        assert other == one._replace(jail=one.jail._replace(namespaces=kept))
+
+
+def test_nothing_else_can_be_given_up() -> None:
+    """Any other part is refused, with the list, and so is all of it by the driver that has none to spare."""
+    with pytest.raises(UsageError, match="'root'") as caught:
+        plan(request(insecure=("seccomp", "root")))
+    assert "seccomp and namespaces" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="--insecure-no-jail"):
+        plan(request(insecure=("seccomp",)), driver="bwrap")

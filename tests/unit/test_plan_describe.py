@@ -29,6 +29,13 @@ def plan(*argv: bytes, driver: str = "qemu", **options: object) -> LaunchPlan:
     return find_driver(driver).plan(asked._replace(**options), facts(), KERNEL)  # type: ignore[arg-type]
 
 
+def test_what_is_given_up_is_said() -> None:
+    """A plan without a part of its jails says so; one with all of them says nothing of the kind."""
+    text = describe_plan(plan(insecure=("namespaces",)))
+    assert "\ninsecure    without the network, ipc, uts and cgroup namespaces\n" in text
+    assert "insecure" not in describe_plan(plan())
+
+
 @pytest.mark.parametrize("driver", DRIVER_NAMES)
 def test_everything_that_starts_is_in_it(driver: str) -> None:
     """Every process with its arguments, jail and descriptors, every step, and the program are in the description."""

@@ -83,6 +83,7 @@ class Sandbox:
         accelerator: ``kvm`` or ``tcg``; None for what was found to work.
         privileged: Run programs as root of the guest.
         boot_timeout_s: Seconds until the guest must answer.
+        insecure_no_jail: Parts of the jails that this host cannot have, to be left out: ``seccomp``, ``namespaces``.
 
     Raises:
         ClocheError: From ``start`` (and so from ``with``): what the command line would have said.
@@ -100,6 +101,7 @@ class Sandbox:
         accelerator: str | None = None,
         privileged: bool = False,
         boot_timeout_s: float | None = None,
+        insecure_no_jail: Sequence[str] = (),
     ) -> None:
         self._request = RunRequest(
             argv=(b"true",),
@@ -112,6 +114,7 @@ class Sandbox:
             accelerator=accelerator,
             privileged=privileged,
             boot_timeout_s=boot_timeout_s,
+            insecure=tuple(insecure_no_jail),
         )
         self._loop: Loop | None = None
         self._facts: HostFacts

@@ -96,7 +96,12 @@ def _process_as_json(one: Audited) -> dict[str, object]:
             for file in process.files
         ],
         "mounts": [
-            {"path": _plain(os.fsencode(mount.path)), "type": mount.kind, "writable": mount.writable}
+            {
+                "device": mount.device,
+                "path": _plain(os.fsencode(mount.path)),
+                "type": mount.kind,
+                "writable": mount.writable,
+            }
             for mount in process.mounts
         ],
         "not_readable": list(process.hidden),

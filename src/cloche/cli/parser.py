@@ -226,20 +226,6 @@ def parse_count(word: str) -> int:
     return int(word)
 
 
-def parse_choice(choices: tuple[str, ...]) -> Callable[[str], str]:
-    """Return what reads one of a few words.
-
-    The function returned raises UsageError for any other.
-    """
-
-    def parse_word(word: str) -> str:
-        if word not in choices:
-            raise UsageError(f"there is no {word!r}", hint=f"There are {' and '.join(choices)}.")
-        return word
-
-    return parse_word
-
-
 def parse_duration_s(word: str) -> float:
     """Read a duration and return seconds: ``90``, ``1.5``, ``90s``, ``5m``, ``2h``.
 

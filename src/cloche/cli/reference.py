@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _EXIT_STATUS = (
     ("N", "the program's own status"),
     ("128+N", "the program was ended by signal N"),
+    ("1", "of `cloche audit`: a process is not held as its policy says"),
     ("124", "the time limit has passed"),
     ("125", "cloche itself failed"),
     ("126", "the program cannot be executed, or it is not allowed"),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from cloche.cli.parser import Option, Verb, parse_choice, parse_count, parse_duration_s, parse_size_mib
-from cloche.model.jail import INSECURE_PARTS
+from cloche.cli.parser import Option, Verb, parse_count, parse_duration_s, parse_size_mib
 
 COMMON = (
     Option(("-h", "--help"), "Show help for the verb."),
@@ -81,7 +80,6 @@ RUN_OPTIONS = (
         "Leave out a part of the jails that this host cannot have: seccomp or namespaces.",
         metavar="PART",
         repeat=True,
-        convert=parse_choice(tuple(INSECURE_PARTS)),
     ),
     Option(("--dry-run",), "Print the plan and start nothing."),
     Option(("--timings",), "Show where the time of the start went, on stderr."),

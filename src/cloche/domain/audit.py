@@ -12,6 +12,7 @@ import os
 from cloche.errors import DomainError
 from cloche.host.bpf import count_allowed
 from cloche.host.fdlook import read_sockets
+from cloche.host.pids import start_time
 from cloche.host.procfs import CAPABILITY_SETS, NAMESPACES, Process, descendants, read_process
 from cloche.host.rundir import Running, find_running
 from cloche.host.text import escape_untrusted
@@ -29,10 +30,10 @@ CAPABILITY_WORDS = (
     " sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control setfcap"
     " mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 )
-#: File systems of the kernel's own that hold nothing of the host's: they may be writable anywhere.
-_KERNEL_MOUNTS = ("proc", "devpts")
-#: What a process is still told by that has not executed its program yet.
-_STARTING = "it has not executed its program yet; run the audit again"
+#: A domain has the warden's two processes and at least one that does something.
+_FEWEST = 3
+#: What is said of a process that is still the warden.
+_STARTING = "has not executed its program yet; run the audit again"
 
 
 class Audited(Record):
@@ -99,22 +100,40 @@ def audit_domain(running: Running) -> Audit:
     """Look at every process of a domain.
 
     Raises:
-        DomainError: It ended meanwhile.
+        DomainError: It ended meanwhile, has not begun, or hides something that every process shows.
     """
+    gone = DomainError(f"the domain {running.ident} has ended", hint="`cloche audit` looks at running ones.")
+    if start_time(running.warden) != running.start:
+        raise gone
     sockets = read_sockets(running.warden)
     seen = {}
     for pid in descendants(running.warden):
-        process = read_process(pid, sockets)
+        try:
+            process = read_process(pid, sockets)
+        except OSError as error:
+            raise DomainError(
+                f"cannot look at the process {pid} of the domain {running.ident}: {error.strerror}"
+                f" ({error.filename})",
+                hint="If it stays so, do not trust the domain: `kill` its supervisor.",
+            ) from None
         if process is not None:
             seen[pid] = process
     warden = seen.get(running.warden)
     if warden is None or warden.start != running.start:
+        raise gone
+    if len(seen) < _FEWEST:
+        # Nothing to fail on is not the same as nothing that fails.
         raise DomainError(
-            f"the domain {running.ident} has ended", hint="`cloche audit` looks at running ones."
+            f"the domain {running.ident} shows {len(seen)} of its processes only",
+            hint="It may have just begun: try again. If not, see that /proc is not mounted with hidepid.",
         )
-    roles = _Roles(warden)
-    processes = tuple(_judge(process, warden, roles) for process in seen.values())
-    return Audit(running.ident, warden.parent, running.insecure, processes)
+    return Audit(running.ident, warden.parent, running.insecure, judge(tuple(seen.values())))
+
+
+def judge(processes: tuple[Process, ...]) -> tuple[Audited, ...]:
+    """Hold the processes of a domain against the policies; the first is the warden, parents come before children."""
+    roles = _Roles(processes[0])
+    return tuple(_judge(process, processes[0], roles) for process in processes)
 
 
 class _Roles:
@@ -144,6 +163,11 @@ class _Roles:
             self._contained.add(process.pid)
         return hold
 
+    def check_parent(self, hold: Hold, process: Process) -> Iterator[str]:
+        """Yield a failure for a process that something else than PID 1 has started."""
+        if hold not in (WARDEN, INIT, CONTAINED) and process.parent != self._init:
+            yield f"was started by the process {process.parent} and not by the warden"
+
 
 def _judge(process: Process, warden: Process, roles: _Roles) -> Audited:
     hold = roles.find(process)
@@ -155,7 +179,8 @@ def _judge(process: Process, warden: Process, roles: _Roles) -> Audited:
         why = _STARTING if starting else f"executes {name}, for which there is no policy"
         return Audited("starting" if starting else "unknown", process, own, filters, None, (why,))
     calls = _calls(hold) if hold.calls and filters == hold.filters else None
-    return Audited(hold.role, process, own, filters, calls, tuple(_failures(hold, process, warden, own)))
+    failures = (*roles.check_parent(hold, process), *_failures(hold, process, warden, own))
+    return Audited(hold.role, process, own, filters, calls, failures)
 
 
 def own_namespaces(process: Process, reference: Process) -> tuple[str, ...]:
@@ -243,16 +268,19 @@ def _check_openness(hold: Hold, process: Process, warden: Process, own: tuple[st
 
 
 def _check_root(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:
-    del warden, own
+    del own
+    hosts = {mount.device for mount in warden.mounts}
     if hold.own_root:
         root = next((mount for mount in reversed(process.mounts) if mount.path == "/"), None)
-        if root is None or root.kind != "tmpfs" or root.writable:
+        if root is None or root.writable or root.device in hosts:
             yield "has a root that is not a read-only one of its own"
-    if hold.writable is not None:
-        for mount in process.mounts:
-            inside = any(mount.path == tree or mount.path.startswith(tree + "/") for tree in hold.writable)
-            if mount.writable and not inside and mount.kind not in _KERNEL_MOUNTS and mount.path != "/":
-                yield f"can write to {escape_untrusted(os.fsencode(mount.path), 200)}"
+    for mount in process.mounts if hold.writable is not None else ():
+        if mount.writable and mount.device in hosts and mount.path != "/" and not _may_write(hold, mount.path):
+            yield f"can write to {escape_untrusted(os.fsencode(mount.path), 200)}"
+
+
+def _may_write(hold: Hold, path: str) -> bool:
+    return any(path == place or (place[-1] == "/" and path.startswith(place)) for place in hold.writable or ())
 
 
 def capability_names(mask: int) -> tuple[str, ...]:

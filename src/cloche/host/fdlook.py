@@ -36,9 +36,12 @@ def read_sockets(pid: int | str) -> Sockets:
     for line in _lines(f"/proc/{pid}/net/unix"):
         # Num RefCount Protocol Flags Type St Inode [Path]
         fields = line.split(None, 7)
-        kind = _UNIX_TYPES.get(int(fields[4], 16), "unknown")
+        # A path may hold ends of lines, and so may begin lines that are none of the kernel's.
+        if len(fields) < 7 or not fields[0].endswith(":") or not (fields[4] + fields[6]).isdecimal():
+            continue
+        kind = _UNIX_TYPES.get(int(fields[4]), "unknown")
         where = f" {fields[7]}" if len(fields) > 7 else ""
-        found[int(fields[6])] = f"unix {kind} socket{where}"
+        found.setdefault(int(fields[6]), f"unix {kind} socket{where}")
     for name in _INTERNET:
         for line in _lines(f"/proc/{pid}/net/{name}"):
             fields = line.split()

@@ -15,6 +15,14 @@ def stat_fields(pid: int) -> list[str]:
     return text[text.rindex(")") + 2 :].split()
 
 
+def has_ended(fields: list[str]) -> bool:
+    """Tell from its ``stat_fields`` whether a process has ended and is only waiting to be reaped.
+
+    One whose first thread has ended is called a zombie as well; it lives on in the others.
+    """
+    return fields[0] in ("Z", "X") and int(fields[17]) <= 1
+
+
 def start_time(pid: int) -> int | None:
     """Return when a process was started, in clock ticks since the host's boot; None when it does not exist."""
     try:

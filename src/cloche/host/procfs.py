@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from cloche.host.fdlook import OpenFile, Sockets, read_files
-from cloche.host.pids import start_time, stat_fields
+from cloche.host.pids import has_ended, start_time, stat_fields
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -24,14 +24,23 @@ NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 CAPABILITY_SETS = ("inheritable", "permitted", "effective", "bounding", "ambient")
 _CAPABILITY_FIELDS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 CAP_SYS_PTRACE = 1 << 19
-#: A line or a file longer than this is not one of the kernel's.
-_MOST = 1 << 20
+#: More than the kernel says of any process; what a process may write there itself (its arguments) may be cut.
+_MOST = 64 << 20
 
 
 class Mount(Record):
-    """One mount a process sees: its number, where it is, the file system's type, and whether it can be written to."""
+    """One mount a process sees.
+
+    Attributes:
+        ident: The mount's number.
+        device: The file system's number; the same wherever it is mounted.
+        path: Where it is.
+        kind: The file system's type.
+        writable: Whether it can be written to there.
+    """
 
     ident: int
+    device: str
     path: str
     kind: str
     writable: bool
@@ -99,7 +108,7 @@ def descendants(top: int) -> tuple[int, ...]:
             fields = stat_fields(pid)
         except OSError:
             continue  # it ended meanwhile
-        if fields[0] not in ("Z", "X"):
+        if not has_ended(fields):
             below.setdefault(int(fields[1]), []).append(pid)
     found = [top]
     for pid in found:
@@ -113,19 +122,35 @@ def read_process(pid: int, sockets: Sockets) -> Process | None:
     Args:
         pid: Its id.
         sockets: The sockets of the network namespace in which the domain's were made.
+
+    Raises:
+        OSError: It lives, and the kernel does not tell what it tells everybody (a /proc mounted with hidepid).
     """
     begin = start_time(pid)
+    for last in (False, False, True):
+        try:
+            seen = None if begin is None else _look(pid, begin, sockets)
+        except (FileNotFoundError, ProcessLookupError):
+            # Something of it is gone. It must not be overlooked if it is not itself what is gone.
+            if last and _lives(pid, begin):
+                raise
+            continue
+        # The number may have been given to another process meanwhile.
+        return seen if _lives(pid, begin) else None
+    return None
+
+
+def _lives(pid: int, start: int | None) -> bool:
     try:
-        seen = None if begin is None else _look(pid, begin, sockets)
+        fields = stat_fields(pid)
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The number may have been given to another process meanwhile.
-    return seen if start_time(pid) == begin else None
+        return False
+    return not has_ended(fields) and int(fields[19]) == start
 
 
 def _look(pid: int, start: int, sockets: Sockets) -> Process:
     status = _status(_text(f"/proc/{pid}/status"))
-    threads = [_status(_text(f"/proc/{pid}/task/{task}/status")) for task in os.listdir(f"/proc/{pid}/task")]
+    threads = tuple(_threads(pid))
     hidden: list[str] = []
     uids = _numbers(status["Uid"])
     capabilities = tuple(_union(int(thread[field], 16) for thread in threads) for field in _CAPABILITY_FIELDS)
@@ -152,9 +177,9 @@ def _look(pid: int, start: int, sockets: Sockets) -> Process:
         gids=_numbers(status["Gid"]),
         groups=_numbers(status["Groups"]),
         capabilities=capabilities,
-        no_new_privs=all(thread["NoNewPrivs"] == "1" for thread in threads),
-        seccomp=min(int(thread["Seccomp"]) for thread in threads),
-        filters=min(int(thread["Seccomp_filters"]) for thread in threads),
+        no_new_privs=all(thread["NoNewPrivs"] == "1" for thread in (status, *threads)),
+        seccomp=min(int(thread["Seccomp"]) for thread in (status, *threads)),
+        filters=min(int(thread["Seccomp_filters"]) for thread in (status, *threads)),
         namespaces=namespaces,
         pids=_numbers(status["NSpid"]),
         sessions=_numbers(status["NSsid"]),
@@ -168,6 +193,15 @@ def _look(pid: int, start: int, sockets: Sockets) -> Process:
         mounts=tuple(_mounts(_text(f"/proc/{pid}/mountinfo"))),
         hidden=tuple(hidden),
     )
+
+
+def _threads(pid: int) -> Iterator[dict[str, str]]:
+    """Yield what is said of each thread: a filter or a capability is a thread's own."""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        try:
+            yield _status(_text(f"/proc/{pid}/task/{task}/status"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile, and the others are looked at
 
 
 def _namespaces(pid: int) -> dict[str, int]:
@@ -218,7 +252,7 @@ def _mounts(text: str) -> Iterator[Mount]:
         fields, rest = before.split(" "), after.split(" ")
         if len(fields) > 5 and len(rest) > 2:
             writable = "rw" in fields[5].split(",") and "ro" not in rest[2].split(",")
-            yield Mount(int(fields[0]), fields[4], rest[0], writable)
+            yield Mount(int(fields[0]), fields[2], fields[4], rest[0], writable)
 
 
 def _status(text: str) -> dict[str, str]:

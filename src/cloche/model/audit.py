@@ -28,7 +28,8 @@ class Hold(Record):
         no_core: Whether it must leave no core file.
         session: Whether its session must be its own.
         own_root: Whether its root must be a read-only one of its own.
-        writable: The trees below which mounts may be writable; None when that is not looked at.
+        writable: Where file systems of the host may be mounted writable, below it when it ends with a slash; None when
+            that is not looked at.
         calls: The policy whose number of calls it may make; empty for none.
     """
 
@@ -81,7 +82,7 @@ VMM = Hold(
     filters=_DEVICE_FILTERS,
     namespaces=ALL,
     own_root=True,
-    writable=("/dev", "/tmp", "/memory"),
+    writable=tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "kvm")),
     calls="qemu",
 )
 #: bubblewrap waits for what is in its container.
@@ -96,7 +97,7 @@ def hold_of_program(program: str, argv: tuple[bytes, ...], *, as_root: bool) -> 
         if b"--readonly" in argv:
             return device("fs-system", program)
         return device(
-            "fs-shares", program, capabilities=OWNER_CAPABILITIES if as_root else 0, writable=("/stage",)
+            "fs-shares", program, capabilities=OWNER_CAPABILITIES if as_root else 0, writable=("/stage/",)
         )
     if program.startswith("qemu-system-"):
         return VMM

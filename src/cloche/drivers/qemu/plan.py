@@ -9,6 +9,7 @@ from cloche.errors import HostError, UsageError
 from cloche.model.jail import (
     AS_IS,
     INDISPENSABLE,
+    INSECURE_PARTS,
     Bind,
     BindFlag,
     Dev,
@@ -74,6 +75,7 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
             "the qemu driver needs a guest kernel", hint="Run `cloche kernel build` or `cloche kernel fetch`."
         )
     machine, notices = choose_machine(request, facts, kernel)
+    _check_insecure(request.insecure)
     person = resolve_user(request, facts.user)
     ident = "cloche"
     shared = bool(request.shares or request.includes)
@@ -190,6 +192,15 @@ def _filter(facts: HostFacts, name: str) -> bytes:
             hint="Run `make setup` in cloche's directory.",
         )
     return found
+
+
+def _check_insecure(parts: tuple[str, ...]) -> None:
+    for part in parts:
+        if part not in INSECURE_PARTS:
+            raise UsageError(
+                f"there is no part {part!r} of the jails that can be left out",
+                hint=f"There are {' and '.join(INSECURE_PARTS)}.",
+            )
 
 
 def _give_up(process: ProcessPlan, parts: tuple[str, ...]) -> ProcessPlan:
