@@ -18,7 +18,7 @@ from cloche.domain.prepare import prepare_plan
 from cloche.host.facts import collect_facts
 from cloche.host.reactor import READ, Reactor
 from cloche.model.jail import Bind, BindFlag, JailFlag, Namespace
-from cloche.model.request import RunRequest, Share
+from cloche.model.request import Disk, RunRequest, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,9 +78,14 @@ def weaken(process: ProcessPlan, words: list[str]) -> ProcessPlan:
 
 
 def made_plan(share: str, words: list[str]) -> LaunchPlan:
-    """Return the plan for a machine with a share, with its processes' jails weakened."""
+    """Return the plan for a machine with a share and a disk, with its processes' jails weakened."""
     insecure = tuple(word.partition(":")[2] for word in words if word.startswith("insecure:"))
-    asked = RunRequest(argv=(b"true",), shares=(Share(share, share, True),), insecure=insecure)
+    # A disk belongs to one domain at a time.
+    image = os.path.join(share, f"disk-{os.getpid()}.img")
+    with open(image, "wb") as file:
+        file.truncate(16 << 20)
+    shares, disks = (Share(share, share, True),), (Disk("home", image),)
+    asked = RunRequest(argv=(b"true",), shares=shares, disks=disks, insecure=insecure)
     plan = prepare_plan(asked, collect_facts())
     return plan._replace(processes=tuple(weaken(process, words) for process in plan.processes))
 

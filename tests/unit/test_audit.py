@@ -19,7 +19,9 @@ from cloche.host.fdlook import OpenFile
 from cloche.host.procfs import NAMESPACES, Mount, Process
 from cloche.host.rundir import Running
 from cloche.model.audit import ALL, hold_of_program
+from cloche.drivers.qemu.command import DISK_SOCKETS
 from cloche.model.jail import AS_IS, Bind, BindFlag, JailFlag, Namespace
+from cloche.model.request import Disk
 from support.plans import ALICE, KERNEL, ROOT, facts, request, share
 
 if TYPE_CHECKING:
@@ -31,8 +33,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs/audit.md"
 
 
 def planned(driver: str, *, as_root: bool) -> tuple[ProcessPlan, ...]:
-    """Return the processes of a plan with a writable share."""
-    asked = request(shares=(share("/data", writable=True),))
+    """Return the processes of a plan with a writable share, and with a disk where there can be one."""
+    disks = (Disk("home", "/disk.img"),) if driver == "qemu" else ()
+    asked = request(shares=(share("/data", writable=True),), disks=disks)
     kernel = KERNEL if driver == "qemu" else None
     return find_driver(driver).plan(asked, facts(ROOT if as_root else ALICE), kernel).processes
 
@@ -47,9 +50,9 @@ PLANNED = [
 def test_a_plan_gives_what_its_policy_asks(driver: str, process: ProcessPlan, *, as_root: bool) -> None:
     """What audit asks of a process is what its planned jail gives it: no less, and in capabilities no more either."""
     program = Path((process.executable or process.argv[0].decode())).name
-    hold = hold_of_program({"fs": "cloche-fs"}.get(program, program), process.argv, as_root=as_root)
+    hold = hold_of_program({"fs": "cloche-fs", "disk": "cloche-disk"}.get(program, program), process.argv, as_root=as_root)
     assert hold is not None
-    assert hold.role == process.name
+    assert hold.role == {"disk-home": "disk"}.get(process.name, process.name)
     jail = process.jail
     assert hold.capabilities == jail.keep_caps
     assert hold.no_new_privs == bool(jail.flags & JailFlag.NO_NEW_PRIVS)
@@ -69,6 +72,13 @@ def test_a_plan_gives_what_its_policy_asks(driver: str, process: ProcessPlan, *,
     for op in jail.root:
         if hold.writable is not None and isinstance(op, Bind) and not op.flags & BindFlag.READ_ONLY:
             assert op.path.decode().startswith(hold.writable)
+    if process.name == "vmm":
+        assert f"{DISK_SOCKETS}/" in (hold.writable or ())
+        assert hold.calls == "qemu-disks"
+        plain = hold_of_program(program, (), as_root=as_root)
+        assert plain is not None
+        assert plain.calls == "qemu"
+        assert f"{DISK_SOCKETS}/" not in (plain.writable or ())
 
 
 # A domain as it should be, and what may be wrong with it
