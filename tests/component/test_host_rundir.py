@@ -309,9 +309,7 @@ def test_a_full_disk_leaves_nothing_half_made(parent: Path, monkeypatch: pytest.
 
 # Running domains
 
-RECORDER = OWNER.replace(
-    "print(", "import os; directory.record_warden(os.getpid())\nprint("
-)
+RECORDER = OWNER.replace("print(", "import os; directory.record_warden(os.getpid())\nprint(")
 
 
 def test_a_domain_is_found_by_its_warden(parent: Path) -> None:

@@ -36,7 +36,8 @@ if "filter" in words:
     allow = struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)
     assert libc.prctl(22, 2, ctypes.byref(Program(1, allow)), 0, 0) == 0
 if "files" in words:
-    kept += [socket.socket(socket.AF_UNIX), open("/etc/passwd"), *socket.socketpair(), socket.create_server(("127.0.0.1", 0))]
+    kept += [socket.socket(socket.AF_UNIX), open("/etc/passwd")]
+    kept += [*socket.socketpair(), socket.create_server(("127.0.0.1", 0))]
     kept[0].bind(b"\\0line\\n0: x y 0000 z 01 nine\\n0: 1 2 3 4 5 six @")
 if "closed" in words:
     assert libc.prctl(4, 0, 0, 0, 0) == 0

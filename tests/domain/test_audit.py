@@ -214,9 +214,7 @@ def test_domains_of_others_are_not_found(
 ) -> None:
     """A domain is its owner's to look at, even for somebody whose variable points to the owner's directory."""
     others = [
-        other
-        for other in (cloche, cloche_as_caller)
-        if other.user.entry.pw_uid != caller.user.entry.pw_uid
+        other for other in (cloche, cloche_as_caller) if other.user.entry.pw_uid != caller.user.entry.pw_uid
     ]
     with running(caller, folder, env=runtime) as name:
         assert caller("audit", name, env=runtime).returncode == 0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cloche.drivers.registry import find_driver
 from cloche.model.facts import HostFacts, PathFact, Tools, User
 from cloche.model.machine import Kernel
 from cloche.model.request import Include, RunRequest, Share
 from cloche.plan.stage import stage_candidates
+
+if TYPE_CHECKING:
+    from cloche.model.plan import LaunchPlan, ProcessPlan
 
 ALICE = User("alice", 1000, 1000, "alice", "/home/alice", "/bin/bash", "Alice")
 ROOT = User("root", 0, 0, "root", "/root", "/bin/bash", "root")
@@ -84,3 +88,19 @@ def request(
 def share(source: str, target: str = "", *, writable: bool = False) -> Share:
     """Return a share, at the same place unless told otherwise."""
     return Share(source, target or source, writable)
+
+
+def plan(asked: RunRequest, host: HostFacts | None = None, driver: str = "qemu") -> LaunchPlan:
+    """Return the plan a driver makes on an ordinary host."""
+    return find_driver(driver).plan(asked, host or facts(), KERNEL if driver == "qemu" else None)
+
+
+def process(made: LaunchPlan, name: str) -> ProcessPlan:
+    """Return the process of that name."""
+    return next(process for process in made.processes if process.name == name)
+
+
+def values(argv: tuple[bytes, ...], option: str) -> list[str]:
+    """Return every value an option of QEMU was given."""
+    words = [word.decode() for word in argv]
+    return [words[index + 1] for index, word in enumerate(words) if word == option]

@@ -1,4 +1,4 @@
-"""What ``cloche audit`` makes of what the kernel says: the policies are the plans', and whatever is missing is named."""
+"""What ``cloche audit`` makes of what the kernel says: whatever is missing is named."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from cloche.cli.audit import as_json, in_words
 from cloche.domain import audit as audits
 from cloche.domain.audit import Audit, capability_names, find_domain, judge
+from cloche.drivers.qemu.command import DISK_SOCKETS
 from cloche.drivers.registry import find_driver
 from cloche.errors import DomainError
 from cloche.host.bpf import count_allowed
@@ -19,7 +20,6 @@ from cloche.host.fdlook import OpenFile
 from cloche.host.procfs import NAMESPACES, Mount, Process
 from cloche.host.rundir import Running
 from cloche.model.audit import ALL, hold_of_program
-from cloche.drivers.qemu.command import DISK_SOCKETS
 from cloche.model.jail import AS_IS, Bind, BindFlag, JailFlag, Namespace
 from cloche.model.request import Disk
 from support.plans import ALICE, KERNEL, ROOT, facts, request, share
@@ -41,7 +41,11 @@ def planned(driver: str, *, as_root: bool) -> tuple[ProcessPlan, ...]:
 
 
 PLANNED = [
-    *(("qemu", process, as_root) for as_root in (False, True) for process in planned("qemu", as_root=as_root)),
+    *(
+        ("qemu", process, as_root)
+        for as_root in (False, True)
+        for process in planned("qemu", as_root=as_root)
+    ),
     *(("bwrap", process, False) for process in planned("bwrap", as_root=False)),
 ]
 
@@ -49,8 +53,9 @@ PLANNED = [
 @pytest.mark.parametrize("driver, process, as_root", PLANNED)
 def test_a_plan_gives_what_its_policy_asks(driver: str, process: ProcessPlan, *, as_root: bool) -> None:
     """What audit asks of a process is what its planned jail gives it: no less, and in capabilities no more either."""
-    program = Path((process.executable or process.argv[0].decode())).name
-    hold = hold_of_program({"fs": "cloche-fs", "disk": "cloche-disk"}.get(program, program), process.argv, as_root=as_root)
+    program = Path(process.executable or process.argv[0].decode()).name
+    binaries = {"fs": "cloche-fs", "disk": "cloche-disk"}
+    hold = hold_of_program(binaries.get(program, program), process.argv, as_root=as_root)
     assert hold is not None
     assert hold.role == {"disk-home": "disk"}.get(process.name, process.name)
     jail = process.jail
@@ -258,7 +263,7 @@ def test_pid_1_is_held_too() -> None:
 
 
 def test_capabilities_of_shares_are_roots_alone() -> None:
-    """The file server of shares may give files their owner where root started it; no other process may, and no other user."""
+    """The file server of shares may give files their owner where root started it; nobody else may."""
     mask = 0xDB
     owner = {"capabilities": (mask,) * 5, "uids": (0,) * 4, "gids": (0,) * 4}
     shares = device(program="/bin/cloche-fs", argv=(b"cloche-fs", b"--fd", b"3"), **owner)
@@ -315,7 +320,12 @@ RUNNING = tuple(Running(name, 1, 1, ()) for name in ("aa11", "aa22", "bb33"))
 
 @pytest.mark.parametrize(
     "running, wanted, found",
-    [(RUNNING, "aa11", "aa11"), (RUNNING, "b", "bb33"), (RUNNING[:1], None, "aa11"), (RUNNING[:1], "aa", "aa11")],
+    [
+        (RUNNING, "aa11", "aa11"),
+        (RUNNING, "b", "bb33"),
+        (RUNNING[:1], None, "aa11"),
+        (RUNNING[:1], "aa", "aa11"),
+    ],
 )
 def test_a_domain_is_found(
     running: tuple[Running, ...], wanted: str | None, found: str, monkeypatch: pytest.MonkeyPatch
@@ -387,7 +397,10 @@ def test_failures_are_red_on_a_terminal() -> None:
     good = audited(device())
     assert in_words(good, color=True) == in_words(good)
     assert "all 3 processes are held as their policies say" in in_words(good)
-    assert "warden/1 (101): only root can read: namespaces, program file, open files, shared memory" in in_words(good)
+    assert (
+        "warden/1 (101): only root can read: namespaces, program file, open files, shared memory"
+        in in_words(good)
+    )
 
 
 def test_names_a_process_chose_are_escaped() -> None:

@@ -275,12 +275,19 @@ def _check_root(hold: Hold, process: Process, warden: Process, own: tuple[str, .
         if root is None or root.writable or root.device in hosts:
             yield "has a root that is not a read-only one of its own"
     for mount in process.mounts if hold.writable is not None else ():
-        if mount.writable and mount.device in hosts and mount.path != "/" and not _may_write(hold, mount.path):
+        if (
+            mount.writable
+            and mount.device in hosts
+            and mount.path != "/"
+            and not _may_write(hold, mount.path)
+        ):
             yield f"can write to {escape_untrusted(os.fsencode(mount.path), 200)}"
 
 
 def _may_write(hold: Hold, path: str) -> bool:
-    return any(path == place or (place[-1] == "/" and path.startswith(place)) for place in hold.writable or ())
+    return any(
+        path == place or (place[-1] == "/" and path.startswith(place)) for place in hold.writable or ()
+    )
 
 
 def capability_names(mask: int) -> tuple[str, ...]:
