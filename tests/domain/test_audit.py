@@ -220,3 +220,26 @@ def test_domains_of_others_are_not_found(
         assert caller("audit", name, env=runtime).returncode == 0
         for other in others:
             check_error(other("audit", name, env=runtime), 125, f"no running domain {name}")
+
+
+#: Ways of hiding processes from those who may not look into them (proc(5)); only root can mount a /proc to try them.
+HIDDEN = ("noaccess", "invisible", "ptraceable") if os.geteuid() == 0 else ()
+
+
+def test_what_is_hidden_is_not_all_well(caller: Runner, folder: Path) -> None:
+    """Where the kernel hides PID 1, and so what is below it, an ordinary user is told so and not that all is well."""
+    entry = caller.user.entry
+    become = ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
+    mount = 'mount -t proc -o "hidepid=$0" proc /proc && exec "$@"'
+    with running(caller, folder) as name:
+        for how in ("off", *HIDDEN) if HIDDEN else ():
+            done = subprocess.run(
+                ["unshare", "-m", "sh", "-c", mount, how, *become, caller.program, "audit", name],
+                env=caller.user.environment(),
+                capture_output=True,
+                check=False,
+            )
+            if how == "off" or entry.pw_uid == 0:
+                assert done.returncode == 0, done.stderr
+            else:
+                check_error(done, 125, f"the domain {name} shows", "hidepid")
