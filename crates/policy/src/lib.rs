@@ -332,4 +332,102 @@ mod tests {
             assert!(compile(policy, Filter::Inner).is_err(), "{policy}");
         }
     }
+
+    /// A directory with these policies that goes with it.
+    struct Policies(std::path::PathBuf);
+
+    impl Policies {
+        fn write(test: &str, policies: &[(&str, &str)]) -> Self {
+            let name = format!("cloche-policy-{test}.{}", std::process::id());
+            let directory = std::env::temp_dir().join(name);
+            std::fs::create_dir(&directory).unwrap();
+            for (name, text) in policies {
+                std::fs::write(directory.join(name).with_extension("toml"), text).unwrap();
+            }
+            Policies(directory)
+        }
+
+        fn compile(&self, name: &str, filter: Filter) -> Result<Vec<u8>, PolicyError> {
+            compile_file(&self.0.join(name).with_extension("toml"), filter)
+        }
+    }
+
+    impl Drop for Policies {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    const BASE: &str = r#"
+        unknown = "ENOSYS"
+        [[always]]
+        calls = ["read"]
+        why = "work"
+        [[start]]
+        calls = ["execveat"]
+        why = "start"
+    "#;
+
+    #[test]
+    fn a_policy_that_extends_another_allows_what_both_name() {
+        let more = r#"
+            extends = "base"
+            [[always]]
+            calls = ["write"]
+            why = "more work"
+            [[start]]
+            calls = ["brk"]
+            why = "more start"
+        "#;
+        let policies = Policies::write("both", &[("base", BASE), ("more", more)]);
+        let whole = r#"
+            unknown = "ENOSYS"
+            [[always]]
+            calls = ["read", "write"]
+            why = "work"
+            [[start]]
+            calls = ["execveat", "brk"]
+            why = "start"
+        "#;
+        for filter in [Filter::Outer, Filter::Inner] {
+            let extended = policies.compile("more", filter).unwrap();
+            // What becomes of other calls is the base's to say.
+            assert_eq!(extended, compile(whole, filter).unwrap());
+            let base = policies.compile("base", filter).unwrap();
+            assert_eq!(base, compile(BASE, filter).unwrap());
+            assert_ne!(extended, base);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_extended_is_refused() {
+        let wrong = [
+            ("absent", "extends = \"nothing\""),
+            ("chain", "extends = \"first\""),
+            ("itself", "extends = \"itself\""),
+            (
+                "twice",
+                "extends = \"base\"\n[[always]]\ncalls = [\"read\"]\nwhy = \"x\"",
+            ),
+            (
+                "looser",
+                "extends = \"bound\"\n[[always]]\ncalls = [\"fcntl\"]\nwhy = \"x\"",
+            ),
+        ];
+        let first = "extends = \"base\"";
+        let bound =
+            "[[always]]\ncalls = [\"fcntl\"]\nwhy = \"x\"\nargs = [{ index = 1, one_of = [1] }]";
+        let mut written = vec![("base", BASE), ("first", first), ("bound", bound)];
+        written.extend(wrong);
+        let policies = Policies::write("wrong", &written);
+        assert!(policies.compile("first", Filter::Inner).is_ok());
+        for (name, text) in wrong {
+            assert!(policies.compile(name, Filter::Inner).is_err(), "{name}");
+            // Without the directory there is nothing that could be extended.
+            assert!(matches!(
+                compile(text, Filter::Inner),
+                Err(PolicyError::Base(_))
+            ));
+        }
+    }
 }
