@@ -71,7 +71,7 @@ fuzz_target!(|data: &[u8]| {
     let kick = unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) };
     vring.start(kick).expect("no notes to read");
     for _ in 0..4 {
-        if vring.serve_lent(|lent| disk.answer(lent)).is_err() {
+        if vring.serve(|request| disk.answer(request.lent())).is_err() {
             return;
         }
     }

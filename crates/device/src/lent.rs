@@ -131,8 +131,8 @@ impl<'m> Lent<'m> {
     }
 
     /// Where the device may have written: addresses and lengths.
-    pub(crate) fn places(&self) -> &[(u64, u64)] {
-        &self.places
+    pub(crate) fn into_places(self) -> Vec<(u64, u64)> {
+        self.places
     }
 
     fn cut_last_byte(&mut self) {

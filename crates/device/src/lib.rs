@@ -29,7 +29,7 @@ pub use inherited::Inherited;
 pub use lent::{Fault, Lent, Slice, MAX_BYTES, MAX_SLICES};
 pub use memory::{Chain, Memory};
 pub use options::{Options, OptionsError, Syntax};
-pub use vring::{Broken, Progress, Vring};
+pub use vring::{Broken, Progress, Request, Vring};
 
 /// Exit status for a wrong command line.
 const BAD_USAGE: u8 = 2;
@@ -94,7 +94,7 @@ pub trait Device: Send {
     fn reset(&mut self) {}
 
     /// Whether its requests may be done twice, and are noted while they are in flight, so that after a sudden death the next
-    /// process does those again that were not given back. Such a device uses [`Vring::serve_lent`].
+    /// process does those again that were not given back. Such a device uses [`Request::lent`].
     fn has_inflight(&self) -> bool {
         false
     }

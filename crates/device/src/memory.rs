@@ -9,7 +9,7 @@ use std::sync::Arc;
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use virtio_queue::DescriptorChain;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::inherited::file_length;
 
@@ -186,19 +186,6 @@ impl DirtyLog {
             // SAFETY: `byte` lies inside the mapping, which lives as long as `self`; bytes need no alignment.
             let byte = unsafe { AtomicU8::from_ptr(self.start.cast::<u8>().add(byte)) };
             byte.fetch_or(1 << (page % 8), Ordering::Relaxed);
-        }
-    }
-
-    /// Marks what a device may have written into a request's buffers: the first `written` bytes of those it may write.
-    pub fn mark_chain(&self, chain: Chain, written: u32) {
-        let mut left = u64::from(written);
-        for buffer in chain.writable() {
-            let length = left.min(u64::from(buffer.len()));
-            self.mark(buffer.addr().raw_value(), length);
-            left -= length;
-            if left == 0 {
-                return;
-            }
         }
     }
 }

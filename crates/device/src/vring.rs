@@ -40,6 +40,37 @@ pub enum Progress {
     More,
 }
 
+/// A request that was taken out of a queue, to be looked at in one of two ways.
+#[derive(Debug)]
+pub struct Request<'m> {
+    memory: &'m Memory,
+    table: GuestAddress,
+    size: u16,
+    head: u16,
+    chain: Option<Chain>,
+}
+
+impl<'m> Request<'m> {
+    /// The guest's memory.
+    #[must_use]
+    pub fn memory(&self) -> &'m Memory {
+        self.memory
+    }
+
+    /// What the guest has lent for it.
+    #[must_use]
+    pub fn lent(&self) -> Lent<'m> {
+        Lent::walk(self.memory, self.table, self.size, self.head)
+    }
+
+    /// The library's view of it. There is none of a request that is done again, so devices whose requests may be
+    /// ([`crate::Device::has_inflight`]) use [`Request::lent`].
+    #[must_use]
+    pub fn into_chain(self) -> Option<Chain> {
+        self.chain
+    }
+}
+
 /// One virtqueue of the device, with its event descriptors.
 #[derive(Debug)]
 pub struct Vring {
@@ -72,44 +103,14 @@ impl Vring {
         })
     }
 
-    /// Has everything that is in the queue answered, once: `answer` gets each request and returns how many bytes it wrote.
+    /// Has up to a queue full of requests answered, those first that a process before this one has left undone.
     ///
-    /// The guest is told once, at the end. A guest that fills the queue meanwhile gets its turn after the others
-    /// ([`Progress::More`]).
+    /// `answer` returns how many bytes it wrote for the guest. The guest is told of each request when it wants to be: the
+    /// next one may take long. A guest that fills the queue meanwhile gets its turn after the others ([`Progress::More`]).
     ///
     /// # Errors
     /// [`Broken`] when the guest's rings make no sense; what was answered until then has been given back.
-    pub fn serve(
-        &mut self,
-        mut answer: impl FnMut(&Arc<Memory>, Chain) -> u32,
-    ) -> Result<Progress, Broken> {
-        let memory = self.memory.clone();
-        self.queue.disable_notification(&*memory)?;
-        let chains: Vec<Chain> = self.queue.iter(memory.clone())?.collect();
-        let is_empty = chains.is_empty();
-        for chain in chains {
-            let written = answer(&memory, chain.clone());
-            self.give_back(chain, written)?;
-        }
-        if !is_empty {
-            self.tell()?;
-        }
-        match (self.queue.enable_notification(&*memory)?, is_empty) {
-            (false, _) => Ok(Progress::Idle),
-            (true, false) => Ok(Progress::More),
-            // A working guest never promises a request that is not there.
-            (true, true) => Err(Broken::Empty),
-        }
-    }
-
-    /// Has up to a queue full of requests answered, those first that a process before this one has left undone.
-    ///
-    /// `answer` gets what the guest has lent and returns how many bytes it wrote there. The guest is told of each request
-    /// when it wants to be: the next one may take long.
-    ///
-    /// # Errors
-    /// [`Broken`] as for [`Vring::serve`].
-    pub fn serve_lent(&mut self, answer: impl FnMut(Lent<'_>) -> u32) -> Result<Progress, Broken> {
+    pub fn serve(&mut self, answer: impl FnMut(Request<'_>) -> u32) -> Result<Progress, Broken> {
         let served = self.serve_queue_full(answer);
         // After the last write: what the frontend collects before it is written is collected for nothing.
         self.log_used();
@@ -118,37 +119,45 @@ impl Vring {
 
     fn serve_queue_full(
         &mut self,
-        mut answer: impl FnMut(Lent<'_>) -> u32,
+        mut answer: impl FnMut(Request<'_>) -> u32,
     ) -> Result<Progress, Broken> {
         let memory = self.memory.clone();
         self.queue.disable_notification(&*memory)?;
-        let table = GuestAddress(self.queue.desc_table());
         let mut answered = 0;
-        while let Some(head) = self.take()? {
-            let lent = Lent::walk(&memory, table, self.queue.size(), head);
-            let places = self.log.is_some().then(|| lent.places().to_vec());
-            let written = answer(lent);
+        while answered < self.queue.size() {
+            let Some((head, chain)) = self.take()? else {
+                break;
+            };
+            let request = Request {
+                memory: &memory,
+                table: GuestAddress(self.queue.desc_table()),
+                size: self.queue.size(),
+                head,
+                chain,
+            };
+            // What it may write is logged, not what it wrote: who fails halfway does not say where. A guest that changes
+            // the descriptors meanwhile deceives only its own copy.
+            let places = self.log.is_some().then(|| request.lent().into_places());
+            let written = answer(request);
             for (address, length) in places.unwrap_or_default() {
                 self.log(address, length);
             }
-            self.give_back_noted(head, written)?;
+            self.give_back(head, written)?;
             self.tell()?;
             answered += 1;
-            if answered >= self.queue.size() {
-                return Ok(Progress::More);
-            }
         }
         match (self.queue.enable_notification(&*memory)?, answered) {
             (false, _) => Ok(Progress::Idle),
             (true, 1..) => Ok(Progress::More),
+            // A working guest never promises a request that is not there.
             (true, 0) => Err(Broken::Empty),
         }
     }
 
-    /// Takes the head of the next request, and notes that it was taken.
-    fn take(&mut self) -> Result<Option<u16>, Broken> {
+    /// Takes the next request, and notes that it was taken; one that is done again is only known by its head.
+    fn take(&mut self) -> Result<Option<(u16, Option<Chain>)>, Broken> {
         if let Some(head) = self.again.pop() {
-            return Ok(Some(head));
+            return Ok(Some((head, None)));
         }
         let Some(chain) = self.queue.iter(self.memory.clone())?.next() else {
             return Ok(None);
@@ -160,10 +169,10 @@ impl Vring {
         if let Some(inflight) = &mut self.inflight {
             inflight.taken(head)?;
         }
-        Ok(Some(head))
+        Ok(Some((head, Some(chain))))
     }
 
-    fn give_back_noted(&mut self, head: u16, written: u32) -> Result<(), Broken> {
+    fn give_back(&mut self, head: u16, written: u32) -> Result<(), Broken> {
         if let Some(inflight) = &mut self.inflight {
             inflight.returning(head)?;
         }
@@ -185,17 +194,6 @@ impl Vring {
             self.queue.used_ring(),
             4 + 8 * u64::from(self.queue.size()) + 2,
         );
-    }
-
-    fn give_back(&mut self, chain: Chain, written: u32) -> Result<(), Broken> {
-        let head = chain.head_index();
-        self.queue.add_used(&*self.memory, head, written)?;
-        if let Some(log) = &self.log {
-            // After it was written: a page that is collected before that is collected for nothing.
-            log.mark_chain(chain, written);
-        }
-        self.log_used();
-        Ok(())
     }
 
     fn tell(&mut self) -> Result<(), Broken> {

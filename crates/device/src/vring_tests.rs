@@ -63,9 +63,9 @@ impl Guest {
 
     fn serve(&mut self) -> (usize, Result<Progress, Broken>) {
         let mut answered = 0;
-        let progress = self.vring.serve(|_, chain| {
+        let progress = self.vring.serve(|request| {
             answered += 1;
-            u32::try_from(chain.count()).unwrap()
+            u32::try_from(request.into_chain().unwrap().count()).unwrap()
         });
         (answered, progress)
     }
@@ -97,7 +97,7 @@ fn a_guest_that_never_stops_gets_one_turn_at_a_time() {
             next = next.wrapping_add(1);
         }
         // While each is answered the guest offers one more.
-        let progress = guest.vring.serve(|_, _| {
+        let progress = guest.vring.serve(|_| {
             answered += 1;
             let ahead = next.wrapping_add(1);
             memory

@@ -31,7 +31,7 @@ impl<S: Storage + Send> Device for Disk<S> {
     }
 
     fn process(&mut self, _queue: usize, vring: &mut Vring) -> Result<Progress, Broken> {
-        vring.serve_lent(|lent| self.answer(lent))
+        vring.serve(|request| self.answer(request.lent()))
     }
 
     fn has_inflight(&self) -> bool {

@@ -67,7 +67,12 @@ impl<F: Served> Device for Backend<F> {
     }
 
     fn process(&mut self, _queue: usize, vring: &mut Vring) -> Result<Progress, Broken> {
-        vring.serve(|memory, chain| u32::try_from(self.answerer.answer(memory, chain)).unwrap_or(0))
+        vring.serve(|request| {
+            let memory = request.memory();
+            let chain = request.into_chain();
+            let written = chain.map_or(0, |chain| self.answerer.answer(memory, chain));
+            u32::try_from(written).unwrap_or(0)
+        })
     }
 
     fn reset(&mut self) {

@@ -36,7 +36,11 @@ impl Device for Entropy {
     }
 
     fn process(&mut self, _queue: usize, vring: &mut Vring) -> Result<Progress, Broken> {
-        vring.serve(|memory, chain| fill(memory, chain, kernel_random))
+        vring.serve(|request| {
+            let memory = request.memory();
+            let chain = request.into_chain();
+            chain.map_or(0, |chain| fill(memory, chain, kernel_random))
+        })
     }
 }
 

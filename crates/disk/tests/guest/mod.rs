@@ -191,7 +191,7 @@ impl Guest {
 }
 
 pub fn serve<S: Storage>(vring: &mut Vring, disk: &mut Disk<S>) -> Result<Progress, Broken> {
-    vring.serve_lent(|lent| disk.answer(lent))
+    vring.serve(|request| disk.answer(request.lent()))
 }
 
 /// The payload of a discard or write-zeroes request.
