@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import struct
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from support.disks import empty_qcow2
 from support.domains import domain_processes
 
 if TYPE_CHECKING:
@@ -193,17 +193,7 @@ def test_a_disk_in_use_is_refused(cloche: Runner, image: Path) -> None:
 def test_a_qcow2_image_is_whole_after_kills(cloche: Runner, image: Path) -> None:
     """A disk in a qcow2 image loses nothing either, and only what was written takes space."""
     small = image.with_name("disk.qcow2")
-    # Version 3, no backing file, 64 KiB clusters, 64 MiB: header, refcount table and block, one L1 entry.
-    header = struct.pack(
-        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 3, 0, 0, 16, 64 << 20, 0, 1, 3 << 16, 1 << 16, 1, 0, 0
-    )
-    header += struct.pack(">QQQII", 0, 0, 0, 4, 104)
-    table = struct.pack(">Q", 2 << 16)
-    block = struct.pack(">4H", 1, 1, 1, 1)
-    cloche.user.run(
-        ["tee", str(small)],
-        input=b"".join(part.ljust(1 << 16, b"\0") for part in (header, table, block, b"")),
-    )
+    cloche.user.run(["tee", str(small)], input=empty_qcow2(64 << 20)).check_returncode()
     words = ("--privileged", f"--disk=home={small},format=qcow2", "-e", "WRITES=200", "python3", "-c", WRITER)
     with cloche.popen(*words) as process:
         said = kill_while_running(process, kills=4, chance=0.3)

@@ -21,9 +21,11 @@ import pytest
 from cloche.drivers.qemu.plan import device_jail
 from cloche.drivers.registry import find_driver
 from cloche.host.facts import collect_facts
+from cloche.host.paths import resolve_disk
 from cloche.host.warden import Exited, Failed, Spawned, Warden
 from cloche.model.jail import Jail, JailFlag, Namespace, SpawnSpec
 from setuplib import cargo, rust
+from support.disks import empty_qcow2
 from support.plans import KERNEL, request, share
 from support.wardens import ROLES, Role, domain, make_role, next_events, outcome, shell, small_jail
 
@@ -32,9 +34,19 @@ if TYPE_CHECKING:
 
     from support.users import OrdinaryUser
 
-PROGRAMS = ("cloche-fs", "cloche-rng")
+PROGRAMS = ("cloche-fs", "cloche-rng", "cloche-disk")
 #: Each kind of device process, and its program.
-KINDS = {"system": "cloche-fs", "shares": "cloche-fs", "rng": "cloche-rng"}
+KINDS = {
+    "system": "cloche-fs",
+    "shares": "cloche-fs",
+    "rng": "cloche-rng",
+    "disk": "cloche-disk",
+    "disk-qcow2": "cloche-disk",
+}
+#: The kinds of disks, and how their bytes are kept.
+FORMATS = {"disk": "raw", "disk-qcow2": "qcow2"}
+#: The number of the image in a disk's process, and the bytes of the disk.
+IMAGE_FD, DISK = 4, 1 << 20
 #: How an attack ends that the kernel refused (crates/device/src/hostile.rs).
 REFUSED = 10
 CAP_NET_RAW, CAP_SYS_ADMIN = 13, 21
@@ -56,9 +68,15 @@ class Attack(NamedTuple):
 
 ATTACKS = {
     # Opening files is a file server's work: that it cannot name the host's is its root's doing.
-    ("rng", "open"): Attack(("filters", "root")),
-    ("rng", "write"): Attack(("filters", "read-only")),
-    ("rng", "exec"): Attack(("filters", "root")),
+    **{
+        (kind, name): attack
+        for kind in ("rng", *FORMATS)
+        for name, attack in {
+            "open": Attack(("filters", "root")),
+            "write": Attack(("filters", "read-only")),
+            "exec": Attack(("filters", "root")),
+        }.items()
+    },
     **{
         (server, name): attack
         for server in ("system", "shares")
@@ -124,13 +142,26 @@ def hostile() -> Iterator[Path]:
 
 
 def real_jail(kind: str, shared: Path) -> Jail:
-    """Return the jail in which a device process runs for whoever this is, where ``shared`` is what is shared."""
+    """Return the jail in which a device process runs for whoever this is.
+
+    ``shared`` is what is shared; a disk's image is made there.
+    """
     facts = collect_facts()
     if kind == "rng":
         return device_jail(facts, KINDS[kind])
+    if kind in FORMATS:
+        image_in(shared).write_bytes(empty_qcow2(DISK) if FORMATS[kind] == "qcow2" else bytes(DISK))
+        disk = resolve_disk(f"home={image_in(shared)},format={FORMATS[kind]}")
+        plan = find_driver("qemu").plan(request(disks=(disk,)), facts, KERNEL)
+        return next(process.jail for process in plan.processes if process.name == "disk-home")
     asked = request(shares=(share(str(shared), writable=True),))
     plan = find_driver("qemu").plan(asked, facts, KERNEL)
     return next(process.jail for process in plan.processes if process.name == f"fs-{kind}")
+
+
+def image_in(shared: Path) -> Path:
+    """Return where a disk's image is."""
+    return shared / "disk.img"
 
 
 def without(jail: Jail, part: str, caps: int) -> Jail:
@@ -147,10 +178,23 @@ def without(jail: Jail, part: str, caps: int) -> Jail:
     return jail._replace(namespaces=jail.namespaces & ~namespace)
 
 
-def launch(warden: Warden, path: Path, jail: Jail, attack: str, target: str, *, bare: bool) -> int:
+class Victim(NamedTuple):
+    """A device process to be: its kind, where the hostile programs are, and what is shared, or holds its image."""
+
+    kind: str
+    programs: Path
+    shared: Path
+
+
+def launch(warden: Warden, victim: Victim, jail: Jail, attack: str, target: str, *, bare: bool) -> int:
     """Start a device process with an attack; return its status, or minus the signal that killed it."""
     words = ["--attack", attack, "--target", target, *(["--bare"] if bare else [])]
-    if path.name == "cloche-fs":
+    path = victim.programs / KINDS[victim.kind]
+    image = []
+    if victim.kind in FORMATS:
+        image = [os.open(image_in(victim.shared), os.O_RDWR | os.O_CLOEXEC)]
+        words += ["--image-fd", str(IMAGE_FD), "--format", FORMATS[victim.kind]]
+    elif path.name == "cloche-fs":
         words += ["--root", "/stage" if jail.root else "/usr", "--cache", "forever", "--ids", "host"]
     spec = SpawnSpec(
         id=1,
@@ -158,20 +202,21 @@ def launch(warden: Warden, path: Path, jail: Jail, attack: str, target: str, *, 
         argv=(path.name.encode(), b"--fd", b"3", *(word.encode() for word in words)),
         env=(),
         jail=jail,
-        fds=(2, 3),
+        fds=(2, 3, *([IMAGE_FD] if image else [])),
         exe_fd=True,
     )
     ours, theirs = socket.socketpair()
     program = os.open(path, os.O_PATH | os.O_CLOEXEC)
     with ours, theirs, open(os.devnull, "wb") as null:
-        ended = outcome(warden, spec, (null.fileno(), theirs.fileno(), program))
-    os.close(program)
+        ended = outcome(warden, spec, (null.fileno(), theirs.fileno(), *image, program))
+    for fd in (program, *image):
+        os.close(fd)
     assert isinstance(ended, Exited), ended
     return -ended.signal if ended.signal else ended.status
 
 
 @contextmanager
-def target_of(attack: str, kind: str, role: Role, warden: Warden) -> Iterator[str]:
+def target_of(attack: str, victim: Victim, role: Role, warden: Warden) -> Iterator[str]:
     """Provide what an attack is aimed at, so that it could succeed."""
     if attack == "open":
         with role.directory() as directory:
@@ -180,7 +225,7 @@ def target_of(attack: str, kind: str, role: Role, warden: Warden) -> Iterator[st
     elif attack == "write":
         yield "/new"
     elif attack == "exec":
-        yield "/usr/bin/true" if kind == "rng" else "/proc/self/exe"
+        yield "/proc/self/exe" if KINDS[victim.kind] == "cloche-fs" else "/usr/bin/true"
     elif attack in {"connect", "connect-unix"}:
         family = socket.AF_INET if attack == "connect" else socket.AF_UNIX
         with socket.socket(family) as listener:
@@ -218,9 +263,9 @@ def test_what_stops_a_device(role: Role, hostile: Path, kind: str, attack: str) 
                 for part in parts:
                     if part not in kept:
                         jail = without(jail, part, caps)
-                with target_of(attack, kind, role, warden) as target:
-                    path = hostile / KINDS[kind]
-                    return launch(warden, path, jail, attack, target, bare="filters" not in kept)
+                victim = Victim(kind, hostile, shared)
+                with target_of(attack, victim, role, warden) as target:
+                    return launch(warden, victim, jail, attack, target, bare="filters" not in kept)
 
         # In the real jail everything is in place, whether it is there for this attack or not.
         assert attempt(frozenset({*parts, "filters"})) in {REFUSED, -signal.SIGSYS}
@@ -240,10 +285,10 @@ def test_calls_that_never_reach_the_kernel(role: Role, hostile: Path, kind: str,
     @role.run
     def _() -> None:
         with domain(role.warden) as warden, role.directory() as shared:
-            jail, path = real_jail(kind, shared), hostile / KINDS[kind]
-            assert launch(warden, path, jail, attack, "", bare=False) == -signal.SIGSYS
+            jail, victim = real_jail(kind, shared), Victim(kind, hostile, shared)
+            assert launch(warden, victim, jail, attack, "", bare=False) == -signal.SIGSYS
             open_jail = without(jail, "filters", 0)
-            assert launch(warden, path, open_jail, attack, "", bare=True) in {0, REFUSED}
+            assert launch(warden, victim, open_jail, attack, "", bare=True) in {0, REFUSED}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -253,13 +298,13 @@ def test_either_filter_alone_stops_an_attack(role: Role, hostile: Path, kind: st
     @role.run
     def _() -> None:
         with domain(role.warden) as warden, role.directory() as shared:
-            jail, path = real_jail(kind, shared), hostile / KINDS[kind]
+            jail, victim = real_jail(kind, shared), Victim(kind, hostile, shared)
             no_outer = without(jail, "filters", 0)
             for attack in ("fork", "code"):
-                assert launch(warden, path, jail, attack, "", bare=True) == -signal.SIGSYS
-                assert launch(warden, path, no_outer, attack, "", bare=False) == -signal.SIGSYS
+                assert launch(warden, victim, jail, attack, "", bare=True) == -signal.SIGSYS
+                assert launch(warden, victim, no_outer, attack, "", bare=False) == -signal.SIGSYS
             # The attack that is none: the build, its jail and its filters work.
-            assert launch(warden, path, jail, "nothing", "", bare=False) == 0
+            assert launch(warden, victim, jail, "nothing", "", bare=False) == 0
 
 
 def test_a_failed_start_is_told(role: Role, hostile: Path) -> None:

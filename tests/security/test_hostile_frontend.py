@@ -11,12 +11,13 @@ import os
 import random
 import socket
 import struct
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from support import vhost
+from support.disks import empty_qcow2
 from support.vhost import (
     INDIRECT,
     MEMORY,
@@ -35,12 +36,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+#: Of a block request: where its header, its status and its data are in the guest.
+HEADER, STATUS, DATA = 0x10_0000, 0x20_0000, 0x30_0000
+IN, OUT, DISCARD, ZEROES = 0, 1, 11, 13
+F_DISCARD, F_ZEROES = 1 << 13, 1 << 14
+#: Bytes of each disk.
+DISK = 1 << 20
 #: Program, number of queues, arguments.
 DEVICES = {
     "rng": ("cloche-rng", 1, ()),
     "fs-tree": ("cloche-fs", 2, ("--cache", "forever", "--ids", "host", "--readonly")),
     "fs-share": ("cloche-fs", 2, ("--cache", "coherent", "--ids", "host")),
+    "disk": ("cloche-disk", 1, ("--format", "raw")),
+    "disk-qcow2": ("cloche-disk", 1, ("--format", "qcow2")),
 }
+DISKS = pytest.mark.parametrize("victim", ["disk", "disk-qcow2"], indirect=True)
 ALL_PROTOCOL = 1 << vhost.P_MQ | 1 << vhost.P_LOG_SHMFD | 1 << vhost.P_RESET | 1 << vhost.P_SLOTS
 #: How much a process may grow while it is lied to, in KiB: buffers of a request or two.
 GROWTH_KIB = 4096
@@ -55,16 +65,24 @@ def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Dev
     if program == "cloche-fs":
         (tmp_path / "served").mkdir()
         words = (*words, "--root", str(tmp_path / "served"))
-    with device(program, *words) as running:
-        yield running, queues
+    with ExitStack() as stack:
+        fds = []
+        if program == "cloche-disk":
+            image = tmp_path / "image"
+            image.write_bytes(empty_qcow2(DISK) if "qcow2" in words else bytes(DISK))
+            fds = [stack.enter_context(image.open("r+b")).fileno()]
+            words = (*words, "--image-fd", str(fds[0]))
+        yield stack.enter_context(device(program, *words, pass_fds=fds)), queues
 
 
 @contextmanager
-def liar(victim: tuple[DeviceProcess, int], *, protocol: int = ALL_PROTOCOL) -> Iterator[Frontend]:
+def liar(
+    victim: tuple[DeviceProcess, int], *, features: int = 0, protocol: int = ALL_PROTOCOL
+) -> Iterator[Frontend]:
     """Provide a frontend that has been honest until now; afterwards the device must have come to no harm."""
     running, queues = victim
     frontend = Frontend(running.connection, queues)
-    frontend.shake_hands(protocol=protocol)
+    frontend.shake_hands(features, protocol)
     before = running.memory_kib()
     yield frontend
     assert running.memory_kib() <= before + GROWTH_KIB
@@ -375,3 +393,65 @@ def test_messages_that_are_none(
                 tell(frontend, chance)
         except (BrokenPipeError, ConnectionResetError):
             return
+
+
+def ask_disk(frontend: Frontend, kind: int, sector: int, *parts: tuple[int, int, int]) -> int:
+    """Offer a block request with these parts (address, length, flags) and return its status."""
+    frontend.memory[HEADER : HEADER + 16] = struct.pack("<IIQ", kind, 0, sector)
+    frontend.memory[STATUS] = 0xEE
+    chain = [
+        Descriptor(address, length, flags | NEXT, index + 1)
+        for index, (address, length, flags) in enumerate([(HEADER, 16, 0), *parts])
+    ]
+    try_chains(frontend, [*chain, Descriptor(STATUS, 1, WRITABLE, 0)])
+    return frontend.memory[STATUS]
+
+
+@DISKS
+def test_block_requests_outside_of_the_disk(victim: tuple[DeviceProcess, int], tmp_path: Path) -> None:
+    """What is not wholly on the disk is refused, whatever is asked, and the file stays as it is."""
+    before = (tmp_path / "image").read_bytes()
+    end = DISK // 512
+    with liar(victim, features=F_DISCARD | F_ZEROES) as frontend:
+        for sector in (end - 1, end, 1 << 40, (1 << 55) - 1, 1 << 55, (1 << 64) - 2, (1 << 64) - 1):
+            assert ask_disk(frontend, IN, sector, (DATA, 1024, WRITABLE)) == 1
+            assert ask_disk(frontend, OUT, sector, (DATA, 1024, 0)) == 1
+            for kind in (DISCARD, ZEROES):
+                for count in (2, 1 << 18, (1 << 32) - 1):
+                    frontend.memory[DATA : DATA + 16] = struct.pack("<QII", sector, count, 0)
+                    assert ask_disk(frontend, kind, 0, (DATA, 16, 0)) == 1
+        assert is_alive(frontend)
+    assert (tmp_path / "image").read_bytes() == before
+
+
+@DISKS
+def test_block_requests_of_absurd_lengths(victim: tuple[DeviceProcess, int], tmp_path: Path) -> None:
+    """Lengths that are no sectors, that no memory has, or that add up to too much are refused."""
+    before = (tmp_path / "image").read_bytes()
+    with liar(victim) as frontend:
+        for kind, flags in ((IN, WRITABLE), (OUT, 0)):
+            for length in (1, 511, 513, DISK + 512, MEMORY, 0x7FFF_FE00, 0xFFFF_FE00, 0xFFFF_FFFF):
+                assert ask_disk(frontend, kind, 0, (DATA, length, flags)) == 1
+            assert ask_disk(frontend, kind, 0, *[(DATA, 8 << 20, flags)] * 100) == 1
+        assert is_alive(frontend)
+    assert (tmp_path / "image").read_bytes() == before
+
+
+@DISKS
+def test_block_requests_on_top_of_themselves(victim: tuple[DeviceProcess, int]) -> None:
+    """Data that is read onto the request's own header, status, descriptors and rings does no harm."""
+    with liar(victim) as frontend:
+        for start in (HEADER, STATUS - 511, STATUS):
+            assert ask_disk(frontend, IN, 0, (start, 512, WRITABLE)) == 0
+        # The same buffer a hundred times, read from and written to.
+        assert ask_disk(frontend, IN, 0, *[(DATA, 512, WRITABLE)] * 100) == 0
+        assert ask_disk(frontend, OUT, 0, *[(DATA, 512, 0)] * 100) == 0
+        # Something to read behind something to write.
+        assert ask_disk(frontend, IN, 0, (DATA, 512, WRITABLE), (DATA, 512, 0)) == 1
+        frontend.memory[HEADER : HEADER + 16] = bytes(16)
+        for start in (0, 0x1000, 0x2000):
+            frontend.put_descriptor(0, Descriptor(HEADER, 16, NEXT, 1), 0)
+            frontend.put_descriptor(1, Descriptor(start, 512, WRITABLE | NEXT, 2), 0)
+            frontend.put_descriptor(2, Descriptor(STATUS, 1, WRITABLE, 0), 0)
+            frontend.offer(0, 0)
+            assert is_alive(frontend)
