@@ -42,10 +42,11 @@ def machine(image: Path, *words: str, features: int = FEATURES, protocol: int = 
 
 
 @contextmanager
-def open_device(fd: int, *words: str) -> Iterator[DeviceProcess]:
-    """Provide the disk's process with its image."""
+def open_device(fd: int, *words: str, wrapper: tuple[str, ...] = ()) -> Iterator[DeviceProcess]:
+    """Provide the disk's process with its image, executed by ``wrapper``."""
     os.set_inheritable(fd, True)
-    with vhost.device("cloche-disk", "--image-fd", str(fd), *words, pass_fds=(fd,)) as running:
+    words = ("--image-fd", str(fd), *words)
+    with vhost.device("cloche-disk", *words, wrapper=wrapper, pass_fds=(fd,)) as running:
         yield running
 
 
@@ -143,3 +144,49 @@ def test_a_request_in_flight_is_done_by_the_next_process(image: Path) -> None:
         frontend.close()
         os.close(notes)
     assert image.read_bytes()[:5] == b"again"
+
+
+def test_zeros_are_written_with_and_without_giving_space_up(image: Path) -> None:
+    """Ranges become zeros whether their space may be given up or not, and the file keeps its size."""
+    image.write_bytes(b"x" * (1 << 20))
+    with machine(image) as frontend:
+        for sector, flags in ((8, 0), (16, 1), (2040, 0)):
+            assert ask(frontend, ZEROES, 0, struct.pack("<QII", sector, 8, flags))[0] == 0
+    found = image.read_bytes()
+    assert len(found) == 1 << 20
+    assert [at for at in range(0, 1 << 20, 4096) if found[at : at + 4096] == bytes(4096)] == [
+        4096,
+        8192,
+        2040 * 512,
+    ]
+
+
+def test_a_write_past_the_limit_of_files_is_an_error_of_the_guest(image: Path) -> None:
+    """The guest is told what could not be written, and the process goes on."""
+    limit = ("prlimit", f"--fsize={512 << 10}", "--")
+    with open(image, "r+b") as file, open_device(file.fileno(), wrapper=limit) as running:
+        frontend = Frontend(running.connection, 1)
+        frontend.shake_hands(FEATURES)
+        assert ask(frontend, OUT, 1024, b"x" * 512)[0] == 1
+        assert ask(frontend, OUT, 1023, b"x" * 512)[0] == 0
+        assert ask(frontend, IN, 1024, room=512) == (0, bytes(512))
+        frontend.close()
+        assert running.process.wait(vhost.PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("limit, is_enough", [(32768, True), (8192, False)])
+def test_the_smallest_limit_has_room_for_the_notes(image: Path, limit: int, *, is_enough: bool) -> None:
+    """The notes on requests in flight of a full queue fit into what the plan gives the smallest disk, not into less."""
+    place = struct.pack("<QQHHI", 0, 0, 1, 1024, 0)
+    wrapper = ("prlimit", f"--fsize={limit}", "--")
+    with open(image, "r+b") as file, open_device(file.fileno(), wrapper=wrapper) as running:
+        frontend = Frontend(running.connection, 1)
+        frontend.shake_hands(FEATURES, 1 << vhost.P_INFLIGHT)
+        frontend.send(vhost.GET_INFLIGHT_FD, place)
+        if is_enough:
+            _, notes = frontend.receive_with_fd()
+            assert os.fstat(notes).st_size >= 1024 * 16
+            os.close(notes)
+        else:
+            assert frontend.receive() == b""
+        frontend.close()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloche.errors import ClocheError, ShareError, UsageError
-from cloche.host.paths import resolve_include, resolve_share, share_here
-from cloche.model.request import Include, Share
+from cloche.host.paths import resolve_disk, resolve_include, resolve_share, share_here
+from cloche.model.request import Disk, Include, Share
+from support.disks import empty_qcow2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -224,3 +225,13 @@ def test_refusals_are_one_sentence(place: Path) -> None:
         with pytest.raises(ClocheError) as caught:
             resolve_share(word)
         assert not caught.value.message.endswith(".")
+
+
+def test_how_large_a_disk_may_become_is_looked_up(place: Path) -> None:
+    """A raw file may stay as large as it is, a qcow2 image may hold its whole disk, and what is none may not grow."""
+    (place / "raw").write_bytes(bytes(4096))
+    (place / "image").write_bytes(empty_qcow2(64 << 20))
+    assert resolve_disk("a=raw,ro") == Disk("a", str(place / "raw"), "raw", False, 4096)
+    most = (4 << 16) + (64 << 20) + (8 << 20) + (32 << 20)
+    assert resolve_disk("a=image,format=qcow2") == Disk("a", str(place / "image"), "qcow2", True, most)
+    assert resolve_disk("a=raw,format=qcow2").most_bytes == 4096

@@ -8,6 +8,7 @@ attack must fail, and with none of them it must succeed.
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -75,6 +76,15 @@ ATTACKS = {
             "open": Attack(("filters", "root")),
             "write": Attack(("filters", "read-only")),
             "exec": Attack(("filters", "root")),
+        }.items()
+    },
+    **{
+        (kind, name): attack
+        for kind in FORMATS
+        for name, attack in {
+            "grow": Attack(("size",)),
+            # No limit counts blocks past a file's end.
+            "allocate": Attack(("filters",)),
         }.items()
     },
     **{
@@ -172,6 +182,8 @@ def without(jail: Jail, part: str, caps: int) -> Jail:
         return jail._replace(root=(), flags=jail.flags | JailFlag.KEEP_ROOT)
     if part == "read-only":
         return jail._replace(flags=jail.flags | JailFlag.ROOT_WRITABLE)
+    if part == "size":
+        return jail._replace(rlimits=tuple(one for one in jail.rlimits if one[0] != resource.RLIMIT_FSIZE))
     if part == "caps":
         return jail._replace(keep_caps=caps)
     namespace = {"net": Namespace.NET, "pid": Namespace.PID}[part]
@@ -226,6 +238,10 @@ def target_of(attack: str, victim: Victim, role: Role, warden: Warden) -> Iterat
         yield "/new"
     elif attack == "exec":
         yield "/proc/self/exe" if KINDS[victim.kind] == "cloche-fs" else "/usr/bin/true"
+    elif attack in {"grow", "allocate"}:
+        # The first byte that is too much.
+        disk = resolve_disk(f"home={image_in(victim.shared)},format={FORMATS[victim.kind]}")
+        yield f"{IMAGE_FD}:{disk.most_bytes}"
     elif attack in {"connect", "connect-unix"}:
         family = socket.AF_INET if attack == "connect" else socket.AF_UNIX
         with socket.socket(family) as listener:

@@ -184,6 +184,12 @@ def test_memory_with_code_in_it_kills(program: str) -> None:
     assert run_program(["10", "0", "4096", "5"], read_filter(program)) == -signal.SIGSYS
 
 
+def test_a_disk_takes_no_room_past_the_end_of_its_file() -> None:
+    """The disk may give room up and write zeros; to take room where the file's size does not show it kills."""
+    for mode, status in {3: 0, 16: 0, 0: -signal.SIGSYS, 1: -signal.SIGSYS, 17: -signal.SIGSYS}.items():
+        assert run_program(["285", "-1", str(mode), "0", "4096"], read_filter("cloche-disk")) == status, mode
+
+
 def test_a_device_without_its_filter_would_be_seen(project: Path) -> None:
     """The programs are built with a filter in them: its bytes differ from those of the outer one, which allows more."""
     for program in WORKLOADS:

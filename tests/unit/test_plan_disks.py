@@ -12,7 +12,8 @@ from cloche.model.guest import MakeSymlink, WaitPath
 from cloche.model.jail import Bind
 from cloche.model.plan import EndpointKind, LaunchPlan, OpenFile
 from cloche.model.request import Disk
-from cloche.plan.disks import MAX_TAG, parse_disk
+from cloche.plan.disks import MAX_TAG, QCOW2_HEAD, bound_growth, parse_disk
+from support.disks import empty_qcow2
 from support.plans import KERNEL, facts, request
 
 HOME = Disk("home", "/disks/home.img")
@@ -74,6 +75,28 @@ def test_each_disk_is_a_process_with_one_nameless_file() -> None:
     assert b"--readonly" in data.argv
     assert b"--readonly" not in home.argv
     assert {e.name: e.kind for e in made.endpoints}["disk1"] == EndpointKind.LISTEN
+
+
+@pytest.mark.parametrize(
+    "most, limits",
+    [(1 << 30, [(1, 1 << 30, 1 << 30)]), (512, [(1, 32768, 32768)]), (None, [])],
+    ids=["file", "smaller-than-the-notes", "block-device"],
+)
+def test_a_disk_cannot_grow(most: int | None, limits: list[tuple[int, int, int]]) -> None:
+    """No file that a disk's process has may become larger than its image has to be; block devices cannot grow."""
+    process = next(p for p in plan(HOME._replace(most_bytes=most)).processes if p.name == "disk-home")
+    assert [limit for limit in process.jail.rlimits if limit[0] == 1] == limits
+
+
+def test_what_an_image_may_grow_to() -> None:
+    """A raw image stays as it is; a qcow2 image gets room for its disk and tables; what is no image gets none."""
+    assert bound_growth("raw", 1000, b"QFI\xfb".ljust(QCOW2_HEAD, b"\xff")) == 1000
+    head = empty_qcow2(64 << 20)[:QCOW2_HEAD]
+    assert bound_growth("qcow2", 1000, head) == 1000 + (64 << 20) + (8 << 20) + (32 << 20)
+    assert bound_growth("qcow2", 1000, head[:-1]) == 1000
+    assert bound_growth("qcow2", 1000, b"x" + head[1:]) == 1000
+    # As much as the header can say.
+    assert bound_growth("qcow2", 1000, head[:24] + b"\xff" * 8) == (1 << 63) - 1
 
 
 def test_qemu_finds_each_disk_by_a_path_of_its_jail() -> None:

@@ -60,6 +60,8 @@ pub(crate) fn run(options: &Options) -> Result<(), OptionsError> {
             )
         }),
         b"exec" => status(exec(&target)),
+        b"grow" => status(grow(&target)),
+        b"allocate" => status(allocate(&target)),
         b"fork" => status(fork()),
         b"mount" => status(mount()),
         b"unshare" => {
@@ -148,6 +150,36 @@ fn fill(path: &CString) -> i64 {
     } else {
         written - 1
     }
+}
+
+/// An open file and a place in it, written `FD:OFFSET`.
+fn place(target: &CString) -> Option<(i32, i64)> {
+    let (file, offset) = target.to_str().ok()?.split_once(':')?;
+    Some((file.parse().ok()?, offset.parse().ok()?))
+}
+
+/// Makes an open file longer than it may be, in each way that the disk's filter lets through.
+fn grow(target: &CString) -> i64 {
+    let Some((file, end)) = place(target) else {
+        return -1;
+    };
+    // SAFETY: the kernel reads one byte, which is there.
+    let tried = unsafe {
+        [
+            libc::pwrite(file, b"x".as_ptr().cast(), 1, end) as i64,
+            libc::fallocate(file, libc::FALLOC_FL_ZERO_RANGE, end, 4096).into(),
+            libc::ftruncate(file, end + 1).into(),
+        ]
+    };
+    tried.into_iter().max().unwrap_or(-1)
+}
+
+/// Takes room for an open file past its end, where its size does not show it.
+fn allocate(target: &CString) -> i64 {
+    // SAFETY: no pointers.
+    place(target).map_or(-1, |(file, end)| unsafe {
+        libc::fallocate(file, libc::FALLOC_FL_KEEP_SIZE, end, 1 << 20).into()
+    })
 }
 
 fn connect(port: i32) -> i64 {

@@ -55,10 +55,20 @@ fn read_args(options: &Options) -> Result<Args, OptionsError> {
 }
 
 fn open(args: Args, inherited: &mut Inherited) -> io::Result<Box<dyn Device>> {
+    outlive_limits()?;
     let file = inherited.take_file(IMAGE)?;
     let tag = args.tag.as_bytes();
     Ok(match args.format {
         Format::Raw => Box::new(Disk::new(RawFile::new(file, args.is_readonly)?, tag)),
         Format::Qcow2 => Box::new(Disk::new(Qcow2File::new(file, args.is_readonly)?, tag)),
     })
+}
+
+/// A write past the limit on how large files may become is an error that the guest is told, not the end of the process.
+fn outlive_limits() -> io::Result<()> {
+    // SAFETY: no handler is installed; the signal is ignored.
+    if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }

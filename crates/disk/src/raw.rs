@@ -173,7 +173,8 @@ impl Storage for RawFile {
 
     fn write_zeroes(&mut self, offset: u64, length: u64, may_unmap: bool) -> io::Result<()> {
         let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        let keep = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        // The range lies within the file. Beyond it, keeping the size would get round the limit on how large it may become.
+        let keep = libc::FALLOC_FL_ZERO_RANGE;
         let mode = if may_unmap { hole } else { keep };
         match self.allocate(mode, offset, length) {
             Err(error) if is_unsupported(&error) => self.write_zeros_by_hand(offset, length),

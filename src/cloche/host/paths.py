@@ -8,7 +8,7 @@ import stat
 
 from cloche.errors import DiskError, ShareError
 from cloche.model.request import Disk, Include, Share
-from cloche.plan.disks import parse_disk
+from cloche.plan.disks import QCOW2_HEAD, bound_growth, parse_disk
 from cloche.plan.shares import contains, normalize_guest_path, parse_include, parse_share
 
 #: Trees that are views of the host's processes and devices. A share of one would open the host.
@@ -79,7 +79,8 @@ def resolve_disk(word: str) -> Disk:
     tag, path, kind, writable = parse_disk(word)
     try:
         real = os.path.realpath(_absolute(path), strict=True)
-        mode = os.stat(real).st_mode
+        status = os.stat(real)
+        mode = status.st_mode
     except OSError as error:
         hint = f"`truncate -s 1G {path}` makes an empty disk." if error.errno == errno.ENOENT else None
         raise DiskError(f"cannot use {path} as a disk: {_reason(error)}", hint=hint) from None
@@ -89,7 +90,19 @@ def resolve_disk(word: str) -> Disk:
         what = "read and write" if writable else "read"
         hint = "With ,ro it is only read." if writable and os.access(real, os.R_OK) else None
         raise DiskError(f"cannot use {path} as a disk: you may not {what} it", hint=hint)
-    return Disk(tag, real, kind, writable)
+    most = None if stat.S_ISBLK(mode) else bound_growth(kind, status.st_size, _head(real, kind))
+    return Disk(tag, real, kind, writable, most)
+
+
+def _head(path: str, kind: str) -> bytes:
+    """Return the beginning of an image, if it says something about its size."""
+    if kind == "raw":
+        return b""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(QCOW2_HEAD)
+    except OSError as error:
+        raise DiskError(f"cannot read {path}: {_reason(error)}") from None
 
 
 def _absolute(path: str) -> str:

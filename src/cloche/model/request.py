@@ -34,12 +34,14 @@ class Disk(Record):
         path: Absolute path on the host, links resolved.
         format: How the bytes of the disk are kept in the file: ``raw`` or ``qcow2``.
         writable: Whether the guest may change it.
+        most_bytes: The largest its file may become, None for what cannot grow (a block device).
     """
 
     tag: str
     path: str
     format: str = "raw"
     writable: bool = True
+    most_bytes: int | None = 0
 
 
 class RunRequest(Record):

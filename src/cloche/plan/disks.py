@@ -15,6 +15,14 @@ MAX_TAG = 20
 BY_TAG = b"/dev/disk/by-tag"
 FORMATS = ("raw", "qcow2")
 
+#: The beginning of a qcow2 image that says how large its disk is.
+QCOW2_HEAD = 32
+_QCOW2_MAGIC = b"QFI\xfb"
+#: Sixteen of the largest clusters, for tables that every image has.
+_QCOW2_ROOM = 16 * (2 << 20)
+#: The largest file there can be.
+_LARGEST = (1 << 63) - 1
+
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _FORM = "Write TAG=FILE, TAG=FILE,ro or TAG=FILE,format=qcow2."
 #: How long the guest's kernel may take to name a disk, in milliseconds.
@@ -53,6 +61,26 @@ def parse_disk(word: str) -> tuple[str, str, str, bool]:
     if not path:
         raise UsageError(f"--disk {word!r} names no file", hint=_FORM)
     return tag, path, kind or "raw", writable
+
+
+def bound_growth(kind: str, size_bytes: int, head: bytes) -> int:
+    """Return the largest size that the file of a disk needs, in bytes.
+
+    A raw file never changes its size. A qcow2 file can get a new cluster for each of the disk's, beside what it
+    holds now (snapshots, clusters that were lost), and the tables for them: with the smallest clusters (512 bytes)
+    and the widest entries L2 tables and reference counts take 1/64 each, and less than 1/28 with the tables for the
+    tables; the rest of 1/8 is for tables that are moved and for clusters lost when a process was killed.
+
+    Args:
+        kind: How the disk's bytes are kept.
+        size_bytes: The file's size now.
+        head: Its first QCOW2_HEAD bytes: magic, version, backing file, cluster bits, and the disk's size at 24
+            (docs/interop/qcow2.txt of QEMU).
+    """
+    if kind == "raw" or len(head) < QCOW2_HEAD or head[:4] != _QCOW2_MAGIC:
+        return size_bytes
+    disk_bytes = int.from_bytes(head[24:32], "big")
+    return min(size_bytes + disk_bytes + disk_bytes // 8 + _QCOW2_ROOM, _LARGEST)
 
 
 def check_disks(disks: tuple[Disk, ...], most: int) -> None:

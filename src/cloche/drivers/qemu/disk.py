@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from cloche.model.request import Disk
 
 _SOCKET_FD, _IMAGE_FD = 3, 4
+_RLIMIT_FSIZE = 1
+#: The notes on requests in flight are a file too: of a queue of 1024 they take 16448 bytes (inflight.rs).
+_NOTES_BYTES = 32 << 10
 
 
 def plan_disks(
@@ -41,8 +44,16 @@ def _plan_disk(disk: Disk, endpoint: str, facts: HostFacts, jail: Jail) -> Proce
         argv=tuple(words),
         env=(),
         descriptors=(Descriptor(endpoint, "listen", _SOCKET_FD),),
-        jail=jail,
+        jail=_limit(jail, disk.most_bytes),
         executable=facts.tools.disk,
         files=(OpenFile(disk.path, disk.writable, _IMAGE_FD),),
         restarts=True,
     )
+
+
+def _limit(jail: Jail, most_bytes: int | None) -> Jail:
+    """Keep a process from making its file larger than it has to be, and so from filling the host's file system."""
+    if most_bytes is None:
+        return jail
+    most = max(most_bytes, _NOTES_BYTES)
+    return jail._replace(rlimits=(*jail.rlimits, (_RLIMIT_FSIZE, most, most)))
