@@ -122,14 +122,34 @@ impl Vring {
         mut answer: impl FnMut(Request<'_>) -> u32,
     ) -> Result<Progress, Broken> {
         let memory = self.memory.clone();
-        self.queue.disable_notification(&*memory)?;
+        let mut looked_again = false;
+        loop {
+            self.queue.disable_notification(&*memory)?;
+            let answered = self.answer_waiting(&memory, &mut answer)?;
+            match (self.queue.enable_notification(&*memory)?, answered) {
+                (false, _) => return Ok(Progress::Idle),
+                (true, 1..) => return Ok(Progress::More),
+                // It came after the look at the empty queue: there is a kick for it only if the guest was told to in time.
+                (true, 0) if !looked_again => looked_again = true,
+                // A working guest never promises a request that is not there.
+                (true, 0) => return Err(Broken::Empty),
+            }
+        }
+    }
+
+    /// Answers what waits, up to a queue full; returns how many requests that were.
+    fn answer_waiting(
+        &mut self,
+        memory: &Arc<Memory>,
+        answer: &mut impl FnMut(Request<'_>) -> u32,
+    ) -> Result<u16, Broken> {
         let mut answered = 0;
         while answered < self.queue.size() {
             let Some((head, chain)) = self.take()? else {
                 break;
             };
             let request = Request {
-                memory: &memory,
+                memory,
                 table: GuestAddress(self.queue.desc_table()),
                 size: self.queue.size(),
                 head,
@@ -146,12 +166,7 @@ impl Vring {
             self.tell()?;
             answered += 1;
         }
-        match (self.queue.enable_notification(&*memory)?, answered) {
-            (false, _) => Ok(Progress::Idle),
-            (true, 1..) => Ok(Progress::More),
-            // A working guest never promises a request that is not there.
-            (true, 0) => Err(Broken::Empty),
-        }
+        Ok(answered)
     }
 
     /// Takes the next request, and notes that it was taken; one that is done again is only known by its head.
