@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support import vhost
+from support.disks import empty_qcow2
 from support.vhost import NEXT, WRITABLE, Descriptor, DeviceProcess, Frontend
 
 if TYPE_CHECKING:
@@ -42,11 +44,12 @@ def machine(image: Path, *words: str, features: int = FEATURES, protocol: int = 
 
 
 @contextmanager
-def open_device(fd: int, *words: str, wrapper: tuple[str, ...] = ()) -> Iterator[DeviceProcess]:
-    """Provide the disk's process with its image, executed by ``wrapper``."""
+def open_device(fd: int, *words: str, most: int | None = None) -> Iterator[DeviceProcess]:
+    """Provide the disk's process with its image; its files may have ``most`` bytes."""
     os.set_inheritable(fd, True)
-    words = ("--image-fd", str(fd), *words)
-    with vhost.device("cloche-disk", *words, wrapper=wrapper, pass_fds=(fd,)) as running:
+    with vhost.device("cloche-disk", "--image-fd", str(fd), *words, pass_fds=(fd,)) as running:
+        if most is not None:
+            resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (most, most))
         yield running
 
 
@@ -163,8 +166,7 @@ def test_zeros_are_written_with_and_without_giving_space_up(image: Path) -> None
 
 def test_a_write_past_the_limit_of_files_is_an_error_of_the_guest(image: Path) -> None:
     """The guest is told what could not be written, and the process goes on."""
-    limit = ("prlimit", f"--fsize={512 << 10}", "--")
-    with open(image, "r+b") as file, open_device(file.fileno(), wrapper=limit) as running:
+    with open(image, "r+b") as file, open_device(file.fileno(), most=512 << 10) as running:
         frontend = Frontend(running.connection, 1)
         frontend.shake_hands(FEATURES)
         assert ask(frontend, OUT, 1024, b"x" * 512)[0] == 1
@@ -178,8 +180,7 @@ def test_a_write_past_the_limit_of_files_is_an_error_of_the_guest(image: Path) -
 def test_the_smallest_limit_has_room_for_the_notes(image: Path, limit: int, *, is_enough: bool) -> None:
     """The notes on requests in flight of a full queue fit into what the plan gives the smallest disk, not into less."""
     place = struct.pack("<QQHHI", 0, 0, 1, 1024, 0)
-    wrapper = ("prlimit", f"--fsize={limit}", "--")
-    with open(image, "r+b") as file, open_device(file.fileno(), wrapper=wrapper) as running:
+    with open(image, "r+b") as file, open_device(file.fileno(), most=limit) as running:
         frontend = Frontend(running.connection, 1)
         frontend.shake_hands(FEATURES, 1 << vhost.P_INFLIGHT)
         frontend.send(vhost.GET_INFLIGHT_FD, place)
@@ -190,3 +191,20 @@ def test_the_smallest_limit_has_room_for_the_notes(image: Path, limit: int, *, i
         else:
             assert frontend.receive() == b""
         frontend.close()
+
+
+@pytest.mark.parametrize("cluster_bits", [9, 16], ids=["smallest-clusters", "usual-clusters"])
+def test_a_qcow2_image_stays_within_its_bound(image: Path, cluster_bits: int) -> None:
+    """An image that is filled, given up and filled again takes less than its bound without the spare room."""
+    size, step = 8 << 20, 1 << 20
+    image.write_bytes(empty_qcow2(size, cluster_bits))
+    before = image.stat().st_size
+    with machine(image, "--format", "qcow2") as frontend:
+        for _ in range(2):
+            for place in range(0, size, step):
+                assert ask(frontend, OUT, place // 512, b"x" * step) == (0, b"")
+            assert ask(frontend, DISCARD, 0, struct.pack("<QII", 0, size // 512, 0)) == (0, b"")
+        for place in range(0, size, step):
+            assert ask(frontend, OUT, place // 512, b"y" * step) == (0, b"")
+        assert ask(frontend, FLUSH) == (0, b"")
+    assert size < image.stat().st_size < before + size + size // 8
