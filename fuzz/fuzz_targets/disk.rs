@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
-use cloche_device::{Memory, Slice, Vring};
+use cloche_device::{Memory, Slice, Vring, Written};
 use cloche_disk::bytes::total_len;
 use cloche_disk::request::Disk;
 use cloche_disk::storage::Storage;
@@ -71,7 +71,7 @@ fuzz_target!(|data: &[u8]| {
     let kick = unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) };
     vring.start(kick).expect("no notes to read");
     for _ in 0..4 {
-        if vring.serve(|request| disk.answer(request.lent())).is_err() {
+        if vring.serve(|request| Written::Anywhere(disk.answer(request.lent()))).is_err() {
             return;
         }
     }

@@ -29,7 +29,7 @@ pub use inherited::Inherited;
 pub use lent::{Fault, Lent, Slice, MAX_BYTES, MAX_SLICES};
 pub use memory::{Chain, Memory};
 pub use options::{Options, OptionsError, Syntax};
-pub use vring::{Broken, Progress, Request, Vring};
+pub use vring::{Broken, Progress, Request, Vring, Written};
 
 /// Exit status for a wrong command line.
 const BAD_USAGE: u8 = 2;

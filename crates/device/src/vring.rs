@@ -71,6 +71,23 @@ impl<'m> Request<'m> {
     }
 }
 
+/// What was written for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// So many bytes, the first of those that may be written.
+    Front(u32),
+    /// So many as far as the guest is told, and maybe others: a request that failed halfway does not say where.
+    Anywhere(u32),
+}
+
+impl Written {
+    fn count(self) -> u32 {
+        match self {
+            Written::Front(count) | Written::Anywhere(count) => count,
+        }
+    }
+}
+
 /// One virtqueue of the device, with its event descriptors.
 #[derive(Debug)]
 pub struct Vring {
@@ -105,21 +122,24 @@ impl Vring {
 
     /// Has up to a queue full of requests answered, those first that a process before this one has left undone.
     ///
-    /// `answer` returns how many bytes it wrote for the guest. The guest is told of each request when it wants to be: the
+    /// `answer` returns what it wrote for the guest. The guest is told of each request when it wants to be: the
     /// next one may take long. A guest that fills the queue meanwhile gets its turn after the others ([`Progress::More`]).
     ///
     /// # Errors
     /// [`Broken`] when the guest's rings make no sense; what was answered until then has been given back.
-    pub fn serve(&mut self, answer: impl FnMut(Request<'_>) -> u32) -> Result<Progress, Broken> {
+    pub fn serve(
+        &mut self,
+        answer: impl FnMut(Request<'_>) -> Written,
+    ) -> Result<Progress, Broken> {
         let served = self.serve_queue_full(answer);
-        // After the last write: what the frontend collects before it is written is collected for nothing.
+        // The last write was to the used ring: until when the guest need not kick.
         self.log_used();
         served
     }
 
     fn serve_queue_full(
         &mut self,
-        mut answer: impl FnMut(Request<'_>) -> u32,
+        mut answer: impl FnMut(Request<'_>) -> Written,
     ) -> Result<Progress, Broken> {
         let memory = self.memory.clone();
         let mut looked_again = false;
@@ -155,14 +175,12 @@ impl Vring {
                 head,
                 chain,
             };
-            // What it may write is logged, not what it wrote: who fails halfway does not say where. A guest that changes
-            // the descriptors meanwhile deceives only its own copy.
+            // A guest that changes the descriptors meanwhile deceives only its own copy.
             let places = self.log.is_some().then(|| request.lent().into_places());
             let written = answer(request);
-            for (address, length) in places.unwrap_or_default() {
-                self.log(address, length);
-            }
-            self.give_back(head, written)?;
+            self.log_places(&places.unwrap_or_default(), written);
+            self.give_back(head, written.count())?;
+            self.log_used();
             self.tell()?;
             answered += 1;
         }
@@ -201,6 +219,19 @@ impl Vring {
     fn log(&self, address: u64, length: u64) {
         if let Some(log) = &self.log {
             log.mark(address, length);
+        }
+    }
+
+    /// Logs what was written, after it was: what the frontend collects before that is collected for nothing.
+    fn log_places(&self, places: &[(u64, u64)], written: Written) {
+        let mut left = match written {
+            Written::Front(count) => u64::from(count),
+            Written::Anywhere(_) => u64::MAX,
+        };
+        for (address, length) in places {
+            let length = left.min(*length);
+            self.log(*address, length);
+            left -= length;
         }
     }
 

@@ -66,7 +66,7 @@ impl Guest {
         let mut answered = 0;
         let progress = self.vring.serve(|request| {
             answered += 1;
-            u32::try_from(request.into_chain().unwrap().count()).unwrap()
+            Written::Front(u32::try_from(request.into_chain().unwrap().count()).unwrap())
         });
         (answered, progress)
     }
@@ -104,7 +104,7 @@ fn a_guest_that_never_stops_gets_one_turn_at_a_time() {
             memory
                 .write_obj(ahead, GuestAddress(AVAILABLE + 2))
                 .unwrap();
-            0
+            Written::Front(0)
         });
         assert!(matches!(progress, Ok(Progress::More)));
         memory.write_obj(next, GuestAddress(AVAILABLE + 2)).unwrap();

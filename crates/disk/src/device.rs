@@ -1,6 +1,6 @@
 //! The disk as the start-up crate sees it.
 
-use cloche_device::{Broken, Device, Progress, Vring};
+use cloche_device::{Broken, Device, Progress, Vring, Written};
 
 use crate::request::Disk;
 use crate::storage::Storage;
@@ -31,7 +31,7 @@ impl<S: Storage + Send> Device for Disk<S> {
     }
 
     fn process(&mut self, _queue: usize, vring: &mut Vring) -> Result<Progress, Broken> {
-        vring.serve(|request| self.answer(request.lent()))
+        vring.serve(|request| Written::Anywhere(self.answer(request.lent())))
     }
 
     fn has_inflight(&self) -> bool {

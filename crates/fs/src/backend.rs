@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
-use cloche_device::{Broken, Chain, Device, Memory, Progress, StateTransfer, Vring};
+use cloche_device::{Broken, Chain, Device, Memory, Progress, StateTransfer, Vring, Written};
 use vhost::vhost_user::Backend as FrontendRequests;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::filesystem::{Context, FileSystem, SerializableFileSystem};
@@ -71,7 +71,7 @@ impl<F: Served> Device for Backend<F> {
             let memory = request.memory();
             let chain = request.into_chain();
             let written = chain.map_or(0, |chain| self.answerer.answer(memory, chain));
-            u32::try_from(written).unwrap_or(0)
+            Written::Front(u32::try_from(written).unwrap_or(0))
         })
     }
 

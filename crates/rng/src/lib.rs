@@ -2,7 +2,7 @@
 
 use std::io;
 
-use cloche_device::{Broken, Chain, Device, Memory, Progress, Vring};
+use cloche_device::{Broken, Chain, Device, Memory, Progress, Vring, Written};
 use vm_memory::{Bytes, GuestAddress};
 
 /// The most one request gets; a guest's kernel asks for 64 bytes or so. What a guest takes costs the host's processor, so no
@@ -39,7 +39,7 @@ impl Device for Entropy {
         vring.serve(|request| {
             let memory = request.memory();
             let chain = request.into_chain();
-            chain.map_or(0, |chain| fill(memory, chain, kernel_random))
+            Written::Front(chain.map_or(0, |chain| fill(memory, chain, kernel_random)))
         })
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
-use cloche_device::{Broken, Memory, Progress, Slice, Vring};
+use cloche_device::{Broken, Memory, Progress, Slice, Vring, Written};
 use cloche_disk::bytes::{put_front, take_front, total_len};
 use cloche_disk::request::Disk;
 use cloche_disk::storage::Storage;
@@ -191,7 +191,7 @@ impl Guest {
 }
 
 pub fn serve<S: Storage>(vring: &mut Vring, disk: &mut Disk<S>) -> Result<Progress, Broken> {
-    vring.serve(|request| disk.answer(request.lent()))
+    vring.serve(|request| Written::Anywhere(disk.answer(request.lent())))
 }
 
 /// The payload of a discard or write-zeroes request.
