@@ -11,15 +11,14 @@ use crate::namespace;
 use crate::root;
 use crate::sys::{self, Errno};
 
-/// Descriptor numbers of a program stay below this; what the warden still needs moves above. Well below 1024, the
-/// usual limit of descriptors.
+/// Descriptor numbers of a program stay below this. Well below 1024, the usual limit of descriptors.
 const FD_LIMIT: i32 = 256;
 const EXIT_NOT_STARTED: i32 = 127;
 
 /// Becomes the program, or tells `report` why not.
 pub fn run(spawn: &Spawn, fds: Vec<OwnedFd>, null: &OwnedFd, report: &OwnedFd) -> ! {
     // If the report cannot be written, PID 1 is gone, and so is this process in a moment.
-    let Ok(report) = move_away(report) else {
+    let Ok(report) = move_away(report, spawn) else {
         sys::exit_now(EXIT_NOT_STARTED)
     };
     match start(spawn, fds, null) {
@@ -31,9 +30,12 @@ pub fn run(spawn: &Spawn, fds: Vec<OwnedFd>, null: &OwnedFd, report: &OwnedFd) -
     sys::exit_now(EXIT_NOT_STARTED)
 }
 
-/// A copy of a descriptor where no number of the program's can overwrite it.
-fn move_away(fd: &OwnedFd) -> sys::Result<OwnedFd> {
-    sys::dup_above(fd.as_fd(), FD_LIMIT)
+/// A copy of a descriptor where no number of the program's can overwrite it: right above those, for a caller's limit of
+/// descriptors may be low.
+fn move_away(fd: &OwnedFd, spawn: &Spawn) -> sys::Result<OwnedFd> {
+    let named = spawn.fds.iter().filter_map(|n| i32::try_from(*n).ok());
+    let highest = named.filter(|n| *n < FD_LIMIT).max().unwrap_or(0);
+    sys::dup_above(fd.as_fd(), highest.max(libc::STDERR_FILENO) + 1)
 }
 
 fn start(
@@ -49,7 +51,7 @@ fn start(
     let program = if spawn.exe_fd { fds.pop() } else { None };
     // Before the host's /proc is out of sight.
     let own_process = namespace::process_directory(c"/proc/self")?;
-    let own_process = move_away(&own_process).step("descriptors")?;
+    let own_process = move_away(&own_process, spawn).step("descriptors")?;
 
     if jail.flags & jail_flags::SETSID != 0 {
         sys::setsid().step("setsid")?;
@@ -126,7 +128,7 @@ fn place_descriptors(
     // First out of the way of all numbers asked for, then to them: nothing still needed is overwritten.
     let program = program
         .as_ref()
-        .map(move_away)
+        .map(|fd| move_away(fd, spawn))
         .transpose()
         .step("descriptors")?;
     let mut places: Vec<(i32, OwnedFd)> = Vec::new();
@@ -143,11 +145,11 @@ fn place_descriptors(
                 Errno(libc::EINVAL),
             ));
         }
-        places.push((number, move_away(fd).step("descriptors")?));
+        places.push((number, move_away(fd, spawn).step("descriptors")?));
     }
     for number in 0..3 {
         if !places.iter().any(|(taken, _)| *taken == number) {
-            places.push((number, move_away(null).step("descriptors")?));
+            places.push((number, move_away(null, spawn).step("descriptors")?));
         }
     }
     drop(fds);

@@ -58,6 +58,8 @@ _CLOSED = JailFlag.NO_NEW_PRIVS | JailFlag.SETSID | JailFlag.NOT_DUMPABLE
 _ALONE = Namespace.MOUNT | Namespace.NET | Namespace.IPC | Namespace.UTS | Namespace.CGROUP | Namespace.PID
 _READ_ONLY = BindFlag.READ_ONLY | BindFlag.NOSUID | BindFlag.NODEV | BindFlag.OPTIONAL
 _RLIMIT_CORE, _RLIMIT_NOFILE = 4, 7
+#: Open files a file server starts with (`MIN_FDS` of crates/fs), and what a login usually allows.
+_LEAST_FILES, _USUAL_FILES = 128, 1024
 #: What a file server of root's needs to give every file its owner: chown, dac_override, fowner, fsetid, setgid, setuid.
 _OWNER_CAPS = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7
 
@@ -73,6 +75,11 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     if kernel is None:
         raise HostError(
             "the qemu driver needs a guest kernel", hint="Run `cloche kernel build` or `cloche kernel fetch`."
+        )
+    if facts.nofile_hard < _LEAST_FILES:
+        raise HostError(
+            f"at most {facts.nofile_hard} open files are allowed here, and cloche needs {_LEAST_FILES}",
+            hint=f"Raise the limit where it was lowered: `ulimit -n {_USUAL_FILES}`.",
         )
     machine, notices = choose_machine(request, facts, kernel)
     _check_insecure(request.insecure)
