@@ -87,8 +87,15 @@ def check_disks(disks: tuple[Disk, ...], most: int) -> None:
     """Look whether a machine can have these disks.
 
     Raises:
-        DiskError: Two have the same tag, or there are more than ``most``.
+        DiskError: Two have the same tag or, unless both are only read, the same file; or there are more than ``most``.
     """
+    for index, disk in enumerate(disks):
+        for other in disks[:index]:
+            if disk.path == other.path and disk.tag != other.tag and (disk.writable or other.writable):
+                raise DiskError(
+                    f"the disks {other.tag} and {disk.tag} are the same file {disk.path}",
+                    hint="It can be given twice if both say ,ro.",
+                )
     tags = [disk.tag for disk in disks]
     for tag in tags:
         if tags.count(tag) > 1:
