@@ -236,6 +236,13 @@ def test_doctor_says_what_forbids_namespaces(host: ChangedHost) -> None:
 # Directories
 
 
+@pytest.mark.parametrize("mask", ["777", "077"])
+def test_any_mask_of_the_callers(host: ChangedHost, mask: str) -> None:
+    """The caller's file mode mask is the program's, and does not hinder cloche."""
+    done = host.sh_on_host(f'umask {mask}; exec "$0" sh -c umask', host.program)
+    assert (done.returncode, done.stdout) == (0, f"0{mask}\n".encode()), done.stderr
+
+
 def test_unwritable_directories(host: ChangedHost, own_directory: Callable[[str], Path], kernel: str) -> None:
     """A cache or a runtime directory that the caller may not write to is named, with the variable that moves it."""
     closed = own_directory("closed")

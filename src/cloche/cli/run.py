@@ -41,10 +41,12 @@ def main(parsed: Parsed) -> int:
 
         sys.stdout.write(describe_plan(prepare_plan(request, collect_facts(remember=False), dry=True)))
         return 0
+    # The mask is the program's. What cloche itself makes is private and usable, even where the caller's forbids all.
+    mask = os.umask(0o077)
     # It needs no plan and comes up while one is made.
     warden = Warden.start(require_own_binary("cloche-warden"))
     try:
-        plan = prepare_plan(request, collect_facts())
+        plan = prepare_plan(request, collect_facts()._replace(umask=mask))
         timings.mark("plan")
         for line in plan.notices:
             _notice_once(line)
@@ -194,7 +196,10 @@ class _Run:
     def _say(self, line: str) -> None:
         """Write a line of cloche's own; in raw mode the terminal needs to be told to go back to its left edge."""
         end = b"\r\n" if self._terminal.is_raw else b"\n"
-        os.write(2, f"cloche: {line}".encode("utf-8", "backslashreplace") + end)
+        try:
+            os.write(2, f"cloche: {line}".encode("utf-8", "backslashreplace") + end)
+        except OSError:
+            return  # a notice that nobody can read is no reason to end the program
 
     def _open(self) -> None:
         from functools import partial

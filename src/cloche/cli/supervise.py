@@ -25,6 +25,7 @@ def main(parsed: Parsed) -> int:
             "`cloche supervise` is started by cloche itself",
             hint="`cloche help` lists what there is for you.",
         )
+    os.umask(0o077)  # what it makes is its own; the host program's mask went into the plan
     connection = socket.socket(fileno=int(parsed.operands[0]))
     os.set_inheritable(connection.fileno(), False)
     message, _ = receive_message(connection)
