@@ -240,6 +240,36 @@ def test_mode_is_restored_after_errors(cloche: Runner, words: list[str], status:
         assert on.mode() == before
 
 
+def test_a_job_in_the_background_runs(cloche: Runner) -> None:
+    """With `&`, and with Ctrl-Z and `bg`, the program goes on, typing is the shell's, and `fg` gives it the terminal."""
+    with TerminalProgram(cloche.user, ["bash", "--norc", "-i"]) as on:
+        on.expect(b"$ ")
+        on.type(f"{cloche.program} sh -c 'echo in the ba\"\"ck; read x; echo got $x' &\r".encode())
+        on.expect(b"in the back")
+        on.type(b"jobs\r")
+        on.expect(b"Running")
+        on.type(b"fg\r")
+        on.expect(b"sh -c")
+        on.type(b"word\r")
+        on.expect(b"got word")
+        on.expect(b"$ ")
+        on.type(f"{cloche.program} sh -c 'echo rea\"\"dy; read x; echo got $x'\r".encode())
+        on.expect(b"ready")
+        on.type(b"\x1a")
+        on.expect(b"Stopped")
+        on.type(b"bg\r")
+        on.expect(b"&")
+        on.type(b"jobs\r")
+        on.expect(b"Running")
+        on.type(b"fg\r")
+        on.expect(b"sh -c")
+        on.type(b"other\r")
+        on.expect(b"got other")
+        on.expect(b"$ ")
+        on.type(b"exit\r")
+        assert on.wait() == 0
+
+
 def test_stderr_can_go_elsewhere(cloche: Runner) -> None:
     """With a terminal and `2>file`, errors go to the file and nowhere else."""
     script = f"{cloche.program} sh -c 'tty; echo out; echo err >&2' 2>errors; echo file $(cat errors)"

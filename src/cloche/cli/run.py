@@ -207,8 +207,7 @@ class _Run:
         from cloche.guest.pumps import InputPump, OutputPump
 
         terminal = self._terminal.size() if self._terminal.wanted else None
-        if self._terminal.wanted:
-            self._terminal.make_raw()
+        self._terminal.take(self._reactor, self._resized)
         self._job = self._domain.execute(
             self._plan.command,
             stdin=0,
@@ -309,9 +308,7 @@ class _Run:
         """The program was stopped (Ctrl-Z): stop as well, as a program of the host would, and go on with it."""
         self._terminal.stop_self(signo)
         job.signal(18)  # SIGCONT
-        if self._terminal.wanted:
-            self._terminal.make_raw()
-            self._resized()
+        self._terminal.take(self._reactor, self._resized)
 
 
 def _let_go(fd: int) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 
+from cloche.guest.fdio import BACKGROUND_S, in_foreground
 from cloche.lean import signal
 from cloche.record import TYPE_CHECKING
 
@@ -42,6 +43,19 @@ class Terminal:
             if rows and cols:
                 return rows, cols
         return 24, 80
+
+    def take(self, reactor: Reactor, taken: Callable[[], None]) -> None:
+        """Make the terminal raw and call ``taken``: now or, for a job in the background, when it has come back.
+
+        Touching the terminal from the background would stop the job. Nothing tells when a shell gives it back.
+        """
+        if not self.wanted:
+            return
+        if in_foreground(0):
+            self.make_raw()
+            taken()
+        else:
+            reactor.call_later(BACKGROUND_S, lambda: self.take(reactor, taken))
 
     def make_raw(self) -> None:
         """Let every key reach the guest; the guest's own terminal does echo, editing and Ctrl-C."""

@@ -31,6 +31,8 @@ from cloche.record import Protocol
 #: What a terminal's line discipline takes without waiting once it says it is writable.
 _TTY_STEP = 256
 _PIPE_SIZE = 65536
+#: How often a job in the background looks whether it is in the foreground, in seconds.
+BACKGROUND_S = 0.2
 
 
 class FdReader(Protocol):
@@ -64,6 +66,14 @@ class FdWriter(Protocol):
 
     def close(self) -> None:
         """Let go of the descriptor."""
+
+
+def in_foreground(fd: int) -> bool:
+    """Whether this process may use ``fd``: false for a terminal that a shell has given to another job."""
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return True  # no terminal, or not the one that rules this process
 
 
 def _duplicate(fd: int) -> int:

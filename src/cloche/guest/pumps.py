@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 
-from cloche.guest.fdio import open_reader, open_writer
+from cloche.guest.fdio import BACKGROUND_S, in_foreground, open_reader, open_writer
 from cloche.host.reactor import ERROR, HANGUP, READ, WRITE
 from cloche.record import TYPE_CHECKING, Protocol
 
@@ -73,6 +73,11 @@ class InputPump:
             reactor.register(fd, READ, self._readable)
 
     def _readable(self, _events: int) -> None:
+        if not in_foreground(self._reader.fileno()):
+            # What is typed is another job's; to read it would stop this one.
+            self._link.reactor.unregister(self._reader.fileno())
+            self._link.reactor.call_later(BACKGROUND_S, self.update)
+            return
         sender = self._sender
         for _ in range(_PER_TURN):
             size = min(_CHUNK, sender.credit)
