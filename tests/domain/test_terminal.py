@@ -241,7 +241,7 @@ def test_mode_is_restored_after_errors(cloche: Runner, words: list[str], status:
 
 
 def test_a_job_in_the_background_runs(cloche: Runner) -> None:
-    """With `&`, and with Ctrl-Z and `bg`, the program goes on, typing is the shell's, and `fg` gives it the terminal."""
+    """With `&`, and with Ctrl-Z and `bg`, the program goes on; `fg` gives it the terminal."""
     with TerminalProgram(cloche.user, ["bash", "--norc", "-i"]) as on:
         on.expect(b"$ ")
         on.type(f"{cloche.program} sh -c 'echo in the ba\"\"ck; read x; echo got $x' &\r".encode())
