@@ -13,6 +13,7 @@ import pytest
 
 from support.disks import empty_qcow2
 from support.domains import domain_processes
+from support.errors import check_error
 
 if TYPE_CHECKING:
     from support.runs import Runner
@@ -188,6 +189,12 @@ def test_a_disk_in_use_is_refused(cloche: Runner, image: Path) -> None:
     assert second.returncode == 125
     assert second.stderr.startswith(b"cloche: cannot use ")
     assert b"another domain has it" in second.stderr
+
+
+def test_an_image_that_cannot_be_used_is_said_once(cloche: Runner, image: Path) -> None:
+    """An image of another format is refused with one sentence, and its process is not started again and again."""
+    done = cloche("--disk", f"home={image},format=qcow2", "true")
+    check_error(done, 125, f"cannot use {image} as a disk", "Not a qcow2 file", "format=raw")
 
 
 def test_a_qcow2_image_is_whole_after_kills(cloche: Runner, image: Path) -> None:

@@ -33,6 +33,20 @@ pub use vring::{Broken, Progress, Request, Vring, Written};
 
 /// Exit status for a wrong command line.
 const BAD_USAGE: u8 = 2;
+/// Exit status when what the device was given (an image) cannot be used: another start would not help.
+const UNUSABLE: u8 = 4;
+
+/// Why what a device was given cannot be used.
+#[derive(Debug)]
+struct Unusable(io::Error);
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl std::error::Error for Unusable {}
 
 /// What is done when the frontend is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +167,10 @@ impl Program {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{}: {error}", self.name);
-                ExitCode::FAILURE
+                match error.get_ref() {
+                    Some(cause) if cause.is::<Unusable>() => ExitCode::from(UNUSABLE),
+                    _ => ExitCode::FAILURE,
+                }
             }
         }
     }
@@ -170,7 +187,8 @@ impl Program {
         std::env::set_current_dir("/")?;
         let signals = process::end_signals()?;
         let socket = inherited.take_socket()?;
-        let device = open(arguments, &mut inherited)?;
+        let device = open(arguments, &mut inherited)
+            .map_err(|error| io::Error::other(Unusable(error)))?;
         // A descriptor that the program did not take is not kept.
         drop(inherited);
         let server = serve::Server::new(device, signals)?;

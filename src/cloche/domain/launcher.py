@@ -13,7 +13,7 @@ import os
 from cloche import log
 from cloche.domain.complaints import Complaints
 from cloche.domain.endpoints import Endpoints
-from cloche.errors import DomainError, LaunchError
+from cloche.errors import DiskError, DomainError, LaunchError
 from cloche.host.reactor import READ
 from cloche.host.rundir import RunDirectory
 from cloche.host.text import escape_untrusted
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _STDERR = 2
 _SIGKILL = 9
 _SIGSYS = 31
+#: Exit status of a device process that cannot use what it was given (crates/device).
+_UNUSABLE = 4
 #: As much of the console as is kept to explain a failed boot, in bytes.
 _CONSOLE_KEPT = 16 * 1024
 
@@ -53,7 +55,7 @@ class Launcher:
     ) -> None:
         """Take over ``warden``, one that nothing was asked of yet; without one, ``start`` starts it."""
         self.plan = plan
-        self.ended: Callable[[LaunchError | DomainError], None] = _raise
+        self.ended: Callable[[LaunchError | DomainError | DiskError], None] = _raise
         self.console_sink: Callable[[bytes], None] | None = None
         self._reactor = reactor
         self._timings = timings
@@ -185,7 +187,9 @@ class Launcher:
         log.debug(f"{process.name} {how}")
         if process.name.startswith("fs-") and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
-        if process.restarts:
+        if process.restarts and event.status == _UNUSABLE:
+            self._end(self._unusable(event.id))
+        elif process.restarts:
             self._start_again(event.id, how)
         elif process.essential:
             self._end(self._why_ended(event, process, how))
@@ -207,6 +211,15 @@ class Launcher:
                 "It made a system call that its policy does not allow: an attack, or a defect to be reported."
             )
         return DomainError(f"the domain ended: its process {process.name} {how}", detail=detail, hint=hint)
+
+    def _unusable(self, ident: int) -> DiskError:
+        """Return why a disk cannot be: its process looked at the file and would find the same again."""
+        path = self.plan.processes[ident].files[0].path
+        return DiskError(
+            f"cannot use {path} as a disk",
+            detail=self._complaints[ident].last_words(),
+            hint="Say its format: format=raw or format=qcow2, the latter without a backing file.",
+        )
 
     def _start_again(self, ident: int, how: str) -> None:
         """Start a process that has died anew; who talked to it connects to the same socket again."""
@@ -255,7 +268,7 @@ class Launcher:
     def _name(self, ident: int) -> str:
         return self.plan.processes[ident].name if ident < len(self.plan.processes) else f"process {ident}"
 
-    def _end(self, error: LaunchError | DomainError) -> None:
+    def _end(self, error: LaunchError | DomainError | DiskError) -> None:
         if not self._closed:
             ended = self.ended
             self.close()
@@ -335,7 +348,7 @@ def _open_program(path: str) -> int:
         ) from None
 
 
-def _raise(error: LaunchError | DomainError) -> None:
+def _raise(error: LaunchError | DomainError | DiskError) -> None:
     raise error
 
 
