@@ -187,8 +187,8 @@ impl Program {
         std::env::set_current_dir("/")?;
         let signals = process::end_signals()?;
         let socket = inherited.take_socket()?;
-        let device = open(arguments, &mut inherited)
-            .map_err(|error| io::Error::other(Unusable(error)))?;
+        let device =
+            open(arguments, &mut inherited).map_err(|error| io::Error::other(Unusable(error)))?;
         // A descriptor that the program did not take is not kept.
         drop(inherited);
         let server = serve::Server::new(device, signals)?;
