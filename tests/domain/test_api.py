@@ -59,6 +59,29 @@ def test_api(said: dict[str, str], name: str, value: str) -> None:
     assert said[name] == value
 
 
+_FORKS = """
+import os, cloche
+with cloche.Sandbox() as box:
+    child = os.fork()
+    if child == 0:
+        try:
+            box.run(["true"])
+        except cloche.ClocheError as error:
+            print(type(error).__name__, "fork" in error.message, flush=True)
+        box.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    print(box.check_output(["echo", "alive"], text=True), end="")
+"""
+
+
+def test_a_forked_child_does_not_wait_for_ever(cloche: Runner) -> None:
+    """A sandbox is refused to a fork of its host program, which does not have its thread, and goes on in the latter."""
+    program = f"import sys; sys.path.insert(0, {str(cloche.user.project / 'src')!r})\n{_FORKS}"
+    done = cloche.user.run(["/usr/bin/python3", "-c", program], timeout=60)
+    assert done.stdout == b"DomainError True\nalive\n", done.stderr
+
+
 def test_examples_of_the_documentation(cloche: Runner, project: Path) -> None:
     """Every Python example of docs/api.md runs as it stands."""
     text = (project / "docs" / "api.md").read_text()

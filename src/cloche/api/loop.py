@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from cloche.domain.domain import Domain, State
@@ -21,6 +22,7 @@ class Loop:
     """The thread that drives one domain. Calls come from any thread; answers come through events."""
 
     def __init__(self, plan: LaunchPlan) -> None:
+        self._process = os.getpid()
         self._reactor = Reactor()
         self._domain = Domain(self._reactor, plan, launcher=RemoteLauncher)
         self._domain.on_open = self._opened
@@ -71,6 +73,11 @@ class Loop:
         """Run ``function`` in the loop's thread and return what it returns or raise what it raises."""
         if self._error is not None:
             raise self._error
+        if os.getpid() != self._process:
+            raise DomainError(
+                "the sandbox belongs to the process that started it, of which this is a fork",
+                hint="Start a sandbox of its own in each process.",
+            )
         done = threading.Event()
         result: list[Any] = [None, None]
 
