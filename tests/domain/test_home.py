@@ -170,6 +170,13 @@ def test_a_limit_of_processes_is_the_programs_own(cloche: Runner) -> None:
     assert b"fork" in done.stderr
 
 
+def test_a_full_disk_is_the_programs_error(cloche: Runner) -> None:
+    """Who fills the guest's files in a small machine is told that no space is left; the machine goes on."""
+    done = cloche.sh("cat /dev/zero > /tmp/full; echo still here", "--memory", "128M")
+    assert (done.returncode, done.stdout) == (0, b"still here\n"), done.stderr
+    assert b"No space left on device" in done.stderr
+
+
 def test_out_of_memory_is_the_guests(cloche: Runner) -> None:
     """A program that uses more memory than the machine has is killed in the guest, and the user is told."""
     done = cloche("-m", "128M", "tail", "/dev/zero")

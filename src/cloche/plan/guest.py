@@ -101,7 +101,7 @@ def build_machine_steps(
         Mkdir(base + b"/layer"),
         Mkdir(root),
         Mount(b"virtiofs", SYSTEM_TAG, base + b"/system", MS_RDONLY),
-        Mount(b"tmpfs", b"layer", base + b"/layer", 0, b"mode=0755,size=90%"),
+        Mount(b"tmpfs", b"layer", base + b"/layer", 0, b"mode=0755,size=80%"),
         Mkdir(base + b"/layer/upper"),
         Mkdir(base + b"/layer/work"),
         # Made in the writable layer itself, before it lies over the system tree: nothing has to be copied up for it.
