@@ -161,7 +161,7 @@ impl Vring {
     fn answer_waiting(
         &mut self,
         memory: &Arc<Memory>,
-        answer: &mut impl FnMut(Request<'_>) -> u32,
+        answer: &mut impl FnMut(Request<'_>) -> Written,
     ) -> Result<u16, Broken> {
         let mut answered = 0;
         while answered < self.queue.size() {
