@@ -228,13 +228,6 @@ def test_a_kernel_without_template_is_said() -> None:
     assert "cloche kernel build" in said[0]
 
 
-def test_too_few_open_files_are_refused() -> None:
-    """A limit below what a file server starts with is named, with the number that is needed."""
-    assert plan(request(), facts()._replace(nofile_hard=128))
-    with pytest.raises(HostError, match="at most 127 open files are allowed here, and cloche needs 128"):
-        plan(request(), facts()._replace(nofile_hard=127))
-
-
 def test_qemu_needs_a_kernel() -> None:
     """Without a kernel there is no machine, and the hint says how to get one."""
     with pytest.raises(HostError) as caught:
