@@ -79,7 +79,8 @@ def test_a_stopped_queue_goes_on_where_it_was() -> None:
         # The page of the buffer, and that of the used ring.
         assert [page for page in range(4096 * 8) if bits >> page & 1] == [0x2, ROOM >> 12]
         frontend.send(vhost.RESET_DEVICE)
-        frontend.query(vhost.GET_FEATURES)  # not kicked before it has been reset: that would still be answered
+        # Not kicked before it has been reset: that would still be answered.
+        frontend.query(vhost.GET_FEATURES)
         frontend.start(0)
         assert len(ask(frontend, 16)) == 16
 
