@@ -181,7 +181,7 @@ def test_too_few_descriptors_are_said_at_the_start(tmp_path: Path) -> None:
     argv = ["prlimit", "--nofile=100:100", require_own_binary("cloche-fs"), "--fd", "0", "--root", "/", *TREE]
     with socket.socket(socket.AF_UNIX) as listener:
         done = subprocess.run(argv, stdin=listener.fileno(), capture_output=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 4
     assert b"100 open files" in done.stderr
 
 
