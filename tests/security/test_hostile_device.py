@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cloche.drivers.qemu.plan import device_jail
+from cloche.drivers.qemu.jails import device_jail
 from cloche.drivers.registry import find_driver
 from cloche.host.facts import collect_facts
 from cloche.host.paths import resolve_disk

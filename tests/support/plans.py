@@ -30,7 +30,7 @@ FILTERS = {
     "cloche-fs": b"filter..",
     "cloche-disk": b"disks...",
     "qemu": b"another.",
-    "qemu-disks": b"sockets.",
+    "qemu-reconnect": b"sockets.",
 }
 
 _LINKS = {

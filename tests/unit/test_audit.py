@@ -12,7 +12,7 @@ import pytest
 from cloche.cli.audit import as_json, in_words
 from cloche.domain import audit as audits
 from cloche.domain.audit import Audit, capability_names, find_domain, judge
-from cloche.drivers.qemu.command import DISK_SOCKETS
+from cloche.drivers.qemu.board import RECONNECT_DIRECTORY
 from cloche.drivers.registry import find_driver
 from cloche.errors import DomainError
 from cloche.host.bpf import count_allowed
@@ -78,12 +78,12 @@ def test_a_plan_gives_what_its_policy_asks(driver: str, process: ProcessPlan, *,
         if hold.writable is not None and isinstance(op, Bind) and not op.flags & BindFlag.READ_ONLY:
             assert op.path.decode().startswith(hold.writable)
     if process.name == "vmm":
-        assert f"{DISK_SOCKETS}/" in (hold.writable or ())
-        assert hold.calls == "qemu-disks"
+        assert f"{RECONNECT_DIRECTORY}/" in (hold.writable or ())
+        assert hold.calls == "qemu-reconnect"
         plain = hold_of_program(program, (), as_root=as_root)
         assert plain is not None
         assert plain.calls == "qemu"
-        assert f"{DISK_SOCKETS}/" not in (plain.writable or ())
+        assert f"{RECONNECT_DIRECTORY}/" not in (plain.writable or ())
 
 
 # A domain as it should be, and what may be wrong with it

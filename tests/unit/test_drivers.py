@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cloche.drivers.qemu.command import INITRD_PATH, KERNEL_PATH
-from cloche.drivers.qemu.plan import choose_machine
+from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.registry import DRIVER_NAMES, find_driver
 from cloche.errors import ClocheError, HostError, ShareError, UsageError
 from cloche.model.guest import CopyTree

@@ -103,8 +103,8 @@ def test_qemu_finds_each_disk_by_a_path_of_its_jail() -> None:
     """QEMU can connect again because the sockets, and nothing else of the run directory, are in its jail."""
     vmm = next(p for p in plan(HOME, DATA).processes if p.name == "vmm")
     words = b" ".join(vmm.argv).decode()
-    assert "path=/run/disks/0,reconnect-ms=" in words
-    assert "vhost-user-blk,bus=virtio-mmio-bus.2,chardev=disk1" in words
+    assert "path=/run/devices/disk0,reconnect-ms=" in words
+    assert "vhost-user-blk,bus=virtio-mmio-bus.4,chardev=disk1" in words
     sources = [op.source for op in vmm.jail.root if isinstance(op, Bind) and b"run-dir" in op.source]
     assert sources == [b"/run-directory/disk0.sock", b"/run-directory/disk1.sock"]
 
@@ -128,20 +128,20 @@ def test_the_guest_names_its_disks_by_their_tags() -> None:
 
 
 def test_every_transport_in_use_is_named_to_the_kernel() -> None:
-    """With shares and five disks all eight transports of microvm are named, each once."""
-    disks = tuple(Disk(f"d{index}", f"/d{index}") for index in range(5))
+    """With six disks all eight transports of microvm are named, each once, and the clock's neighbour last."""
+    disks = tuple(Disk(f"d{index}", f"/d{index}") for index in range(6))
     vmm = plan(*disks).processes[-1]
     line = vmm.argv[vmm.argv.index(b"-append") + 1].decode()
     slots = [word.rpartition(":")[2] for word in line.split() if word.startswith("virtio_mmio.device=")]
-    assert slots == ["12", "11", "9", "7", "6", "5", "8"]
+    assert slots == ["12", "11", "10", "9", "7", "6", "5", "8"]
 
 
 def test_two_of_one_name_and_one_too_many_are_refused() -> None:
     """What a machine cannot have is refused when it is planned."""
     with pytest.raises(DiskError, match="two disks are called home"):
         plan(HOME, HOME._replace(path="/other"))
-    with pytest.raises(DiskError, match="room for 5 disks, not for 6"):
-        plan(*(Disk(f"d{index}", f"/d{index}") for index in range(6)))
+    with pytest.raises(DiskError, match="room for 6 disks, not for 7"):
+        plan(*(Disk(f"d{index}", f"/d{index}") for index in range(7)))
 
 
 def test_one_file_is_two_disks_only_when_both_are_read() -> None:

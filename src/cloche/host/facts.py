@@ -44,7 +44,7 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
         skeleton=read_skeleton("/etc/skel"),
         filters={
             name: tools.read_filter(name)
-            for name in ("cloche-fs", "cloche-rng", "cloche-disk", "qemu", "qemu-disks")
+            for name in ("cloche-fs", "cloche-rng", "cloche-disk", "qemu", "qemu-reconnect")
         },
         tsc_khz=tsc_khz(warden, remember=remember) if warden else 0,
     )

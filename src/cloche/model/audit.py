@@ -85,9 +85,9 @@ VMM = Hold(
     writable=tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "kvm")),
     calls="qemu",
 )
-#: With disks QEMU also connects to their sockets, which are all that is in this directory.
-DISK_SOCKETS = "/run/disks/"
-VMM_WITH_DISKS = VMM._replace(writable=(*(VMM.writable or ()), DISK_SOCKETS), calls="qemu-disks")
+#: QEMU connects again to processes that have died; their sockets are all that is in this directory.
+RECONNECT_DIRECTORY = "/run/devices/"
+RECONNECTING_VMM = VMM._replace(writable=(*(VMM.writable or ()), RECONNECT_DIRECTORY), calls="qemu-reconnect")
 #: bubblewrap waits for what is in its container.
 CONTAINER = Hold("container", filters=1, namespaces=("user", "mnt", "pid"))
 #: The agent and the programs in a container share the host's kernel, and hardly any filter is between.
@@ -103,7 +103,8 @@ def hold_of_program(program: str, argv: tuple[bytes, ...], *, as_root: bool) -> 
             "fs-shares", program, capabilities=OWNER_CAPABILITIES if as_root else 0, writable=("/stage/",)
         )
     if program.startswith("qemu-system-"):
-        return VMM_WITH_DISKS if any(DISK_SOCKETS.encode() in word for word in argv) else VMM
+        reconnects = any(RECONNECT_DIRECTORY.encode() in word for word in argv)
+        return RECONNECTING_VMM if reconnects else VMM
     if program == "bwrap":
         return CONTAINER
     if program.startswith("cloche-") and program != "cloche-warden":

@@ -1,0 +1,90 @@
+"""Where a machine's devices sit, and what one of them adds to the plan (layer 4, pure)."""
+
+from __future__ import annotations
+
+from cloche.errors import UsageError
+from cloche.record import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from cloche.model.jail import RootOp
+    from cloche.model.plan import Descriptor, Endpoint, ProcessPlan
+
+#: QEMU's microvm has eight virtio-mmio transports, with interrupts 5 to 12 (hw/i386/microvm.c). Number 3 shares its
+#: interrupt with the clock and comes last.
+_SLOTS = (7, 6, 5, 4, 2, 1, 0, 3)
+_SLOT_BASE, _SLOT_SIZE, _SLOT_IRQ = 0xFEB00000, 512, 5
+#: On PCI there is room for more than anybody needs; this keeps a plan readable.
+_PCI_DEVICES = 19
+
+#: Where the VMM's jail shows the sockets to which it connects again when a device process has died.
+RECONNECT_DIRECTORY = "/run/devices"
+
+
+class DeviceParts(Record):
+    """What one device adds to a machine's plan.
+
+    Attributes:
+        argv: QEMU's words for it.
+        endpoints: The sockets between its process and QEMU.
+        processes: Its process, none for a device inside the VMM.
+        descriptors: What QEMU receives for it.
+        root: What QEMU's jail shows for it.
+        reconnects: Whether QEMU connects to it, again when it has died; QEMU needs another filter then.
+    """
+
+    argv: tuple[str, ...]
+    endpoints: tuple[Endpoint, ...] = ()
+    processes: tuple[ProcessPlan, ...] = ()
+    descriptors: tuple[Descriptor, ...] = ()
+    root: tuple[RootOp, ...] = ()
+    reconnects: bool = False
+
+
+class Board:
+    """Gives each device of one machine its place.
+
+    Attributes:
+        microvm: Whether devices sit on virtio-mmio transports, else on PCI.
+        taken: The transports in use, in the order in which they were given away, which is also the order in which the
+            guest's kernel finds them.
+    """
+
+    def __init__(self, *, microvm: bool) -> None:
+        self.microvm = microvm
+        self.taken: tuple[int, ...] = ()
+        self._devices = 0
+
+    @property
+    def left(self) -> int:
+        """How many more devices there is room for."""
+        return (len(_SLOTS) if self.microvm else _PCI_DEVICES) - self._devices
+
+    def place(self, model: str, *, suffix: str = "-device") -> str:
+        """Return QEMU's word for a device of this model in the next free place.
+
+        Args:
+            model: The device's name on no bus in particular.
+            suffix: What QEMU adds to it on virtio-mmio; for some models nothing.
+
+        Raises:
+            UsageError: There is none left.
+        """
+        if not self.left:
+            raise UsageError(
+                f"the machine has room for {self._devices} devices and no more",
+                hint="Give it fewer disks or networks.",
+            )
+        slot = _SLOTS[self._devices] if self.microvm else -1
+        self._devices += 1
+        if not self.microvm:
+            return f"{model}-pci"
+        self.taken = (*self.taken, slot)
+        return f"{model}{suffix},bus=virtio-mmio-bus.{slot}"
+
+
+def transport_parameters(slots: tuple[int, ...]) -> list[str]:
+    """Return the kernel parameters that name these transports (Documentation/admin-guide/kernel-parameters.txt)."""
+    return [
+        f"virtio_mmio.device={_SLOT_SIZE}@{_SLOT_BASE + slot * _SLOT_SIZE:#x}:{_SLOT_IRQ + slot}"
+        for slot in slots
+    ]

@@ -1,0 +1,69 @@
+"""The process of QEMU itself (layer 4, pure): its arguments, what it receives, and its jail."""
+
+from __future__ import annotations
+
+import os
+
+from cloche.drivers.qemu import command
+from cloche.drivers.qemu.jails import READ_ONLY, closed_jail
+from cloche.model.jail import Bind, BindFlag, Dev, Symlink, Tmpfs, TmpfsFlag
+from cloche.model.machine import Accelerator
+from cloche.model.plan import ProcessPlan
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.drivers.qemu.board import Board, DeviceParts
+    from cloche.model.facts import HostFacts
+    from cloche.model.jail import RootOp
+    from cloche.model.machine import Machine
+
+_IF_THERE = READ_ONLY | BindFlag.OPTIONAL
+#: Shown in QEMU's jail where the host has it: libraries and firmware.
+_TREES = (b"/usr/lib", b"/usr/lib64", b"/usr/share/qemu", b"/usr/share/seabios")
+
+
+def plan_vmm(
+    facts: HostFacts, machine: Machine, board: Board, devices: tuple[DeviceParts, ...], *, boot_log: bool
+) -> ProcessPlan:
+    """Return the process of a machine with these devices.
+
+    Raises:
+        HostError: The filter for QEMU was not built.
+    """
+    words = command.build_vmm_argv(facts.tools.qemu, machine, board, devices, boot_log=boot_log)
+    policy = "qemu-reconnect" if any(device.reconnects for device in devices) else "qemu"
+    return ProcessPlan(
+        name="vmm",
+        argv=tuple(word.encode("utf-8", "surrogateescape") for word in words),
+        env=(b"TMPDIR=/tmp",),
+        descriptors=tuple(descriptor for device in devices for descriptor in device.descriptors),
+        jail=closed_jail(facts, policy, _root(facts, machine, devices)),
+    )
+
+
+def _root(facts: HostFacts, machine: Machine, devices: tuple[DeviceParts, ...]) -> tuple[RootOp, ...]:
+    root: list[RootOp] = [Bind(tree, tree, _IF_THERE | BindFlag.RECURSIVE) for tree in _TREES]
+    root += [
+        Bind(b"/etc/ld.so.cache", b"/etc/ld.so.cache", _IF_THERE),
+        Bind(os.fsencode(facts.tools.qemu), os.fsencode(facts.tools.qemu), _IF_THERE),
+        Bind(os.fsencode(machine.kernel.path), command.KERNEL_PATH.encode(), READ_ONLY),
+        Bind(os.fsencode(machine.kernel.initrd), command.INITRD_PATH.encode(), READ_ONLY),
+        *(op for device in devices for op in device.root),
+        Dev(b"/dev"),
+        Tmpfs(b"/tmp", 1 << 20, 0o700),
+        Tmpfs(
+            command.MEMORY_PATH.encode(),
+            (machine.memory_mib << 20) + command.HUGE_PAGE,
+            0o700,
+            TmpfsFlag.HUGE_PAGES,
+        ),
+    ]
+    for path in ("/lib", "/lib64"):
+        fact = facts.paths.get(path)
+        if fact is not None and fact.kind == "link":
+            root.append(Symlink(os.fsencode(fact.target), path.encode()))
+        elif fact is not None:
+            root.append(Bind(path.encode(), path.encode(), _IF_THERE | BindFlag.RECURSIVE))
+    if machine.accelerator == Accelerator.KVM:
+        root.append(Bind(b"/dev/kvm", b"/dev/kvm", BindFlag.NOSUID))
+    return tuple(root)
