@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pty
@@ -152,9 +153,20 @@ def flags(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_GETFL)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
-def test_shared_descriptions_never_block_and_are_left_as_they_are(kind: str) -> None:
+def refuse(path: str, *_: object) -> int:
+    """Stand in for open(2) of what belongs to somebody else."""
+    raise PermissionError(errno.EACCES, "Permission denied", path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "pipe of another's", "socket", "terminal"])
+def test_shared_descriptions_never_block_and_are_left_as_they_are(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Reads and writes return at once on blocking descriptors, whose flags stay, and lose no byte."""
+    if kind == "pipe of another's":
+        # What the kernel answers whoever may not open the file again.
+        monkeypatch.setattr(os, "open", refuse)
+        kind = "pipe"
     if kind == "pipe":
         near_end, far_end = os.pipe()
     elif kind == "socket":

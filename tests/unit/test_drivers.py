@@ -12,8 +12,9 @@ from cloche.drivers.qemu.command import INITRD_PATH, KERNEL_PATH
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.registry import DRIVER_NAMES, find_driver
 from cloche.errors import ClocheError, HostError, ShareError, UsageError
-from cloche.model.guest import CopyTree
+from cloche.model.guest import CopyTree, Loopback
 from cloche.model.jail import AS_IS, Bind, BindFlag, File, JailFlag, Namespace
+from cloche.model.machine import LO_ON_DEMAND
 from cloche.model.plan import EndpointKind
 from cloche.model.request import Include
 from cloche.plan.shares import contains
@@ -290,6 +291,15 @@ def test_the_kernels_command_line_is_the_documented_one() -> None:
     # What is said in distress goes to a port that nothing else is said to.
     assert words - slots - documented == {"earlyprintk=ttyS0,keep"}
     assert documented - words == set()
+
+
+def test_a_kernel_that_brings_its_loopback_up_is_told_to(host: HostFacts) -> None:
+    """The parameter is given to a kernel that knows it, and only then is the step left out."""
+    for abilities in ((), (LO_ON_DEMAND,)):
+        made = find_driver("qemu").plan(request(), host, KERNEL._replace(abilities=abilities))
+        words = values(process(made, "vmm").argv, "-append")[0].split()
+        assert words.count(LO_ON_DEMAND) == len(abilities)
+        assert any(isinstance(step, Loopback) for step in made.setup) is not bool(abilities)
 
 
 def test_a_machine_without_shares_has_one_file_system() -> None:

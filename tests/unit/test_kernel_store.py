@@ -44,6 +44,7 @@ def publish(name: str, kind: str = "built", image: bytes = ELF, modules: tuple[s
             sha256=hashlib.sha256(image).hexdigest(),
             modules=tuple(str(prepared / "modules" / module) for module in modules),
             directory=str(prepared),
+            abilities=("lo_on_demand",) if kind == "built" else (),
         ),
         str(prepared),
     )
@@ -71,6 +72,15 @@ def test_published_kernel_is_found_with_everything_it_was_published_with(cache: 
         str(cache / "6.12.1-a" / "modules" / name) for name in ("a.ko", "b with space.ko")
     )
     assert not kernel.has_template
+
+
+def test_what_a_kernel_was_taught_is_remembered(cache: Path) -> None:
+    """Abilities come back as they went in; a kernel from before there were any has none."""
+    kernel = publish("b")
+    assert store.find_kernel("b").abilities == ("lo_on_demand",)
+    info = cache / kernel.id / "info"
+    info.write_text(info.read_text().replace("abilities lo_on_demand\n", ""))
+    assert store.find_kernel("b").abilities == ()
 
 
 def test_without_any_kernel_the_hint_says_how_to_get_one() -> None:

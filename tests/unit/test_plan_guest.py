@@ -279,7 +279,7 @@ def machine_steps(
 ) -> list[Step]:
     """Return the steps that set up a machine for alice."""
     asked = request(shares=shares, includes=includes)
-    return list(build_machine_steps(asked, ALICE, person, skeleton, hostname="guest"))
+    return list(build_machine_steps(asked, ALICE, person, skeleton, hostname="guest", loopback=True))
 
 
 def targets(steps: list[Step]) -> list[bytes]:

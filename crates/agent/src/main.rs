@@ -1,7 +1,7 @@
 //! The agent of a cloche guest: its first process, which starts programs for the host and carries their bytes
 //! (`protocol/README.md`).
 //!
-//! As process 1 of an initramfs it mounts the basic file systems and serves the virtio port `cloche.0`. With `--fd N`
+//! As process 1 of an initramfs it mounts the basic file systems and serves the first virtio port. With `--fd N`
 //! it serves the connected socket N, with `--listen-fd N` the connections of a listening socket, one after the other.
 #![no_main]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -177,6 +178,7 @@ class _Run:
         try:
             self._terminal.watch_signals(self._reactor, self._signal, self._resized)
             self._domain.start()
+            gc.enable()  # the machine boots now, and this process has time
             rundir.sweep()
             self._reactor.run_until(lambda: self._status is not None or self._error is not None)
         finally:

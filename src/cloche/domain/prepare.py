@@ -64,4 +64,5 @@ def choose_kernel(wanted: str | None, agent: str, *, make: bool = True) -> Kerne
         initrd=ensure_initramfs(info, agent, make=make),
         kind=info.kind,
         machine=info.machines[0],
+        abilities=info.abilities,
     )

@@ -4,15 +4,15 @@ The user's standard streams are open file descriptions shared with the shell and
 O_NONBLOCK on them would change them for everybody, and readiness alone is no promise, because somebody else may take
 the bytes or the room first. So each kind of file is used in the way that cannot block per call:
 
-- pipes: splice(2) with SPLICE_F_NONBLOCK from or to a pipe of our own. The flag counts for that call only, works
-  on pipes of other users (where opening /proc/self/fd/N is refused) and moves pages instead of copying. Writing
-  PIPE_BUF bytes when poll says "writable" would be slower, and would still block when another writer of the same
-  pipe takes the room first.
+- pipes and terminals: opened anew through /proc/self/fd, which gives a file description of our own that may have
+  O_NONBLOCK. Not for regular files (the offset of the shared description counts, as in ``(a; cloche b) > file``),
+  and not for a pty's master (that would be a new pty).
+- pipes where that is refused (another user's): splice(2) with SPLICE_F_NONBLOCK from or to a pipe of our own. The
+  flag counts for that call only. Writing PIPE_BUF bytes when poll says "writable" would still block when another
+  writer of the same pipe takes the room first.
+- terminals where that is refused (another user's, after su): readiness is asked just before every small read or
+  write, which blocks only if another process is faster.
 - sockets: MSG_DONTWAIT.
-- terminals: opened anew through /proc/self/fd, which gives a file description of our own that may have O_NONBLOCK.
-  Not for regular files (the offset of the shared description counts, as in ``(a; cloche b) > file``), and not for a
-  pty's master (that would be a new pty). Where it is refused (another user's terminal, after su), readiness is asked
-  just before every small read or write, which blocks only if another process is faster.
 - everything else: as is. Regular files and /dev/null do not block in this sense.
 
 Each object works on a duplicate and closes that; the caller keeps what it passed.
@@ -190,21 +190,24 @@ def _open(fd: int, access: int) -> _Plain | _Socket | _Pipe:
     kind = stat.S_IFMT(status.st_mode)
     own = _duplicate(fd)
     if kind == stat.S_IFIFO:
-        return _Pipe(own)
+        return _open_anew(own, access) or _Pipe(own)
     if kind == stat.S_IFSOCK:
         return _Socket(own)
     if kind != stat.S_IFCHR or not os.isatty(own):
         return _Plain(own)
     is_master = (os.major(status.st_rdev), os.minor(status.st_rdev)) == (5, 2)
-    if not is_master:
-        try:
-            again = os.open(f"/proc/self/fd/{own}", access | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:
-            pass  # another user's terminal, or no /proc: the careful way below works too
-        else:
-            os.close(own)
-            return _Plain(again)
-    return _Asking(own, select.POLLIN if access == os.O_RDONLY else select.POLLOUT)
+    again = None if is_master else _open_anew(own, access)
+    return again or _Asking(own, select.POLLIN if access == os.O_RDONLY else select.POLLOUT)
+
+
+def _open_anew(own: int, access: int) -> _Plain | None:
+    """Return the same file by a description of our own, None where that is refused; ``own`` is then still open."""
+    try:
+        again = os.open(f"/proc/self/fd/{own}", access | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None  # another user's, a pipe without readers, or no /proc: the careful way works too
+    os.close(own)
+    return _Plain(again)
 
 
 def open_reader(fd: int) -> FdReader:

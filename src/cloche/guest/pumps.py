@@ -8,6 +8,7 @@ Each turn moves a bounded amount, so that one busy stream starves nobody.
 from __future__ import annotations
 
 import errno
+import os
 
 from cloche.guest.fdio import BACKGROUND_S, in_foreground, open_reader, open_writer
 from cloche.host.reactor import ERROR, HANGUP, READ, WRITE
@@ -51,6 +52,7 @@ class InputPump:
         self._link = link
         self._sender = sender
         self._reader = open_reader(fd)
+        self._is_terminal = os.isatty(fd)
         self.error: OSError | None = None
         self.closed = False
         self.on_close: Callable[[], None] | None = None
@@ -73,7 +75,7 @@ class InputPump:
             reactor.register(fd, READ, self._readable)
 
     def _readable(self, _events: int) -> None:
-        if not in_foreground(self._reader.fileno()):
+        if self._is_terminal and not in_foreground(self._reader.fileno()):
             # What is typed is another job's; to read it would stop this one.
             self._link.reactor.unregister(self._reader.fileno())
             self._link.reactor.call_later(BACKGROUND_S, self.update)

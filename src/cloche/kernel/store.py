@@ -41,6 +41,7 @@ class KernelInfo(Record):
         sha256: The hash the image must have, in hex; empty for a host's kernel, which nobody recorded.
         modules: Absolute paths of module files (``.ko``, maybe compressed) in the order they must be loaded in.
         directory: Its place in the store; empty for the host's own.
+        abilities: What it was taught beyond Linux of its version (:data:`LO_ON_DEMAND`).
     """
 
     id: str
@@ -52,6 +53,7 @@ class KernelInfo(Record):
     sha256: str
     modules: tuple[str, ...]
     directory: str
+    abilities: tuple[str, ...] = ()
 
     @property
     def has_template(self) -> bool:
@@ -213,6 +215,7 @@ def format_info(kernel: KernelInfo, root: str) -> bytes:
         f"image {os.path.relpath(kernel.image, root)}",
         f"size {kernel.size_bytes}",
         f"sha256 {kernel.sha256}",
+        *([f"abilities {' '.join(kernel.abilities)}"] if kernel.abilities else []),
         *(f"module {os.path.relpath(path, root)}" for path in kernel.modules),
     ]
     return os.fsencode("\n".join(lines) + "\n")
@@ -222,8 +225,9 @@ def read_info(directory: str) -> KernelInfo:
     """Read a kernel's ``info``: lines of ``KEY VALUE``, the first one ``cloche-kernel 1``.
 
     Keys: ``kind``, ``version``, ``machines`` (separated by spaces), ``image`` (relative to the directory),
-    ``size`` (bytes), ``sha256`` (hex), and one ``module`` for each module in load order (relative). It is no JSON
-    because importing a JSON parser would cost more than the rest of this module.
+    ``size`` (bytes), ``sha256`` (hex), ``abilities`` (separated by spaces, may be missing), and one ``module`` for
+    each module in load order (relative). It is no JSON because importing a JSON parser would cost more than the rest
+    of this module.
 
     Raises:
         KernelError: The file is missing or not of this form.
@@ -259,6 +263,7 @@ def read_info(directory: str) -> KernelInfo:
             sha256=values["sha256"],
             modules=tuple(modules),
             directory=directory,
+            abilities=tuple(values.get("abilities", "").split()),
         )
     except (KeyError, ValueError) as error:
         raise _damaged(directory, "its description is incomplete") from error

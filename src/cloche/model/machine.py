@@ -11,6 +11,10 @@ MIN_MEMORY_MIB = 64
 DEFAULT_MEMORY_MIB = 1024
 MAX_CPUS = 64
 
+#: An ability of a kernel, and the parameter that turns it on: the loopback device comes up when somebody makes a socket
+#: or looks at the network (guest/patches).
+LO_ON_DEMAND = "lo_on_demand"
+
 
 class Isolation:
     """What stands between a program and the host, strongest first (DESIGN D7)."""
@@ -37,6 +41,7 @@ class Kernel(Record):
         initrd: The initramfs with the agent, made for this kernel.
         kind: ``built``, ``fetched`` or ``host``.
         machine: ``microvm`` when virtio-mmio and its command line are built in, else ``q35``.
+        abilities: What it was taught beyond Linux of its version (:data:`LO_ON_DEMAND`).
     """
 
     ident: str
@@ -44,6 +49,7 @@ class Kernel(Record):
     initrd: str
     kind: str
     machine: str
+    abilities: tuple[str, ...] = ()
 
 
 class Machine(Record):

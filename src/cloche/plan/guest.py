@@ -83,6 +83,7 @@ def build_machine_steps(
     skeleton: tuple[SkeletonEntry, ...] | None,
     *,
     hostname: str,
+    loopback: bool,
 ) -> tuple[Step, ...]:
     """Return the SETUP steps of a virtual machine: mounts, writable layer, home, shares, copies, names.
 
@@ -94,6 +95,7 @@ def build_machine_steps(
         person: Whom the program runs as, and so whom the copies belong to.
         skeleton: What the home begins with, if it is to be sent along.
         hostname: The guest's name.
+        loopback: Whether the loopback device has to be brought up; a kernel may do that by itself.
     """
     base, root = b"/cloche", b"/cloche/root"
     steps: list[Step] = [
@@ -126,7 +128,10 @@ def build_machine_steps(
 
         # /dev moves along into the new root.
         steps += build_disk_steps(request.disks)
-    steps += [SwitchRoot(root), Hostname(hostname.encode()), Loopback(), Clock(), Entropy()]
+    steps += [SwitchRoot(root), Hostname(hostname.encode())]
+    if loopback:
+        steps.append(Loopback())
+    steps += [Clock(), Entropy()]
     return tuple(steps)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloche.drivers.qemu.board import DeviceParts, transport_parameters
-from cloche.model.machine import Accelerator
+from cloche.model.machine import LO_ON_DEMAND, Accelerator
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind
 from cloche.record import TYPE_CHECKING
 
@@ -114,7 +114,9 @@ def build_kernel_command_line(machine: Machine, slots: tuple[int, ...], *, boot_
         # translation left.
         words += ["init_on_alloc=1"]
     if machine.kernel.machine == "microvm":
-        words += ["rcupdate.rcu_expedited=1", "swiotlb=noforce", *transport_parameters(slots)]
+        words += ["rcupdate.rcu_expedited=1", "swiotlb=noforce", "dummy.numdummies=0"]
+        words += transport_parameters(slots)
+        words += [ability for ability in machine.kernel.abilities if ability == LO_ON_DEMAND]
         if tcg:
             words += ["tsc=reliable", "lapic_timer_hz=1000000000", "keep_initmem", "noreplace-smp"]
             khz = machine.tsc_khz

@@ -9,7 +9,7 @@ from cloche.drivers.qemu.jails import check_insecure, give_up
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.qemu.vmm import plan_vmm
 from cloche.errors import HostError
-from cloche.model.machine import Accelerator, Isolation
+from cloche.model.machine import LO_ON_DEMAND, Accelerator, Isolation
 from cloche.model.plan import LaunchPlan
 from cloche.plan.guest import build_command, build_machine_steps, resolve_user, shown_trees
 from cloche.plan.shares import check_places
@@ -71,7 +71,14 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         control="control",
         console="console",
         monitor="monitor",
-        setup=build_machine_steps(request, facts.user, person, facts.skeleton, hostname=ident),
+        setup=build_machine_steps(
+            request,
+            facts.user,
+            person,
+            facts.skeleton,
+            hostname=ident,
+            loopback=LO_ON_DEMAND not in kernel.abilities,
+        ),
         command=build_command(request, facts, person, shown_trees(request.shares)),
         writable_shares=any(share.writable for share in request.shares)
         or any(disk.writable for disk in request.disks),
