@@ -7,6 +7,7 @@ mod assembler;
 pub mod codec;
 pub mod frame;
 mod jail;
+pub mod keeper;
 mod link;
 pub mod message;
 pub mod mux;

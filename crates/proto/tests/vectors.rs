@@ -13,6 +13,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use cloche_proto::frame::{preface, Frame, Key, KEY_SIZE, PREFACE_SIZE};
+use cloche_proto::keeper::ToKeeper;
 use cloche_proto::message::{Assembler, ToAgent, ToHost, MAX_TO_AGENT};
 use cloche_proto::warden::{ToSupervisor, ToWarden};
 use serde_json::{json, Value};
@@ -87,6 +88,14 @@ fn read_packet(bytes: &[u8]) -> (Value, Vec<u8>) {
     }
 }
 
+fn read_keeper(bytes: &[u8]) -> (Value, Vec<u8>) {
+    let message = ToKeeper::decode(bytes).unwrap();
+    (
+        samples::to_keeper_fields(&message),
+        message.encode().unwrap(),
+    )
+}
+
 /// Reads a file, checks every vector both ways, and returns every `type` and `op` seen.
 fn check(name: &str, read: Reading) -> BTreeSet<String> {
     let text = fs::read_to_string(file(name)).unwrap();
@@ -157,6 +166,25 @@ fn warden() {
     assert_covers(&seen, "DIR BIND FILE SYMLINK TMPFS PROC DEV BIND_FD");
 }
 
+/// Every message of the keeper's socket decodes to its fields and encodes to the same bytes, and no other bytes do.
+#[test]
+fn keeper() {
+    let seen = check("keeper.json", read_keeper);
+    assert_covers(&seen, "RAW RESTORED");
+    for (name, bytes) in samples::keeper() {
+        let message = ToKeeper::decode(&bytes).unwrap();
+        for end in 0..bytes.len() {
+            assert!(ToKeeper::decode(&bytes[..end]).is_err(), "{name} cut");
+        }
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x40;
+            assert_ne!(ToKeeper::decode(&damaged).as_ref(), Ok(&message), "{name}");
+        }
+        assert!(ToKeeper::decode(&[&bytes[..], &[0]].concat()).is_err());
+    }
+}
+
 fn write(name: &str, items: &[(&str, Vec<u8>)], read: Reading) {
     let vectors: Vec<Value> = items
         .iter()
@@ -174,4 +202,5 @@ fn write_the_vectors() {
     write("frames.json", &samples::frames(), read_frame);
     write("messages.json", &samples::messages(), read_message);
     write("warden.json", &samples::packets(), read_packet);
+    write("keeper.json", &samples::keeper(), read_keeper);
 }

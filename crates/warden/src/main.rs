@@ -1,11 +1,13 @@
 //! cloche-warden: keeps all processes of a domain in one user and pid namespace that dies with its supervisor.
 //!
 //! The outer process makes the namespaces and waits; PID 1 in them ([`init`]) takes commands from the supervisor
-//! over descriptor 3. The messages are specified in `protocol/warden.md`.
+//! over descriptor 3. With `--terminal` the outer process also keeps the supervisor's terminal ([`keeper`]), which it is
+//! told of over descriptor 4. The messages are specified in `protocol/warden.md`.
 
 mod failure;
 mod init;
 mod jail;
+mod keeper;
 mod keys;
 mod namespace;
 mod root;
@@ -19,29 +21,32 @@ use std::process::ExitCode;
 
 use crate::failure::{Failure, Outcome, Step};
 use crate::init::Lifelines;
+use crate::keeper::Keeper;
 use crate::namespace::IdMaps;
 use crate::socket::Socket;
 use crate::sys::{Ended, Errno, Forked};
 
 /// The descriptor of the supervisor's socket.
 const SOCKET: RawFd = 3;
+/// The descriptor of the keeper's socket.
+const KEEPER: RawFd = 4;
 /// The `id` of a FAILED that is about the warden itself.
 pub const WARDEN_ID: u32 = u32::MAX;
 /// Exit status when the warden itself could not do its work.
 const EXIT_FAILED: u8 = 125;
 
 fn main() -> ExitCode {
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|word| word == "--tsc-khz")
-    {
+    let option = std::env::args_os().nth(1);
+    if option.as_ref().is_some_and(|word| word == "--tsc-khz") {
         return print_tsc_khz();
     }
-    let Ok(socket) = take_socket() else {
-        eprintln!("cloche-warden: descriptor 3 must be a SOCK_SEQPACKET Unix socket");
+    let keeps = option.is_some_and(|word| word == "--terminal");
+    let Ok((socket, keeper)) = take_sockets(keeps) else {
+        let numbers = if keeps { "3 and 4" } else { "3" };
+        eprintln!("cloche-warden: descriptor {numbers} must be a SOCK_SEQPACKET Unix socket");
         return ExitCode::from(EXIT_FAILED);
     };
-    match run(socket) {
+    match run(socket, keeper) {
         Ok(Ended::Status(status)) => ExitCode::from(u8::try_from(status).unwrap_or(EXIT_FAILED)),
         Ok(Ended::Signal(signo)) => {
             ExitCode::from(u8::try_from(128 + signo).unwrap_or(EXIT_FAILED))
@@ -60,24 +65,34 @@ fn print_tsc_khz() -> ExitCode {
     }
 }
 
-/// Closes every descriptor but the standard ones and the socket, and takes the socket.
-fn take_socket() -> sys::Result<Socket> {
-    let first = SOCKET.unsigned_abs() + 1;
-    sys::close_range(first, u32::MAX, 0)?;
-    sys::set_cloexec(SOCKET)?;
-    let is_ours = sys::socket_option(SOCKET, libc::SO_TYPE)? == libc::SOCK_SEQPACKET
-        && sys::socket_option(SOCKET, libc::SO_DOMAIN)? == libc::AF_UNIX;
+/// Closes every descriptor but the standard ones and the sockets, and takes the sockets.
+fn take_sockets(keeps: bool) -> sys::Result<(Socket, Option<Keeper>)> {
+    let last = if keeps { KEEPER } else { SOCKET };
+    sys::close_range(last.unsigned_abs() + 1, u32::MAX, 0)?;
+    let socket = Socket::new(take_socket(SOCKET)?);
+    let keeper = keeps.then(|| take_socket(KEEPER)).transpose()?;
+    Ok((socket, keeper.map(Keeper::new)))
+}
+
+fn take_socket(number: RawFd) -> sys::Result<OwnedFd> {
+    sys::set_cloexec(number)?;
+    let is_ours = sys::socket_option(number, libc::SO_TYPE)? == libc::SOCK_SEQPACKET
+        && sys::socket_option(number, libc::SO_DOMAIN)? == libc::AF_UNIX;
     if !is_ours {
         return Err(Errno(libc::EPROTOTYPE));
     }
-    Ok(Socket::new(sys::adopt_fd(SOCKET)))
+    Ok(sys::adopt_fd(number))
 }
 
 /// Starts PID 1, lets the socket go and waits. What fails before PID 1 runs is told to the supervisor.
-fn run(mut socket: Socket) -> Result<Ended, ()> {
-    match start(&mut socket) {
+fn run(mut socket: Socket, mut keeper: Option<Keeper>) -> Result<Ended, ()> {
+    match start(&mut socket, &mut keeper) {
         Ok((pid, lifeline)) => {
             drop(socket);
+            // Its end is the supervisor's, or comes with that of the other socket: so PID 1 is waited for after it.
+            if let Some(keeper) = keeper {
+                keeper.keep();
+            }
             let ended = sys::wait(pid, 0);
             drop(lifeline);
             ended.ok().flatten().map(|(_, ended)| ended).ok_or(())
@@ -91,7 +106,7 @@ fn run(mut socket: Socket) -> Result<Ended, ()> {
 }
 
 /// Forks PID 1 into the new namespaces. The parent gets its process id and the writing end of its lifeline.
-fn start(socket: &mut Socket) -> Outcome<(libc::pid_t, OwnedFd)> {
+fn start(socket: &mut Socket, keeper: &mut Option<Keeper>) -> Outcome<(libc::pid_t, OwnedFd)> {
     sys::reset_signals();
     sys::chdir(c"/").step("chdir /")?;
     if !sys::is_session_leader() {
@@ -107,6 +122,8 @@ fn start(socket: &mut Socket) -> Outcome<(libc::pid_t, OwnedFd)> {
     match sys::fork(namespaces, false).step("make a user, pid and mount namespace")? {
         Forked::Child => {
             drop(writer);
+            // Nobody in the domain gets at the terminal: it comes over this socket, and never to here.
+            drop(keeper.take());
             init::run(socket, &Lifelines::new(reader))
         }
         Forked::Parent(pid, _) => {

@@ -45,7 +45,9 @@ def main(parsed: Parsed) -> int:
     # The mask is the program's. What cloche itself makes is private and usable, even where the caller's forbids all.
     mask = os.umask(0o077)
     # It needs no plan and comes up while one is made.
-    warden = Warden.start(require_own_binary("cloche-warden"))
+    wants_tty = _wants_tty(parsed)
+    # A keeper only where there is a mode to restore.
+    warden = Warden.start(require_own_binary("cloche-warden"), keeper=wants_tty and os.isatty(0))
     try:
         plan = prepare_plan(request, collect_facts()._replace(umask=mask))
         timings.mark("plan")
@@ -54,11 +56,17 @@ def main(parsed: Parsed) -> int:
         for part in plan.insecure:
             # At every run: nobody should get used to it.
             log.notice(f"the jails are without {INSECURE_PARTS[part]} (--insecure-no-jail={part})")
-        run = _Run(parsed, request, plan, timings, warden)
+        run = _Run(parsed, request, plan, timings, warden, Terminal(wants_tty, warden.keeper))
     except BaseException:
         warden.close()
         raise
     return run.run()
+
+
+def _wants_tty(parsed: Parsed) -> bool:
+    """Whether the program gets a terminal."""
+    asked = parsed.get("tty")
+    return bool(asked) if asked is not None else os.isatty(0) and os.isatty(1)
 
 
 def build_request(parsed: Parsed) -> RunRequest:
@@ -137,7 +145,13 @@ class _Run:
     """The state of one ``run``: a domain, its program, and what the caller's signals and terminal do to them."""
 
     def __init__(
-        self, parsed: Parsed, request: RunRequest, plan: LaunchPlan, timings: Timings, warden: Warden
+        self,
+        parsed: Parsed,
+        request: RunRequest,
+        plan: LaunchPlan,
+        timings: Timings,
+        warden: Warden,
+        terminal: Terminal,
     ) -> None:
         self._parsed = parsed
         self._request = request
@@ -150,16 +164,12 @@ class _Run:
             timings,
             lambda reactor, plan, timings: Launcher(reactor, plan, timings, warden),
         )
-        self._terminal = Terminal(self._wants_tty())
+        self._terminal = terminal
         self._job: Job | None = None
         self._status: int | None = None
         self._error: ClocheError | None = None
         self._time_limit: Timer | None = None
         self._ending = False
-
-    def _wants_tty(self) -> bool:
-        asked = self._parsed.get("tty")
-        return bool(asked) if asked is not None else os.isatty(0) and os.isatty(1)
 
     def run(self) -> int:
         """Start the domain, wait for the program, and return its status."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import struct
@@ -14,11 +13,16 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.host.keeper import Keeper
     from cloche.host.reactor import Reactor
 
 #: Signals that are the program's: SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM. Stop signals keep their meaning.
 _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 _TIOCGWINSZ = 0x5413
+_TCGETS = 0x5401
+_TCSETS = 0x5402
+#: The kernel's ``struct termios``: flags of input, output, control and local modes, line discipline, characters.
+_MODE = struct.Struct("<IIIIB19s")
 
 
 class Terminal:
@@ -28,10 +32,12 @@ class Terminal:
         wanted: Whether the program gets a terminal.
     """
 
-    def __init__(self, wanted: bool) -> None:
+    def __init__(self, wanted: bool, keeper: Keeper | None = None) -> None:
+        """Remember what to do; ``keeper`` restores the mode when this process is killed."""
         self.wanted = wanted
+        self._keeper = keeper
         self._fd = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
-        self._saved: list[object] | None = None
+        self._saved: bytes | None = None
 
     def size(self) -> tuple[int, int]:
         """Return rows and columns; 24 by 80 when there is no terminal to ask."""
@@ -63,11 +69,11 @@ class Terminal:
             return
         import termios
 
-        saved = termios.tcgetattr(0)
+        now = fcntl.ioctl(0, _TCGETS, bytes(_MODE.size))
         if self._saved is None:
-            self._saved = saved
-        raw = list(saved)
-        raw[0] &= ~(
+            self._saved = now
+        inputs, outputs, control, local, line, characters = _MODE.unpack(now)
+        inputs &= ~(
             termios.BRKINT
             | termios.ICRNL
             | termios.INPCK
@@ -76,13 +82,14 @@ class Terminal:
             | termios.INLCR
             | termios.IGNCR
         )
-        raw[1] &= ~termios.OPOST
-        raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-        raw[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
-        control = list(raw[6])
-        control[termios.VMIN], control[termios.VTIME] = 1, 0
-        raw[6] = control
-        # At once: waiting for the output to drain would hang on a terminal that nobody reads.
+        outputs &= ~termios.OPOST
+        control = control & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+        local &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+        keys = bytearray(characters)
+        keys[termios.VMIN], keys[termios.VTIME] = 1, 0
+        raw = _MODE.pack(inputs, outputs, control, local, line, bytes(keys))
+        if self._keeper is not None:
+            self._keeper.raw(0, self._saved, raw)
         _set(raw)
 
     @property
@@ -94,17 +101,17 @@ class Terminal:
         """Give the terminal back as it was."""
         if self._saved is None:
             return
-        import termios
-
         # A background process that touches the terminal is stopped by it: the mode must come back all the same.
         before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         try:
             _set(self._saved)
-        except termios.error:
+        except OSError:
             return  # the terminal is gone, and its mode with it
         finally:
             signal.signal(signal.SIGTTOU, before)
             self._saved = None
+            if self._keeper is not None:
+                self._keeper.restored()
 
     def watch_signals(
         self, reactor: Reactor, passed_on: Callable[[int], None], resized: Callable[[], None]
@@ -123,15 +130,14 @@ class Terminal:
         os.kill(0 if stop != signal.SIGSTOP else os.getpid(), stop)
 
 
-def _set(mode: list[object]) -> None:
-    """Set the terminal's mode; a signal that comes in between is no reason to give up."""
-    import termios
+def _set(mode: bytes) -> None:
+    """Set the terminal's mode; a signal that comes in between is no reason to give up.
 
+    At once: waiting for the output to drain would hang on a terminal that nobody reads.
+    """
     while True:
         try:
-            termios.tcsetattr(0, termios.TCSANOW, mode)  # type: ignore[arg-type]
-        except termios.error as error:
-            if error.args[0] != errno.EINTR:
-                raise
-        else:
-            return
+            fcntl.ioctl(0, _TCSETS, mode)
+        except InterruptedError:
+            continue
+        return

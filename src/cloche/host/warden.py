@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
+    from cloche.host.keeper import Keeper
     from cloche.model.jail import Jail, RootOp, SpawnSpec
 
 #: Limits of the protocol.
@@ -87,16 +88,20 @@ class Warden:
 
     Attributes:
         pid: The outer process, a child of this one until ``wait``.
+        keeper: The keeper of this process's terminal, if one was asked for; it ends with ``close``.
     """
 
-    def __init__(self, connection: socket.socket, pid: int) -> None:
+    def __init__(self, connection: socket.socket, pid: int, keeper: Keeper | None = None) -> None:
         self._socket = connection
         self.pid = pid
+        self.keeper = keeper
         self._status: int | None = None
 
     @classmethod
-    def start(cls, binary: str) -> Warden:
+    def start(cls, binary: str, *, keeper: bool = False) -> Warden:
         """Start ``binary`` and return at once; a Ready or a Failed with WARDEN_ID follows.
+
+        With ``keeper`` its outer process also keeps this process's terminal.
 
         One posix_spawn: safe in a program with threads, and nothing of ours is inherited but the socket (Python's
         descriptors are close-on-exec, and the warden closes the rest).
@@ -104,24 +109,25 @@ class Warden:
         Raises:
             HostError: The program cannot be started.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(1 + keeper)]
         try:
-            fd = _away_from(theirs.fileno(), _SOCKET_NUMBER)
-            try:
-                pid = _spawn_warden(binary, fd)
-            finally:
-                if fd != theirs.fileno():
-                    os.close(fd)
-                theirs.close()
-        except OSError as error:
-            ours.close()
-            raise HostError(
-                f"cannot start {binary}: {error.strerror}", hint="Run `make setup` in cloche's directory."
-            ) from error
-        except BaseException:
-            ours.close()
+            pid = _spawn_warden(binary, [theirs.fileno() for _, theirs in pairs])
+        except BaseException as error:
+            for ours, _ in pairs:
+                ours.close()
+            if isinstance(error, OSError):
+                raise HostError(
+                    f"cannot start {binary}: {error.strerror}", hint="Run `make setup` in cloche's directory."
+                ) from error
             raise
-        return cls(ours, pid)
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
+        if not keeper:
+            return cls(pairs[0][0], pid)
+        from cloche.host.keeper import Keeper
+
+        return cls(pairs[0][0], pid, Keeper(pairs[1][0]))
 
     def __enter__(self) -> Self:
         return self
@@ -216,10 +222,14 @@ class Warden:
                 if error.errno != errno.ENOTCONN:
                     raise
             self._socket.close()
+        if self.keeper is not None:
+            self.keeper.close()
 
     def release(self) -> None:
         """Forget this copy of the lifeline after a fork; the domain lives on with the other copy."""
         self._socket.close()
+        if self.keeper is not None:
+            self.keeper.close()
 
     def wait(self) -> int:
         """Wait for the outer process and return its exit status (128 + N for a signal N).
@@ -262,23 +272,30 @@ class Warden:
             raise LaunchError(_GONE, hint=_GONE_HINT) from error
 
 
-def _away_from(fd: int, number: int) -> int:
-    """Return a descriptor above ``number``: in the child, those up to it are overwritten one after the other."""
-    if fd > number:
-        return fd
-    import fcntl
-
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, number + 1)
-
-
-def _spawn_warden(binary: str, fd: int) -> int:
+def _spawn_warden(binary: str, fds: list[int]) -> int:
+    """Start it with its socket and, if there is one, the keeper's."""
+    # In the child, what is below is overwritten one after the other.
+    highest = _SOCKET_NUMBER + len(fds) - 1
+    moved = {fd: fd if fd > highest else _above(fd, highest) for fd in fds}
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
         (os.POSIX_SPAWN_DUP2, 0, 1),
         (os.POSIX_SPAWN_DUP2, 0, 2),
-        (os.POSIX_SPAWN_DUP2, fd, _SOCKET_NUMBER),
+        *((os.POSIX_SPAWN_DUP2, moved[fd], number) for number, fd in enumerate(fds, _SOCKET_NUMBER)),
     ]
-    return os.posix_spawn(binary, ["cloche-warden"], {}, file_actions=actions)
+    argv = ["cloche-warden", "--terminal"][: len(fds)]
+    try:
+        return os.posix_spawn(binary, argv, {}, file_actions=actions)
+    finally:
+        for fd, copy in moved.items():
+            if copy != fd:
+                os.close(copy)
+
+
+def _above(fd: int, number: int) -> int:
+    import fcntl
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, number + 1)
 
 
 def encode_spawn(spec: SpawnSpec) -> bytes:

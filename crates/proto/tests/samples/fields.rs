@@ -1,6 +1,7 @@
 //! What a decoded item says, as JSON with the names of the specification's pages.
 
 use cloche_proto::frame::{Frame, TableEntry};
+use cloche_proto::keeper::ToKeeper;
 use cloche_proto::message::{Step, ToAgent, ToHost};
 use cloche_proto::warden::{Jail, RootOp, ToSupervisor, ToWarden};
 use serde_json::{json, Value};
@@ -246,5 +247,14 @@ pub fn to_supervisor_fields(message: &ToSupervisor) -> Value {
         ToSupervisor::Exited { id, kind, value } => {
             json!({"type": "EXITED", "id": id, "kind": kind, "value": value})
         }
+    }
+}
+
+pub fn to_keeper_fields(message: &ToKeeper) -> Value {
+    match message {
+        ToKeeper::Raw { saved, raw } => {
+            json!({"type": "RAW", "saved": hex(&saved.0), "raw": hex(&raw.0)})
+        }
+        ToKeeper::Restored => json!({"type": "RESTORED"}),
     }
 }

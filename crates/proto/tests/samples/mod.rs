@@ -3,6 +3,7 @@
 mod fields;
 
 use cloche_proto::frame::{preface, Attach, Attached, Frame, TableEntry, VERSION, ZERO_KEY};
+use cloche_proto::keeper::{Mode, ToKeeper};
 use cloche_proto::message::{exec_flags, Exec, Step, ToAgent, ToHost};
 use cloche_proto::warden::{
     bind_flags, jail_flags, tmpfs_flags, Jail, Rlimit, RootOp, Spawn, ToSupervisor, ToWarden,
@@ -10,7 +11,8 @@ use cloche_proto::warden::{
 };
 
 pub use fields::{
-    frame_fields, to_agent_fields, to_host_fields, to_supervisor_fields, to_warden_fields,
+    frame_fields, to_agent_fields, to_host_fields, to_keeper_fields, to_supervisor_fields,
+    to_warden_fields,
 };
 
 type Named = (&'static str, Vec<u8>);
@@ -442,4 +444,16 @@ pub fn packets() -> Vec<Named> {
     let to_warden = to_warden.map(|(name, message)| (name, message.encode().unwrap()));
     let to_supervisor = to_supervisor.map(|(name, message)| (name, message.encode().unwrap()));
     to_warden.into_iter().chain(to_supervisor).collect()
+}
+
+pub fn keeper() -> Vec<Named> {
+    let mode = |first: u8| Mode(std::array::from_fn(|at| first + at as u8));
+    let raw = ToKeeper::Raw {
+        saved: mode(1),
+        raw: mode(101),
+    };
+    [("raw", raw), ("restored", ToKeeper::Restored)]
+        .into_iter()
+        .map(|(name, message)| (name, message.encode().unwrap()))
+        .collect()
 }

@@ -3,6 +3,7 @@
 mod mount;
 mod packet;
 mod rights;
+mod terminal;
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -17,6 +18,8 @@ pub use packet::{receive_packet, send_packet};
 pub use rights::{
     clear_groups, install_filter, permitted_capabilities, set_capabilities, set_gid, set_uid,
 };
+
+pub use terminal::{set_terminal_mode, terminal_mode};
 
 /// An error number of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
