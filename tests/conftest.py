@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,13 @@ settings.register_profile(
     "fuzz", settings.get_profile("cloche"), max_examples=int(os.environ.get("FUZZ_EXAMPLES") or 20000)
 )
 settings.load_profile("ci" if os.environ.get("CI") else "cloche")
+
+
+def pytest_configure() -> None:
+    """Let programs under test begin with the usual signals: a session in the background, or below nohup, ignores some."""
+    for signo in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(signo) is signal.SIG_IGN:
+            signal.signal(signo, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import subprocess
 from pathlib import Path
 
@@ -190,6 +191,22 @@ def test_facts_are_this_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert found.cpus >= 1
     assert found.memory_mib > 64
     assert found.nofile_hard > 0
+
+
+def test_ignored_signals_and_niceness_are_facts() -> None:
+    """What the caller ignores is seen, but for the two signals that Python ignores by itself; so is its niceness."""
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        ignoring = facts.collect_facts()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    bit = 1 << (signal.SIGUSR2 - 1)
+    assert ignoring.ignored & bit
+    plain = facts.collect_facts()
+    assert plain.ignored == ignoring.ignored & ~bit
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
+    assert not plain.ignored & 1 << (signal.SIGPIPE - 1)
+    assert plain.nice == os.nice(0)
 
 
 def test_links_are_seen_as_links() -> None:

@@ -228,6 +228,14 @@ def test_the_program_is_its_persons() -> None:
     assert command(request()).pids_max == 0
 
 
+@pytest.mark.parametrize("nice, given", [(-20, 0), (0, 0), (7, 7), (19, 19)])
+def test_what_the_caller_ignores_and_its_niceness_go_along(nice: int, given: int) -> None:
+    """Ignored signals are the program's, too, and niceness; a higher priority than the usual one is not given."""
+    known = facts(ALICE)._replace(ignored=3, nice=nice)
+    made = build_command(request(), known, ALICE, ())
+    assert (made.ignored, made.nice) == (3, given)
+
+
 @pytest.mark.parametrize(
     "wanted, expected",
     [

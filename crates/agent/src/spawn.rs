@@ -51,6 +51,7 @@ enum Step {
     Cgroup,
     Streams,
     Limits,
+    Nice,
     Groups,
     GroupId,
     UserId,
@@ -60,12 +61,13 @@ enum Step {
     Interpreter,
 }
 
-const STEP_NAMES: [&str; 11] = [
+const STEP_NAMES: [&str; 12] = [
     "process group",
     "terminal",
     "pids_max",
     "standard streams",
     "rlimit",
+    "niceness",
     "setgroups",
     "setgid",
     "setuid",
@@ -96,6 +98,8 @@ pub struct Program {
     changes_ids: bool,
     groups: Vec<libc::gid_t>,
     umask: libc::mode_t,
+    ignored: u64,
+    nice: u8,
     limits: Vec<Limit>,
     manner: Manner,
     /// Descriptor of the cgroup.procs file to join.
@@ -141,6 +145,8 @@ impl Program {
             changes_ids: changes,
             groups: exec.groups,
             umask: exec.umask & 0o777,
+            ignored: exec.ignored,
+            nice: exec.nice,
             limits: limits.to_vec(),
             manner,
             cgroup: None,
@@ -303,6 +309,12 @@ impl Child<'_> {
         // SAFETY: no pointers.
         unsafe { libc::umask(program.umask) };
         program.limits.iter().try_for_each(set_limit)?;
+        if program.nice > 0 {
+            // SAFETY: no pointers.
+            let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, program.nice.into()) };
+            done(set, Step::Nice)?;
+        }
+        ignore_signals(program.ignored);
         unblock_signals();
         // From here on a program of the same user may stop this child, and with it the agent, which waits for it: so
         // as little as possible comes after.
@@ -394,6 +406,15 @@ fn set_limit(limit: &Limit) -> StepResult {
         done(libc::getrlimit64(resource, &mut now), Step::Limits)?;
         now.rlim_cur = limit.value.rlim_cur.min(now.rlim_max);
         done(libc::setrlimit64(resource, &now), Step::Limits)
+    }
+}
+
+/// In the child, whose table of actions is its own. What was decoded names none that cannot be ignored; those that the
+/// C library keeps for itself it refuses, and no program can have set them.
+fn ignore_signals(ignored: u64) {
+    for signal in (1..=64).filter(|signal| ignored >> (signal - 1) & 1 != 0) {
+        // SAFETY: SIG_IGN is an action.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 

@@ -194,6 +194,31 @@ fn background_processes() {
     }
 }
 
+/// The program, and what it starts, ignores the signals it was given so and no other, and has its niceness; the agent and
+/// the next program have not.
+#[test]
+fn ignored_signals_and_niceness() {
+    let mut host = Host::start();
+    let script = "grep SigIgn /proc/self/status; nice; kill -HUP $$; kill -USR1 $$";
+    let mut exec = host.shell(script);
+    exec.ignored = 1 << 63 | 1;
+    let own = {
+        let other = host.request(&["nice"]);
+        host.run(&other).1
+    };
+    let own: u8 = String::from_utf8_lossy(&own).trim().parse().expect("0 up");
+    exec.nice = 19;
+    let (end, out, _) = host.run(&exec);
+    assert_eq!(end, (1, 10));
+    let out = String::from_utf8_lossy(&out).into_owned();
+    assert_eq!(out, "SigIgn:\t8000000000000001\n19\n");
+    let other = host.shell("grep SigIgn /proc/self/status; nice");
+    let (end, out, _) = host.run(&other);
+    assert_eq!(end, (0, 0));
+    let out = String::from_utf8_lossy(&out).into_owned();
+    assert_eq!(out, format!("SigIgn:\t0000000000000000\n{own}\n"));
+}
+
 /// Stopping and going on are told, for the job's own program.
 #[test]
 fn stop_and_continue_are_told() {

@@ -10,6 +10,10 @@ pub const MAX_TO_AGENT: usize = 4 << 20;
 pub const MAX_TO_HOST: usize = 64 << 10;
 /// Most jobs at a time.
 pub const MAX_JOBS: usize = 96;
+/// The lowest priority a program can have; higher ones than the usual, 0, are not given.
+pub const MAX_NICE: u8 = 19;
+/// Signals that nobody can ignore: SIGKILL and SIGSTOP, as bits of [`Exec::ignored`].
+const NEVER_IGNORED: u64 = 1 << 8 | 1 << 18;
 
 /// Bits of [`Exec::flags`].
 pub mod exec_flags {
@@ -58,6 +62,12 @@ pub struct Exec {
     pub env: Vec<Vec<u8>>,
     /// A file that is tried before `argv[0]` is searched for; empty: none.
     pub program: Vec<u8>,
+    /// With TTY: stream of what is typed, and the standard input is none of the terminal's; 0: they are the same.
+    pub keys: u32,
+    /// Signals the program ignores from its start: bit N - 1 for signal N.
+    pub ignored: u64,
+    /// Niceness, 0 to [`MAX_NICE`].
+    pub nice: u8,
 }
 
 /// A message to the agent.
@@ -203,6 +213,9 @@ impl Exec {
             argv: r.list(4, Reader::byte_vec)?,
             env: r.list(4, Reader::byte_vec)?,
             program: r.byte_vec()?,
+            keys: r.u32()?,
+            ignored: r.u64()?,
+            nice: r.u8()?,
         };
         exec.check()?;
         Ok(exec)
@@ -224,6 +237,7 @@ impl Exec {
             w.bytes(entry);
         });
         w.bytes(&self.program);
+        w.u32(self.keys).u64(self.ignored).u8(self.nice);
     }
 
     fn check(&self) -> Result<()> {
@@ -237,13 +251,29 @@ impl Exec {
             return Err(CodecError::Invalid("argv"));
         }
         let to_host = |id: u32| id == 0 || (id % 2 == 1 && id > 1);
-        if self.stdin % 2 != 0 || !to_host(self.stdout) || !to_host(self.stderr) {
+        if self.stdin % 2 != 0
+            || self.keys % 2 != 0
+            || !to_host(self.stdout)
+            || !to_host(self.stderr)
+        {
             return Err(CodecError::Invalid("stream id"));
         }
-        if self.flags & exec_flags::TTY != 0
-            && (self.stdin == 0 || self.stdout == 0 || self.stderr == self.stdout)
+        let has_terminal = self.flags & exec_flags::TTY != 0;
+        let typed = if self.keys == 0 {
+            self.stdin
+        } else {
+            self.keys
+        };
+        if has_terminal && (typed == 0 || self.stdout == 0 || self.stderr == self.stdout)
+            || self.keys != 0 && (!has_terminal || self.keys == self.stdin)
         {
             return Err(CodecError::Invalid("streams of a terminal"));
+        }
+        if self.ignored & NEVER_IGNORED != 0 {
+            return Err(CodecError::Invalid("ignored signals"));
+        }
+        if self.nice > MAX_NICE {
+            return Err(CodecError::Invalid("niceness"));
         }
         Ok(())
     }
@@ -442,8 +472,8 @@ fn unknown(what: &'static str, value: u8) -> CodecError {
 mod tests {
     use super::*;
 
-    /// EXEC with a stream id of the wrong direction, unknown flags, no argument, or a terminal without its streams is
-    /// refused.
+    /// EXEC with a stream id of the wrong direction, unknown flags, no argument, a terminal without its streams, keys
+    /// without a terminal, signals that nobody can ignore, or a niceness that does not exist is refused.
     #[test]
     fn exec_is_checked() {
         let good = Exec {
@@ -463,15 +493,31 @@ mod tests {
             argv: vec![b"true".to_vec()],
             env: vec![],
             program: vec![],
+            keys: 0,
+            ignored: !NEVER_IGNORED,
+            nice: MAX_NICE,
         };
-        assert!(ToAgent::Exec(Box::new(good.clone())).encode().is_ok());
-        let broken: [fn(&mut Exec); 6] = [
+        let typed = |exec: &Exec| Exec {
+            stdin: 0,
+            keys: 4,
+            ..exec.clone()
+        };
+        for exec in [good.clone(), typed(&good)] {
+            assert!(ToAgent::Exec(Box::new(exec)).encode().is_ok());
+        }
+        let broken: [fn(&mut Exec); 12] = [
             |e| e.stdin = 5,
             |e| e.stdout = 1,
             |e| e.stderr = 3,
             |e| e.flags = 8,
             |e| e.argv.clear(),
             |e| e.stdin = 0,
+            |e| e.keys = 5,
+            |e| e.keys = e.stdin,
+            |e| (e.keys, e.flags) = (4, 0),
+            |e| e.ignored |= 1 << 8,
+            |e| e.ignored |= 1 << 18,
+            |e| e.nice = 20,
         ];
         for change in broken {
             let mut exec = good.clone();

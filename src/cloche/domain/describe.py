@@ -53,6 +53,8 @@ def describe_plan(plan: LaunchPlan) -> str:
     lines.append(f"    argv    {' '.join(_quote(word) for word in command.argv[:_MOST_WORDS])}{rest}")
     lines.append(f"    cwd     {_quote(command.cwd)}")
     lines.append(f"    user    {command.uid}:{command.gid}, umask {command.umask:04o}")
+    if command.ignored or command.nice:
+        lines.append(f"    signals ignored {command.ignored:#x}, niceness {command.nice}")
     lines += [f"    env     {_quote(word)}" for word in command.env]
     return "\n".join(lines) + "\n"
 

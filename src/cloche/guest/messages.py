@@ -43,7 +43,8 @@ class Exec(Record):
     """Start a program.
 
     ``stdin``, ``stdout``, ``stderr`` are stream ids, 0 for /dev/null; ``pids_max`` 0: no limit; ``program`` is a file
-    that is tried before ``argv[0]`` is searched for, empty for none.
+    that is tried before ``argv[0]`` is searched for, empty for none; ``keys`` is the stream of what is typed when the
+    terminal is not the program's stdin; ``ignored`` has bit N - 1 for signal N; ``nice`` is 0 to 19.
     """
 
     job: int
@@ -62,6 +63,9 @@ class Exec(Record):
     argv: tuple[bytes, ...]
     env: tuple[bytes, ...]
     program: bytes = b""
+    keys: int = 0
+    ignored: int = 0
+    nice: int = 0
 
 
 class Signal(Record):
@@ -168,7 +172,7 @@ class Synced(Record):
 # How a field is written: B H I Q integers of 1, 2, 4, 8 bytes, s bytes, i list<u32>, a list<bytes>, x list<step>.
 _TO_AGENT: dict[int, tuple[type[Any], str]] = {
     1: (Setup, "Ix"),
-    2: (Exec, "IIIIIHHIIIiIsaas"),
+    2: (Exec, "IIIIIHHIIIiIsaasIQB"),
     3: (Signal, "II"),
     4: (Resize, "IHH"),
     5: (Poweroff, ""),

@@ -183,6 +183,9 @@ class AgentSession:
             command.argv,
             command.env,
             command.program,
+            0,
+            command.ignored,
+            command.nice,
         )
         job.sender = sender
         job.receivers = [receiver for receiver in (out, None if merged else err) if receiver is not None]

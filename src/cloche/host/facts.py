@@ -7,6 +7,7 @@ import stat
 
 from cloche.host import accel, tools
 from cloche.host.tsc import tsc_khz
+from cloche.lean import signal
 from cloche.model.facts import HostFacts, PathFact, SkeletonEntry, Tools, User
 from cloche.plan.shares import contains
 from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES, stage_candidates
@@ -47,6 +48,8 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
             for name in ("cloche-fs", "cloche-rng", "cloche-disk", "qemu", "qemu-reconnect")
         },
         tsc_khz=tsc_khz(warden, remember=remember) if warden else 0,
+        ignored=_ignored_signals(),
+        nice=os.getpriority(os.PRIO_PROCESS, 0),
     )
 
 
@@ -102,6 +105,15 @@ def _umask() -> int:
             if line.startswith(b"Umask:"):
                 return int(line.split()[1], 8)
     return 0o022
+
+
+def _ignored_signals() -> int:
+    mask = 0
+    for signo in range(1, 65):
+        # Two are Python's own doing: nothing says any more what they were before.
+        if signo not in (signal.SIGPIPE, signal.SIGXFSZ) and signal.getsignal(signo) is signal.SIG_IGN:
+            mask |= 1 << (signo - 1)
+    return mask
 
 
 def _path_facts(candidates: tuple[str, ...]) -> dict[str, PathFact]:

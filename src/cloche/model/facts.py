@@ -59,6 +59,8 @@ class HostFacts(Record):
         environment: The caller's environment, as bytes.
         cwd: The caller's working directory, or "/" when it is gone.
         umask: The caller's file mode mask.
+        ignored: The signals the caller ignores, bit N - 1 for signal N.
+        nice: The caller's niceness, -20 to 19.
         paths: Which of the paths a stage may show exist.
         programs: For a bare program name: the host paths under which ``PATH`` finds it.
         kvm: Whether KVM was tried and works (None: not tried yet).
@@ -81,3 +83,5 @@ class HostFacts(Record):
     filters: dict[str, bytes]
     skeleton: tuple[SkeletonEntry, ...] | None = None
     tsc_khz: int = 0
+    ignored: int = 0
+    nice: int = 0

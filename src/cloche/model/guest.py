@@ -141,7 +141,8 @@ class GuestCommand(Record):
     """The program a domain is started for.
 
     ``pids_max`` 0 means no limit. ``strace`` runs it under the guest's own strace. ``program`` is where the host has
-    found it (empty: nowhere for certain): it is tried first, which spares the guest the search.
+    found it (empty: nowhere for certain): it is tried first, which spares the guest the search. ``ignored`` are the
+    signals it ignores from its start, bit N - 1 for signal N; ``nice`` is 0 to 19.
     """
 
     argv: tuple[bytes, ...]
@@ -154,3 +155,5 @@ class GuestCommand(Record):
     pids_max: int = 0
     strace: bool = False
     program: bytes = b""
+    ignored: int = 0
+    nice: int = 0

@@ -327,6 +327,9 @@ def build_command(
         umask=facts.umask,
         pids_max=request.pids or 0,
         strace=request.strace,
+        ignored=facts.ignored,
+        # A higher priority than the usual one is the host's to give, and was: the machine runs with it.
+        nice=max(facts.nice, 0),
     )
 
 

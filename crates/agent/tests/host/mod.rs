@@ -268,6 +268,9 @@ impl Host {
             argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(),
             env: vec![b"PATH=/usr/bin:/bin".to_vec(), b"LC_ALL=C".to_vec()],
             program: Vec::new(),
+            keys: 0,
+            ignored: 0,
+            nice: 0,
         }
     }
 
@@ -291,8 +294,10 @@ impl Host {
                 self.output.insert(stream, Vec::new());
             }
         }
-        if exec.stdin != 0 {
-            self.mux.open_sender(exec.stdin);
+        for stream in [exec.stdin, exec.keys] {
+            if stream != 0 {
+                self.mux.open_sender(stream);
+            }
         }
         self.send(&ToAgent::Exec(Box::new(exec.clone())));
     }

@@ -125,6 +125,7 @@ pub fn to_agent_fields(message: &ToAgent) -> Value {
             "flags": e.flags, "rows": e.rows, "cols": e.cols, "uid": e.uid, "gid": e.gid,
             "umask": e.umask, "groups": e.groups, "pids_max": e.pids_max, "cwd": hex(&e.cwd),
             "argv": hexes(&e.argv), "env": hexes(&e.env), "program": hex(&e.program),
+            "keys": e.keys, "ignored": e.ignored, "nice": e.nice,
         }),
         ToAgent::Signal { job, signo } => json!({"type": "SIGNAL", "job": job, "signo": signo}),
         ToAgent::Resize { job, rows, cols } => {

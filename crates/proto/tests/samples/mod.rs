@@ -202,6 +202,9 @@ fn exec() -> Exec {
         argv: vec![bytes("true")],
         env: vec![],
         program: vec![],
+        keys: 0,
+        ignored: 0,
+        nice: 0,
     }
 }
 
@@ -231,6 +234,13 @@ pub fn messages() -> Vec<Named> {
         program: vec![b'/', 0xFD],
         ..exec()
     };
+    let typed = Exec {
+        keys: 10,
+        stderr: 5,
+        ignored: 1 << 63 | 3,
+        nice: 19,
+        ..terminal.clone()
+    };
     let traced = Exec {
         stdin: 0,
         stdout: 3,
@@ -255,6 +265,10 @@ pub fn messages() -> Vec<Named> {
         ),
         ("exec", ToAgent::Exec(Box::new(exec()))),
         ("exec on a terminal", ToAgent::Exec(Box::new(terminal))),
+        (
+            "exec on a terminal beside its streams, signals ignored, nice",
+            ToAgent::Exec(Box::new(typed)),
+        ),
         (
             "exec traced, one pipe for both outputs",
             ToAgent::Exec(Box::new(traced)),
