@@ -82,6 +82,61 @@ def test_a_forked_child_does_not_wait_for_ever(cloche: Runner) -> None:
     assert done.stdout == b"DomainError True\nalive\n", done.stderr
 
 
+_DROPPED = """
+import gc, os, sys, threading, warnings, cloche
+warnings.simplefilter("always")
+gc.disable()  # until it is asked for
+warnings.showwarning = lambda message, kind, *_: "Sandbox" in str(message) and print(kind.__name__, flush=True)
+def supervisors():
+    found = []
+    for tid in os.listdir("/proc/self/task"):
+        found += open(f"/proc/self/task/{tid}/children").read().split()
+    return found
+def start(directory):
+    box = cloche.Sandbox(share=[directory + ":rw"])
+    box.start()
+    box.run(["sh", "-c", f"echo written > {directory}/file"])
+    # A program that runs, and the one that holds it in a circle, keep nothing.
+    box.process = box.popen(["sleep", "1000"], stdin=cloche.DEVNULL)
+    box.self = box
+    return box.process
+process = start(sys.argv[1])
+threads = threading.enumerate()
+fds = [os.pidfd_open(int(pid)) for pid in supervisors()]
+print(len(fds), flush=True)
+gc.collect()
+for thread in threads:
+    if thread is not threading.main_thread():
+        thread.join(60)
+print([thread.is_alive() for thread in threads], supervisors(), open(sys.argv[1] + "/file").read(), end="")
+try:
+    print(process.wait())
+except cloche.ClocheError as error:
+    print(type(error).__name__, "nothing in the program held it" in error.message)
+with cloche.Sandbox() as box:
+    box.run(["true"])
+box = cloche.Sandbox()
+del box
+gc.collect()
+print("closed ones warn of nothing")
+left = cloche.Sandbox()
+left.start()
+"""
+
+
+def test_a_dropped_sandbox_ends(cloche: Runner, folder: Path) -> None:
+    """A sandbox that nothing holds ends in order, with a warning; one that was closed or never started says nothing."""
+    program = f"import sys; sys.path.insert(0, {str(cloche.user.project / 'src')!r})\n{_DROPPED}"
+    done = cloche.user.run(["/usr/bin/python3", "-c", program, str(folder)], timeout=120)
+    assert done.stdout.decode().splitlines() == [
+        "1",
+        "ResourceWarning",
+        "[True, False] [] written",
+        "DomainError True",
+        "closed ones warn of nothing",
+    ], done.stderr
+
+
 def test_examples_of_the_documentation(cloche: Runner, project: Path) -> None:
     """Every Python example of docs/api.md runs as it stands."""
     text = (project / "docs" / "api.md").read_text()

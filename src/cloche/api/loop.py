@@ -32,6 +32,7 @@ class Loop:
         self._over = False
         self._finished = False
         self._ending = threading.Lock()
+        self._dropped = False
         self._watchers: set[Callable[[ClocheError], None]] = set()
         self._thread = threading.Thread(target=self._run, name="cloche", daemon=True)
 
@@ -58,6 +59,8 @@ class Loop:
             with self._ending:
                 self._finished = True
             self._ended(self._error or DomainError("the sandbox has ended"))
+            if self._dropped:
+                self._reactor.close()
 
     def _opened(self) -> None:
         self._opened_or_over.set()
@@ -117,18 +120,32 @@ class Loop:
     def close(self) -> None:
         """End the machine and the thread; what programs wrote to shares is on the host. May be called twice."""
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-
-            def finish() -> None:
-                def over() -> None:
-                    self._over = True
-
-                if self._domain.state is State.OPEN:
-                    self._domain.finish(over)
-                else:
-                    over()
-
-            self._reactor.call_soon_threadsafe(finish)
+            self._reactor.call_soon_threadsafe(self._finish)
             self._thread.join()
         if not self._thread.is_alive():
             self._reactor.close()
         self._error = self._error or DomainError("the sandbox has ended")
+
+    def drop(self) -> bool:
+        """End the machine without waiting for it, as ``close`` does; return whether there was anything to end.
+
+        For a garbage collector, which may call it in any thread, this loop's too, and whatever locks are held there.
+        """
+        if os.getpid() != self._process or not self._thread.is_alive() or self._error is not None:
+            return False
+        self._dropped = True
+        self._error = DomainError(
+            "the sandbox has ended: nothing in the program held it any more",
+            hint="Use it in a `with` statement, or keep it until close().",
+        )
+        self._reactor.call_soon_threadsafe(self._finish)
+        return True
+
+    def _finish(self) -> None:
+        def over() -> None:
+            self._over = True
+
+        if self._domain.state is State.OPEN:
+            self._domain.finish(over)
+        else:
+            over()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import warnings
+import weakref
 
 from cloche.api.loop import Loop
 from cloche.api.popen import PIPE, Popen, TimeoutExpired
@@ -73,6 +75,8 @@ RUN_OPTIONS = (
 class Sandbox:
     """A machine in which programs are run. A context manager: leaving it ends the machine and everything in it.
 
+    One that nothing holds any more ends as well, with a ResourceWarning, whatever programs still run in it.
+
     Args:
         share: Host directories the guest sees: paths, ``"DIR:rw"``, or ``"DIR:ro:at=PATH"`` as on the command line.
         include: Host files copied into the guest: a mapping of guest path to host path.
@@ -117,6 +121,7 @@ class Sandbox:
             insecure=tuple(insecure_no_jail),
         )
         self._loop: Loop | None = None
+        self._finalizer: weakref.finalize[..., Sandbox]
         self._facts: HostFacts
 
     def __enter__(self) -> Self:
@@ -140,6 +145,9 @@ class Sandbox:
         self._facts = collect_facts()
         plan = prepare_plan(self._request, self._facts)
         self._loop = Loop(plan)
+        self._finalizer = weakref.finalize(self, _drop, self._loop)
+        # At the host program's end its lifeline is cut, and the machine ends with it: nobody has to wait for that.
+        self._finalizer.atexit = False
         try:
             self._loop.open()
         except BaseException:
@@ -149,6 +157,7 @@ class Sandbox:
     def close(self) -> None:
         """End the machine. What programs wrote to shares is on the host when this returns. May be called twice."""
         if self._loop is not None:
+            self._finalizer.detach()
             self._loop.close()
 
     def popen(
@@ -262,6 +271,11 @@ class Sandbox:
         )
         facts = self._facts
         return build_command(asked, facts, resolve_user(asked, facts.user), shown_trees(asked.shares))
+
+
+def _drop(loop: Loop) -> None:
+    if loop.drop():
+        warnings.warn("a cloche.Sandbox was not closed: its machine is ended now", ResourceWarning, stacklevel=2)
 
 
 def _shares(words: Sequence[Word]) -> tuple[Share, ...]:
