@@ -34,7 +34,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "cloche")
 
 
 def pytest_configure() -> None:
-    """Let programs under test begin with the usual signals: a session in the background, or below nohup, ignores some."""
+    """Let programs under test begin with the usual signals: a session in the background or below nohup ignores some."""
     for signo in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(signo) is signal.SIG_IGN:
             signal.signal(signo, signal.SIG_DFL)

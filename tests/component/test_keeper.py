@@ -51,7 +51,7 @@ def set_flags(mode: bytes, *, local: int = 0, control: int = 0) -> bytes:
 
 
 def keep(binary: str, body: Callable[[Keeper, int, bytes, bytes], None]) -> tuple[bytes, bytes, bytes]:
-    """Start a warden, let ``body`` do something, end the supervisor's side; return the modes saved, raw and found then."""
+    """Start a warden, let ``body`` do something, end the supervisor's side; return the modes saved, raw and found."""
     master, terminal = pty.openpty()
     saved = get_mode(terminal)
     raw = set_flags(saved, local=termios.ICANON | termios.ECHO | termios.ISIG)

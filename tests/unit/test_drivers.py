@@ -12,7 +12,7 @@ from cloche.drivers.qemu.command import INITRD_PATH, KERNEL_PATH
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.registry import DRIVER_NAMES, find_driver
 from cloche.errors import ClocheError, HostError, ShareError, UsageError
-from cloche.model.guest import CopyTree, Loopback
+from cloche.model.guest import CopyTree, Entropy, Loopback
 from cloche.model.jail import AS_IS, Bind, BindFlag, File, JailFlag, Namespace
 from cloche.model.machine import LO_ON_DEMAND
 from cloche.model.plan import EndpointKind
@@ -300,6 +300,13 @@ def test_a_kernel_that_brings_its_loopback_up_is_told_to(host: HostFacts) -> Non
         words = values(process(made, "vmm").argv, "-append")[0].split()
         assert words.count(LO_ON_DEMAND) == len(abilities)
         assert any(isinstance(step, Loopback) for step in made.setup) is not bool(abilities)
+
+
+def test_a_guest_without_a_source_of_randomness_is_given_some() -> None:
+    """Only an emulated CPU is known to have one."""
+    for works in (True, False):
+        setup = plan(request(), facts(kvm=works)).setup
+        assert any(isinstance(step, Entropy) for step in setup) is works
 
 
 def test_a_machine_without_shares_has_one_file_system() -> None:

@@ -287,7 +287,9 @@ def machine_steps(
 ) -> list[Step]:
     """Return the steps that set up a machine for alice."""
     asked = request(shares=shares, includes=includes)
-    return list(build_machine_steps(asked, ALICE, person, skeleton, hostname="guest", loopback=True))
+    return list(
+        build_machine_steps(asked, ALICE, person, skeleton, hostname="guest", loopback=True, entropy=True)
+    )
 
 
 def targets(steps: list[Step]) -> list[bytes]:

@@ -136,26 +136,20 @@ fn switch_root(root: &Path) -> Result<()> {
     Ok(std::env::set_current_dir("/")?)
 }
 
-/// Removes a file or link that is in the way; what cannot be removed is dealt with when it is opened.
-fn clear_the_way(path: &Path) -> bool {
-    fs::remove_file(path).is_ok_and(|()| true)
-}
-
 fn write_file(path: &Path, mode: u32, owner: (u32, u32), content: &[u8]) -> std::io::Result<()> {
-    let removed = clear_the_way(path);
     let mut options = OpenOptions::new();
-    options.write(true).mode(mode & 0o7777);
-    let made = options
-        .clone()
-        .create_new(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path);
-    let mut file = match made {
-        // A mount point, or a file of the kernel's own, is written to where it is.
-        Err(error) if !removed && error.kind() == ErrorKind::AlreadyExists => options
-            .truncate(true)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(path)?,
+    options
+        .write(true)
+        .mode(mode & 0o7777)
+        .custom_flags(libc::O_NOFOLLOW);
+    let mut new = options.clone();
+    new.create_new(true);
+    let mut file = match new.open(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => match fs::remove_file(path) {
+            Ok(()) => new.open(path)?,
+            // A mount point, or a file of the kernel's own, is written to where it is.
+            Err(_) => options.truncate(true).open(path)?,
+        },
         other => other?,
     };
     file.write_all(content)?;
@@ -232,7 +226,8 @@ fn copy_file(from: &Path, to: &Path, owner: (u32, u32)) -> std::io::Result<()> {
         other => other?,
     };
     let mode = source.metadata()?.mode();
-    clear_the_way(to);
+    // What cannot be removed is dealt with when it is opened.
+    drop(fs::remove_file(to));
     let mut copy = OpenOptions::new()
         .write(true)
         .create_new(true)

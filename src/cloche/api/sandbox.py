@@ -275,7 +275,9 @@ class Sandbox:
 
 def _drop(loop: Loop) -> None:
     if loop.drop():
-        warnings.warn("a cloche.Sandbox was not closed: its machine is ended now", ResourceWarning, stacklevel=2)
+        warnings.warn(
+            "a cloche.Sandbox was not closed: its machine is ended now", ResourceWarning, stacklevel=2
+        )
 
 
 def _shares(words: Sequence[Word]) -> tuple[Share, ...]:

@@ -24,7 +24,7 @@ class Keeper:
         self._socket = connection
 
     def raw(self, terminal: int, saved: bytes, raw: bytes) -> None:
-        """Tell, before it is done, that the mode of ``terminal`` becomes ``raw``, and was ``saved`` (both of TCGETS)."""
+        """Tell, before it is done, that ``terminal`` becomes ``raw``, and was ``saved`` (both of TCGETS)."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, terminal.to_bytes(4, sys.byteorder))]
         self._send(b"\x01" + saved + raw, rights)
 

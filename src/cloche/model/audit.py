@@ -46,8 +46,8 @@ class Hold(Record):
     calls: str = ""
 
 
-#: The outer process waits for PID 1, keeps the supervisor's terminal, and does nothing else; it runs no foreign code and
-#: hears only the supervisor.
+#: The outer process waits for PID 1, keeps the supervisor's terminal, and does nothing else; it runs no foreign code
+#: and hears only the supervisor.
 WARDEN = Hold("warden", None, False, no_core=False)
 #: PID 1 builds the jails, so it needs every right in the domain's own namespaces; its filter takes key rings away.
 INIT = Hold(

@@ -84,6 +84,7 @@ def build_machine_steps(
     *,
     hostname: str,
     loopback: bool,
+    entropy: bool,
 ) -> tuple[Step, ...]:
     """Return the SETUP steps of a virtual machine: mounts, writable layer, home, shares, copies, names.
 
@@ -96,6 +97,7 @@ def build_machine_steps(
         skeleton: What the home begins with, if it is to be sent along.
         hostname: The guest's name.
         loopback: Whether the loopback device has to be brought up; a kernel may do that by itself.
+        entropy: Whether the kernel has to be given randomness; a CPU may have done that by itself.
     """
     base, root = b"/cloche", b"/cloche/root"
     steps: list[Step] = [
@@ -131,7 +133,9 @@ def build_machine_steps(
     steps += [SwitchRoot(root), Hostname(hostname.encode())]
     if loopback:
         steps.append(Loopback())
-    steps += [Clock(), Entropy()]
+    steps.append(Clock())
+    if entropy:
+        steps.append(Entropy())
     return tuple(steps)
 
 

@@ -78,6 +78,9 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
             facts.skeleton,
             hostname=ident,
             loopback=LO_ON_DEMAND not in kernel.abilities,
+            # An emulated CPU's RDRAND is the host's getrandom (target/i386/tcg/int_helper.c of QEMU), and the kernel
+            # takes it at its first breath. What a real CPU has is not known.
+            entropy=machine.accelerator != Accelerator.TCG,
         ),
         command=build_command(request, facts, person, shown_trees(request.shares)),
         writable_shares=any(share.writable for share in request.shares)
