@@ -113,12 +113,13 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _call(parsed: Parsed) -> int:
-    from importlib import import_module
-
     module, _, function = parsed.verb.handler.partition(":")
     if parsed.verb.name != "run":
         gc.enable()
-    status: int = getattr(import_module(f"cloche.cli.{module}"), function)(parsed)
+    name = f"cloche.cli.{module}"
+    # Not importlib's function of that purpose: the package would be imported for it, and `warnings` with it.
+    __import__(name)
+    status: int = getattr(sys.modules[name], function)(parsed)
     return status
 
 

@@ -18,11 +18,11 @@ def tsc_khz(warden: str, *, remember: bool = True) -> int:
 
     Measuring takes 50 ms, so the result is kept in the cache (if ``remember``) until the host boots again.
     """
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         boot = file.read().strip()
     try:
         path = os.path.join(xdg.cache_dir(), _FILE)
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             known, _, value = file.read().partition(" ")
         if known == boot and value.strip().isdigit():
             return int(value)
