@@ -1,0 +1,246 @@
+/*
+ * What a guest does with its devices in the trial of what they can do (tests/domain/test_abilities.py).
+ *
+ *   make FILE BYTES          what the others expect to find (done on the host)
+ *   read FILE BYTES          to stdout, past the page cache where the file allows it
+ *   write FILE               stdin, in whole pages, and onto the disk if it is one
+ *   files OLD NEW            reads OLD again and again and writes NEW again and again
+ *   pages DEVICE             writes pages of a disk and reads others
+ *   buffers DEVICE           has the disk fill memory that no program touches
+ *   random DEVICE            reads random numbers
+ *
+ * The last four go on until stdin ends, say on stdout how often they went round, check everything, and say "right N" at
+ * the end. Whatever is wrong is said on stderr, with status 1. What a place of a file or a disk holds is a function of
+ * the place alone (see `word`), so that host and guest know it without telling each other.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, PIECE = 16 * PAGE, BUFFERS = 64, DISK_PAGES = 4096 };
+
+static char pages[BUFFERS * PIECE] __attribute__((aligned(PAGE)));
+
+static void fail(const char *what, long long place)
+{
+    fprintf(stderr, "%s at %lld: %s\n", what, place, strerror(errno));
+    exit(1);
+}
+
+/* The 64 bits at a place, for one writer of many. */
+static uint64_t word(uint64_t place, uint64_t writer)
+{
+    return (place + 1) * 0x9E3779B97F4A7C15u ^ writer * 0xC2B2AE3D27D4EB4Fu;
+}
+
+static void fill(char *buffer, size_t size, uint64_t place, uint64_t writer)
+{
+    for (size_t at = 0; at < size; at += 8) {
+        uint64_t value = word(place + at, writer);
+        memcpy(buffer + at, &value, 8);
+    }
+}
+
+static int is_right(const char *buffer, size_t size, uint64_t place, uint64_t writer)
+{
+    for (size_t at = 0; at < size; at += 8) {
+        uint64_t value = word(place + at, writer);
+        if (memcmp(buffer + at, &value, 8))
+            return 0;
+    }
+    return 1;
+}
+
+static void check(const char *buffer, size_t size, uint64_t place, uint64_t writer)
+{
+    errno = 0;
+    if (!is_right(buffer, size, place, writer))
+        fail("wrong data", place);
+}
+
+static int open_or_fail(const char *path, int flags)
+{
+    int fd = open(path, flags, 0644);
+    if (fd < 0)
+        fail(path, 0);
+    return fd;
+}
+
+/* Says how far it is; false when stdin has ended. */
+static int go_on(unsigned rounds)
+{
+    struct pollfd input = {0, POLLIN, 0};
+    printf("%u\n", rounds);
+    fflush(stdout);
+    return poll(&input, 1, 0) == 0;
+}
+
+static void read_piece(int fd, char *buffer, size_t size, off_t place)
+{
+    if (pread(fd, buffer, size, place) != (ssize_t)size)
+        fail("read", place);
+}
+
+static void write_piece(int fd, const char *buffer, size_t size, off_t place)
+{
+    if (pwrite(fd, buffer, size, place) != (ssize_t)size)
+        fail("write", place);
+}
+
+static void make(const char *path, off_t size)
+{
+    int fd = open_or_fail(path, O_WRONLY | O_CREAT | O_TRUNC);
+    for (off_t place = 0; place < size; place += PIECE) {
+        fill(pages, PIECE, place, 0);
+        write_piece(fd, pages, PIECE, place);
+    }
+}
+
+static void show(const char *path, size_t left)
+{
+    int fd = open(path, O_RDONLY | O_DIRECT);
+    if (fd < 0)
+        fd = open_or_fail(path, O_RDONLY);
+    while (left) {
+        ssize_t got = read(fd, pages, left < sizeof pages ? (left + PAGE - 1) / PAGE * PAGE : sizeof pages);
+        if (got <= 0)
+            fail("read", left);
+        size_t wanted = (size_t)got < left ? (size_t)got : left;
+        if (fwrite(pages, 1, wanted, stdout) != wanted)
+            fail("stdout", left);
+        left -= wanted;
+    }
+}
+
+static void store(const char *path)
+{
+    int fd = open_or_fail(path, O_WRONLY);
+    size_t got = fread(pages, 1, sizeof pages, stdin);
+    got = (got + PAGE - 1) / PAGE * PAGE;
+    if (write(fd, pages, got) != (ssize_t)got || (fsync(fd) && errno != EINVAL))
+        fail(path, 0);
+}
+
+/* Both files stay open all the time, the new one is also found by its name, and nothing stays in the page cache. */
+static unsigned work_on_files(const char *old, const char *fresh)
+{
+    int from = open_or_fail(old, O_RDONLY), into = open_or_fail(fresh, O_RDWR | O_CREAT | O_EXCL);
+    off_t size = lseek(from, 0, SEEK_END);
+    unsigned round = 0;
+    do {
+        round++;
+        for (off_t place = 0; place < size; place += PIECE) {
+            read_piece(from, pages, PIECE, place);
+            check(pages, PIECE, place, 0);
+            fill(pages, PIECE, place, round);
+            write_piece(into, pages, PIECE, place);
+        }
+        if (fdatasync(into) || posix_fadvise(into, 0, 0, POSIX_FADV_DONTNEED))
+            fail("flush", round);
+        posix_fadvise(from, 0, 0, POSIX_FADV_DONTNEED);
+        int again = open_or_fail(fresh, O_RDONLY);
+        for (off_t place = 0; place < size; place += PIECE) {
+            read_piece(again, pages, PIECE, place);
+            check(pages, PIECE, place, round);
+        }
+        close(again);
+    } while (go_on(round));
+    return round;
+}
+
+/* Every page is written in turn, each time by another writer, and the one written longest ago is looked at. */
+static unsigned work_on_pages(const char *device)
+{
+    static unsigned writer[DISK_PAGES];
+    int fd = open_or_fail(device, O_RDWR | O_DIRECT);
+    unsigned round = 0;
+    for (off_t place = 0; place < (off_t)DISK_PAGES * PAGE; place += PIECE) {
+        fill(pages, PIECE, place, 0);
+        write_piece(fd, pages, PIECE, place);
+    }
+    do {
+        for (int count = 0; count < 64; count++) {
+            unsigned page = (round * 64 + count) * 769u % DISK_PAGES, other = (page + 769u) % DISK_PAGES;
+            writer[page] = round + 1;
+            fill(pages, PAGE, (uint64_t)page * PAGE, writer[page]);
+            write_piece(fd, pages, PAGE, (off_t)page * PAGE);
+            read_piece(fd, pages + PAGE, PAGE, (off_t)other * PAGE);
+            check(pages + PAGE, PAGE, (uint64_t)other * PAGE, writer[other]);
+        }
+        if (fdatasync(fd))
+            fail("flush", round);
+        round++;
+    } while (go_on(round));
+    for (unsigned page = 0; page < DISK_PAGES; page++) {
+        read_piece(fd, pages, PAGE, (off_t)page * PAGE);
+        check(pages, PAGE, (uint64_t)page * PAGE, writer[page]);
+    }
+    return round;
+}
+
+/* Only the device writes into the buffers: whether what it wrote last is there is seen at the end, and not before. */
+static unsigned work_on_buffers(const char *device)
+{
+    static off_t held[BUFFERS];
+    int fd = open_or_fail(device, O_RDONLY | O_DIRECT);
+    unsigned round = 0, stale = 0;
+    do {
+        for (unsigned index = 0; index < BUFFERS; index++) {
+            held[index] = (off_t)((round * 7 + index) % (DISK_PAGES * PAGE / PIECE)) * PIECE;
+            read_piece(fd, pages + index * PIECE, PIECE, held[index]);
+        }
+        round++;
+    } while (go_on(round));
+    for (unsigned index = 0; index < BUFFERS; index++)
+        for (unsigned at = 0; at < PIECE; at += PAGE)
+            stale += !is_right(pages + index * PIECE + at, PAGE, held[index] + at, 0);
+    if (stale) {
+        fprintf(stderr, "stale pages: %u of %u\n", stale, BUFFERS * PIECE / PAGE);
+        exit(1);
+    }
+    return round;
+}
+
+static unsigned work_on_numbers(const char *device)
+{
+    char numbers[2][64] = {{0}};
+    int fd = open_or_fail(device, O_RDONLY);
+    unsigned round = 0;
+    do {
+        round++;
+        if (read(fd, numbers[round % 2], 64) != 64)
+            fail("read", round);
+        errno = 0;
+        if (!memcmp(numbers[0], numbers[1], 64))
+            fail("the same numbers", round);
+    } while (go_on(round));
+    return round;
+}
+
+int main(int count, char **words)
+{
+    const char *what = count > 2 ? words[1] : "";
+    if (!strcmp(what, "make") && count == 4)
+        make(words[2], strtol(words[3], NULL, 10));
+    else if (!strcmp(what, "read") && count == 4)
+        show(words[2], strtoul(words[3], NULL, 10));
+    else if (!strcmp(what, "write"))
+        store(words[2]);
+    else if (!strcmp(what, "files") && count == 4)
+        printf("right %u\n", work_on_files(words[2], words[3]));
+    else if (!strcmp(what, "pages"))
+        printf("right %u\n", work_on_pages(words[2]));
+    else if (!strcmp(what, "buffers"))
+        printf("right %u\n", work_on_buffers(words[2]));
+    else if (!strcmp(what, "random"))
+        printf("right %u\n", work_on_numbers(words[2]));
+    else
+        return 2;
+    return fflush(stdout) != 0;
+}
