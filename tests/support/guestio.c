@@ -123,8 +123,14 @@ static void store(const char *path)
     int fd = open_or_fail(path, O_WRONLY);
     size_t got = fread(pages, 1, sizeof pages, stdin);
     got = (got + PAGE - 1) / PAGE * PAGE;
-    if (write(fd, pages, got) != (ssize_t)got || (fsync(fd) && errno != EINVAL))
-        fail(path, 0);
+    for (size_t done = 0; done < got;) {
+        ssize_t taken = write(fd, pages + done, got - done);
+        if (taken <= 0)
+            fail("write", done);
+        done += taken;
+    }
+    if (fsync(fd) && errno != EINVAL)
+        fail("fsync", 0);
 }
 
 /* Both files stay open all the time, the new one is also found by its name, and nothing stays in the page cache. */

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloche.domain.prepare import choose_kernel
@@ -94,7 +94,9 @@ class Vmm:
         Raises:
             QemuError: It refuses.
         """
-        self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        request = json.dumps({"execute": command, "arguments": arguments}).encode()
+        with suppress(BrokenPipeError):  # the answer says that it has ended
+            self._monitor.sendall(request)
         while True:
             message = self._receive()
             if "return" in message:
@@ -117,7 +119,9 @@ class Vmm:
         return str(self.ask("query-migrate").get("error-desc") or self.said())
 
     def _receive(self) -> dict[str, Any]:
-        line = self._lines.readline()
+        line = b""
+        with suppress(ConnectionResetError):
+            line = self._lines.readline()
         if not line:
             raise QemuError(self.said())
         message = json.loads(line)

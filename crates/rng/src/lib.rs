@@ -12,7 +12,8 @@ pub const MAX_BYTES: usize = 4096;
 /// Bytes got from the kernel at a time: up to this many come whole, and no signal interrupts them (getrandom(2)).
 const PIECE: usize = 256;
 
-const QUEUE_SIZE: u16 = 256;
+/// As many as QEMU's virtio-mmio offers a guest, whatever the device would like.
+const QUEUE_SIZE: u16 = 1024;
 
 /// The device. It keeps nothing: not one random byte outlives its request.
 #[derive(Debug, Default)]
