@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cloche.kernel.packages import PackageSource, unpack_package
+from cloche.kernel.tools import run_tool
 from support.hosts import ChangedHost
 from support.runs import Runner
 from support.users import ROOT, OrdinaryUser
@@ -53,3 +55,21 @@ def host(cloche: Runner, folder: Path) -> ChangedHost:
     runtime.mkdir(mode=0o700)
     os.chown(runtime, cloche.user.entry.pw_uid, cloche.user.entry.pw_gid)
     return ChangedHost(cloche.user, runtime)
+
+
+@pytest.fixture(scope="session")
+def qemu_7_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Provide the files of Debian 12's own QEMU, fetched and not installed."""
+    directory = tmp_path_factory.mktemp("qemu")
+    source = PackageSource(str(directory))
+    for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data"):
+        source.find(name)
+        lines = run_tool(["apt-cache", *source._options, "madison", name]).splitlines()
+        versions = [line.split("|")[1].strip() for line in lines]
+        version = next(word for word in versions if word.startswith("1:7.2") and "bpo" not in word)
+        unpack_package(source.download(f"{name}={version}"), str(directory / "tree"))
+    # Reachable for whoever runs it.
+    for path in (directory, *directory.parents):
+        if path.owner() == Path("/proc/self").owner() and path != Path("/tmp"):
+            path.chmod(path.stat().st_mode | 0o055)
+    return directory / "tree" / "usr"

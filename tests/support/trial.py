@@ -10,8 +10,9 @@ import os
 import secrets
 import shutil
 import socket
+import struct
 import subprocess
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,7 @@ from cloche.guest.messages import SetupDone
 from cloche.host.tools import require_own_binary
 from cloche.model.guest import BindDevice, GuestCommand, Mkdir, Mount, WaitPath, WriteFile
 from support.disks import empty_qcow2
+from support.standin import stand_in
 from support.vmm import PATIENCE_S, Qemu, QemuError, session, vmm
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 SLOT = 6
 DISK_BYTES = 16 << 20
 FILE_BYTES = 1 << 20
+_GUEST_CID = 5
 
 _BUS = f"bus=virtio-mmio-bus.{SLOT}"
 _PROGRAM = b"/run/guestio"
@@ -391,6 +394,27 @@ class Ports(Device):
         return Work(guest, "random", "/dev/urandom")
 
 
+class Sockets(Device):
+    """A vsock device. What stands behind it is not even asked whether it could be saved, so a stand-in will do."""
+
+    kind = name = "vhost-user-vsock"
+
+    @contextmanager
+    def start(self, scratch: Path) -> Iterator[list[str]]:
+        """See ``Device``."""
+        path = scratch / "device"
+        with stand_in(path, struct.pack("<Q", _GUEST_CID)):
+            yield [*_socket(str(path)), "-device", f"vhost-user-vsock-device,{_BUS},chardev=device"]
+
+    def use(self, guest: Guest, scratch: Path) -> None:
+        """See that the guest has found it."""
+        assert run(guest, "read", "/sys/bus/virtio/devices/virtio0/device", "6") == b"0x0013"
+
+    def begin(self, guest: Guest) -> Work:
+        """See ``Device``."""
+        return Work(guest, "random", "/dev/urandom")
+
+
 def _socket(path: str) -> tuple[str, str]:
     return "-chardev", f"socket,id=device,path={path}"
 
@@ -402,6 +426,7 @@ DEVICES: dict[str, Callable[[], Device]] = {
     "blk-raw": lambda: OwnDisk("raw"),
     "blk-qcow2": lambda: OwnDisk("qcow2"),
     "vhost-user-rng": OwnNumbers,
+    "vhost-user-vsock": Sockets,
     "virtio-serial": Ports,
     "virtio-blk": QemuDisk,
     "virtio-rng": QemuNumbers,
@@ -417,9 +442,15 @@ def try_device(device: Device, tools: Toolbox) -> Outcome:
 
     Whatever works by halves (is added and gives wrong data, is saved and stands still) fails here.
     """
+    scratch = prepare(device, tools)
+    return Outcome(_try_to_add(device, tools, scratch), _try_to_save(device, tools, scratch))
+
+
+def prepare(device: Device, tools: Toolbox) -> Path:
+    """Make a directory with what the device keeps."""
     scratch = tools.directory("device")
     device.prepare(scratch, tools.program)
-    return Outcome(_try_to_add(device, tools, scratch), _try_to_save(device, tools, scratch))
+    return scratch
 
 
 def _try_to_add(device: Device, tools: Toolbox, scratch: Path) -> str:
@@ -444,6 +475,21 @@ def bring_up(device: Device, program: Path) -> tuple[Step, ...]:
 
 
 def _try_to_save(device: Device, tools: Toolbox, scratch: Path) -> str:
+    try:
+        save_and_load(device, tools, scratch)
+    except QemuError as error:
+        return str(error)
+    return ""
+
+
+def save_and_load(
+    device: Device, tools: Toolbox, scratch: Path, meanwhile: Callable[[], None] | None = None
+) -> None:
+    """Boot a machine, save it while it uses the device, load it with a new process behind the device, and go on.
+
+    Raises:
+        QemuError: It cannot be saved, or not loaded.
+    """
     before, after = tools.directory("before"), tools.directory("after")
     with ExitStack() as stack:
         with ExitStack() as first:
@@ -452,28 +498,26 @@ def _try_to_save(device: Device, tools: Toolbox, scratch: Path) -> str:
             setup(guest, *bring_up(device, tools.program))
             device.use(guest, scratch)
             work = device.begin(guest)
-            try:
-                machine.save(before / "state")
-            except QemuError as error:
-                return str(error)
+            machine.save(before / "state")
+        if meanwhile is not None:
+            meanwhile()
         shutil.move(machine.memory, after / "memory")
         words = stack.enter_context(device.start(scratch))
-        try:
-            machine = stack.enter_context(vmm(tools.qemu, after, words, incoming=True))
-            machine.load(before / "state")
-        except QemuError as error:
-            return str(error)
+        machine = stack.enter_context(vmm(tools.qemu, after, words, incoming=True))
+        machine.load(before / "state")
         guest.path = machine.control
         work.go_on()
         assert work.finish() == ""
         device.use(guest, scratch)
-    return ""
 
 
 def _boot(device: Device, tools: Toolbox, place: Path, scratch: Path, stack: ExitStack) -> Vmm:
-    words = stack.enter_context(device.start(scratch))
-    machine = stack.enter_context(vmm(tools.qemu, place, words))
-    machine.ask("cont")
+    try:
+        words = stack.enter_context(device.start(scratch))
+        machine = stack.enter_context(vmm(tools.qemu, place, words))
+        machine.ask("cont")
+    except QemuError as error:
+        raise AssertionError(f"the machine does not even start: {error}") from error
     return machine
 
 
@@ -489,8 +533,7 @@ def try_moving_memory(
             a file of its own that both machines use.
         loading: Another build of the disk, for the machine that is loaded.
     """
-    scratch, before, after = (tools.directory(name) for name in ("device", "before", "after"))
-    disk.prepare(scratch, tools.program)
+    scratch, before, after = prepare(disk, tools), tools.directory("before"), tools.directory("after")
     with ExitStack() as stack:
         with ExitStack() as first:
             machine = _boot(disk, tools, before, scratch, first)

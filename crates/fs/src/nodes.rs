@@ -96,23 +96,26 @@ impl Nodes {
         nodes
     }
 
-    /// Puts back an inode of a saved state; `None` stands for one that is not where it was.
+    /// Puts back an inode of a saved state that was found again as `key`. Two that have become one file stay two numbers:
+    /// the second is found nowhere.
     ///
     /// # Errors
     /// `ESTALE` when its directory was not put back before.
-    pub fn restore(&mut self, saved: Saved, found: Option<(Key, u32)>) -> io::Result<()> {
+    pub fn restore(&mut self, saved: Saved, key: Key, kind: u32) -> io::Result<()> {
         self.nodes
             .get_mut(&saved.parent)
             .ok_or_else(stale)?
             .children += 1;
-        let nowhere = Key {
-            dev: u64::MAX,
-            ino: saved.number,
-            mount: u64::MAX,
+        let (key, kind) = if self.numbers.contains_key(&key) {
+            let nowhere = Key {
+                dev: u64::MAX,
+                ino: saved.number,
+                mount: u64::MAX,
+            };
+            (nowhere, 0)
+        } else {
+            (key, kind)
         };
-        let (key, kind) = found
-            .filter(|(key, _)| !self.numbers.contains_key(key))
-            .unwrap_or((nowhere, 0));
         let Saved {
             number,
             parent,
@@ -133,6 +136,22 @@ impl Nodes {
         );
         self.numbers.insert(key, number);
         Ok(())
+    }
+
+    /// The path of `name` in a directory, from the root of the tree on, for messages.
+    #[must_use]
+    pub fn path(&self, parent: u64, name: &CStr) -> String {
+        let mut parts = vec![name.to_string_lossy()];
+        let mut next = parent;
+        while next != ROOT {
+            let Some(node) = self.nodes.get(&next) else {
+                break;
+            };
+            parts.push(node.name.to_string_lossy());
+            next = node.parent;
+        }
+        parts.reverse();
+        format!("/{}", parts.join("/"))
     }
 
     /// Goes on with the numbers of a saved state.

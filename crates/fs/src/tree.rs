@@ -366,12 +366,15 @@ impl SerializableFileSystem for TreeFs {
         self.reset();
         let mut state = self.state();
         for one in saved {
-            let found = self
+            // Directories come first, so the one that is named is the one that is gone.
+            let stat = self
                 .place(&mut state, one.parent)
-                .and_then(|dir| stat_at(&dir, &one.name));
-            state
-                .nodes
-                .restore(one, found.ok().map(|stat| (stat.key, stat.kind())))?;
+                .and_then(|dir| stat_at(&dir, &one.name))
+                .map_err(|error| {
+                    let path = state.nodes.path(one.parent, &one.name);
+                    io::Error::new(error.kind(), format!("{path} is not there any more: {error}"))
+                })?;
+            state.nodes.restore(one, stat.key, stat.kind())?;
         }
         state.nodes.resume(next);
         Ok(())

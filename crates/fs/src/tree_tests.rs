@@ -271,41 +271,47 @@ fn owners_are_shown_as_root() {
     );
 }
 
-fn through_a_file(scratch: &Scratch, from: &TreeFs, to: &TreeFs) {
+fn through_a_file(scratch: &Scratch, from: &TreeFs, to: &TreeFs) -> io::Result<()> {
     let path = scratch.path().join("state");
     from.serialize(File::create(&path).unwrap()).unwrap();
-    to.deserialize_and_apply(File::open(&path).unwrap())
-        .unwrap();
+    let done = to.deserialize_and_apply(File::open(&path).unwrap());
     fs::remove_file(&path).unwrap();
+    done
+}
+
+/// A tree with a file in a directory, two servers of it, and the numbers of both as the first one gave them.
+fn two_servers(scratch: &Scratch) -> (TreeFs, TreeFs, u64, u64) {
+    fs::create_dir(scratch.path().join("dir")).unwrap();
+    fs::write(scratch.path().join("dir/file"), b"text").unwrap();
+    let before = tree(scratch.path(), 8);
+    let dir = before.lookup(ctx(), ROOT, c"dir").unwrap().inode;
+    let file = before.lookup(ctx(), dir, c"file").unwrap().inode;
+    (before, tree(scratch.path(), 8), dir, file)
 }
 
 #[test]
 fn a_restored_server_knows_what_the_saved_one_knew() {
     let scratch = Scratch::new("state");
-    fs::create_dir(scratch.path().join("dir")).unwrap();
-    fs::write(scratch.path().join("dir/file"), b"text").unwrap();
-    fs::write(scratch.path().join("gone"), b"").unwrap();
-    let before = tree(scratch.path(), 8);
-    let dir = before.lookup(ctx(), ROOT, c"dir").unwrap().inode;
-    let file = before.lookup(ctx(), dir, c"file").unwrap().inode;
-    let gone = before.lookup(ctx(), ROOT, c"gone").unwrap().inode;
+    let (before, after, dir, file) = two_servers(&scratch);
     before.forget(ctx(), dir, 1);
-    fs::remove_file(scratch.path().join("gone")).unwrap();
-
-    let after = TreeFs::new(
-        scratch.path().to_str().unwrap(),
-        Ids::SquashRoot,
-        8 + RESERVED_FDS,
-    )
-    .unwrap();
-    through_a_file(&scratch, &before, &after);
+    through_a_file(&scratch, &before, &after).unwrap();
     assert_eq!(read(&after, file).unwrap(), b"text");
-    assert!(read(&after, gone).is_err());
     assert_eq!(after.lookup(ctx(), ROOT, c"dir").unwrap().inode, dir);
     after.forget(ctx(), dir, 1);
     after.forget(ctx(), file, 1);
-    after.forget(ctx(), gone, 1);
     assert_eq!(after.known_inodes(), 1);
     fs::write(scratch.path().join("new"), b"").unwrap();
-    assert!(after.lookup(ctx(), ROOT, c"new").unwrap().inode > gone);
+    assert!(after.lookup(ctx(), ROOT, c"new").unwrap().inode > file);
+}
+
+#[test]
+fn what_is_gone_at_a_restore_is_named() {
+    let scratch = Scratch::new("gone");
+    let (before, after, ..) = two_servers(&scratch);
+    fs::remove_file(scratch.path().join("dir/file")).unwrap();
+    let error = through_a_file(&scratch, &before, &after).unwrap_err();
+    assert!(error.to_string().starts_with("/dir/file is not there any more"), "{error}");
+    fs::remove_dir(scratch.path().join("dir")).unwrap();
+    let error = through_a_file(&scratch, &before, &after).unwrap_err();
+    assert!(error.to_string().starts_with("/dir is not there any more"), "{error}");
 }

@@ -39,8 +39,11 @@ def main(parsed: Parsed) -> int:
     request = build_request(parsed)
     if parsed.get("dry_run"):
         from cloche.domain.describe import describe_plan
+        from cloche.drivers.registry import find_driver
 
-        sys.stdout.write(describe_plan(prepare_plan(request, collect_facts(remember=False), dry=True)))
+        facts = collect_facts(remember=False)
+        plan = prepare_plan(request, facts, dry=True)
+        sys.stdout.write(describe_plan(plan, find_driver(plan.driver).why_not_saveable(plan, facts)))
         return 0
     # The mask is the program's. What cloche itself makes is private and usable, even where the caller's forbids all.
     mask = os.umask(0o077)

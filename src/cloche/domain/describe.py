@@ -27,8 +27,8 @@ _MOUNT_FLAGS = (
 )
 
 
-def describe_plan(plan: LaunchPlan) -> str:
-    """Return the plan, one fact a line."""
+def describe_plan(plan: LaunchPlan, unsaveable: str = "") -> str:
+    """Return the plan, one fact a line; ``unsaveable`` is why its domain cannot be saved, empty if it can."""
     lines = [f"driver      {plan.driver} ({plan.isolation})"]
     machine = plan.machine
     if machine is not None:
@@ -39,6 +39,7 @@ def describe_plan(plan: LaunchPlan) -> str:
             f"kernel      {machine.kernel.ident} ({machine.kernel.kind}): {_text(machine.kernel.path)}"
         )
         lines.append(f"initramfs   {_text(machine.kernel.initrd)}")
+    lines.append(f"saveable    {f'no: {unsaveable}' if unsaveable else 'yes'}")
     for part in plan.insecure:
         lines.append(f"insecure    without {INSECURE_PARTS[part]}")
     for endpoint in plan.endpoints:

@@ -90,6 +90,11 @@ class BwrapDriver:
             ),
         )
 
+    def why_not_saveable(self, plan: LaunchPlan, facts: HostFacts) -> str:
+        """Say no."""
+        del plan, facts
+        return "nothing saves the processes of a container"
+
 
 def _refuse_unsupported(request: RunRequest, facts: HostFacts) -> None:
     if not facts.tools.bwrap:

@@ -88,3 +88,7 @@ class Driver(Protocol):
             HostError: The host lacks what the driver needs.
         """
         raise NotImplementedError
+
+    def why_not_saveable(self, plan: LaunchPlan, facts: HostFacts) -> str:
+        """Return why a domain of this plan cannot be saved while it runs; empty if it can."""
+        raise NotImplementedError

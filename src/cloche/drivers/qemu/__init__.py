@@ -56,3 +56,12 @@ class QemuDriver:
     def plan(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
         """Compute the launch of a machine."""
         return plan_launch(request, facts, kernel)
+
+    def why_not_saveable(self, plan: LaunchPlan, facts: HostFacts) -> str:
+        """Look at the machine and its devices."""
+        from cloche.drivers.qemu.abilities import why_not_saveable
+
+        if plan.machine is None or plan.machine.kernel.machine != "microvm":
+            return "nobody has tried it with anything but microvm"
+        vmm = next(process for process in plan.processes if process.name == "vmm")
+        return why_not_saveable(vmm.argv, facts.tools.qemu_version)
