@@ -64,6 +64,7 @@ class Vmm:
         self.control = str(directory / "control")
         self.memory = directory / "memory"
         self._events: list[dict[str, Any]] = []
+        self._said = ""
         ours, theirs = socket.socketpair()
         with theirs, socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.control)
@@ -82,9 +83,13 @@ class Vmm:
         ours.settimeout(PATIENCE_S)
         self._monitor = ours
         self._lines = ours.makefile("rb")
-        self._receive()  # the greeting
-        self.ask("qmp_capabilities")
-        self.ask("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+        try:
+            self._receive()  # the greeting
+            self.ask("qmp_capabilities")
+            self.ask("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+        except QemuError:
+            self.close()
+            raise
 
     # The monitor
 
@@ -132,9 +137,9 @@ class Vmm:
         """End it, and return what it has said on stderr."""
         self.process.kill()
         assert self.process.stderr is not None
-        text = self.process.stderr.read().decode().strip()
+        self._said += self.process.stderr.read().decode()
         self.process.wait()
-        return text
+        return self._said.strip()
 
     def close(self) -> None:
         """End it at once."""
