@@ -18,18 +18,9 @@ import pytest
 from cloche.drivers.qemu.abilities import ABILITIES, TRIED, ability
 from cloche.host.tools import qemu_version
 from setuplib import cargo, rust
-from support.trial import (
-    DEVICES,
-    OwnDisk,
-    SharedFiles,
-    Toolbox,
-    compile_program,
-    make_template,
-    prepare,
-    save_and_load,
-    try_device,
-    try_moving_memory,
-)
+from support.guestwork import compile_program
+from support.trial import Toolbox, make_template, prepare, save_and_load, try_device, try_moving_memory
+from support.tried import DEVICES, OwnDisk, SharedFiles
 from support.vmm import Qemu, QemuError
 
 if TYPE_CHECKING:
@@ -85,7 +76,16 @@ def disk_without_log(room: Path) -> str:
     target = project / "target" / "mutants"
     subprocess.run(
         [
-            *(found.path, "build", "--locked", "--quiet", "--package", "cloche-disk", "--target", rust.TARGET),
+            *(
+                found.path,
+                "build",
+                "--locked",
+                "--quiet",
+                "--package",
+                "cloche-disk",
+                "--target",
+                rust.TARGET,
+            ),
             # A build for debugging checks descriptors with calls that the disk's own filter does not allow.
             *("--release", "--features", "cloche-disk/mutant-no-log", "--target-dir", str(target)),
         ],
@@ -170,9 +170,7 @@ def test_shared_memory_needs_no_log(
 
 
 @pytest.mark.parametrize("cache", ["forever", "coherent"])
-def test_a_file_that_is_gone_at_a_restore_is_named(
-    toolbox: Callable[[str], Toolbox], cache: str
-) -> None:
+def test_a_file_that_is_gone_at_a_restore_is_named(toolbox: Callable[[str], Toolbox], cache: str) -> None:
     """A file the guest knows that is not there any more fails the restore, and the server says which one."""
     tools = toolbox("installed")
     device = SharedFiles(cache)

@@ -1,4 +1,4 @@
-"""A process behind a vhost-user device that offers everything saving needs, and does nothing: for what QEMU itself refuses."""
+"""A vhost-user device that offers everything saving needs, and does nothing: for what QEMU itself refuses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _CONFIG_HEAD = 12
 
 @contextmanager
 def stand_in(path: Path, config: bytes) -> Iterator[None]:
-    """Provide a process that listens at ``path`` for one VMM (a thread, here).
+    """Provide a device that listens at ``path`` for one VMM (in a thread).
 
     Args:
         path: Of its socket.

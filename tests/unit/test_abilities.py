@@ -10,9 +10,7 @@ from cloche.drivers.registry import find_driver
 from cloche.model.request import Disk
 from support.plans import KERNEL, TOOLS, facts, plan, process, request, share
 
-EVERYTHING = request(
-    shares=(share("/data", writable=True),), disks=(Disk("home", "/home/alice/disk.img"),)
-)
+EVERYTHING = request(shares=(share("/data", writable=True),), disks=(Disk("home", "/home/alice/disk.img"),))
 
 
 def test_every_version_that_was_tried_has_an_entry() -> None:

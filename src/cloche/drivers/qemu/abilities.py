@@ -1,10 +1,12 @@
 """What QEMU allows a device: to be added when a machine is restored, to be saved while it is used (layer 4, pure).
 
-Nothing here is believed: ``tests/domain/test_abilities.py`` tries every entry with both QEMUs and fails where this table
-says something else. ``docs/devices.md`` shows it with what QEMU said, word for word.
+Nothing here is believed: ``tests/domain/test_abilities.py`` tries every entry with both QEMUs and fails where this
+table says something else. ``docs/devices.md`` shows it with what QEMU said, word for word.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from cloche.record import TYPE_CHECKING, Record
 
@@ -71,7 +73,7 @@ def why_not_saveable(argv: tuple[bytes, ...], version: tuple[int, int]) -> str:
 
 def device_kinds(argv: tuple[bytes, ...]) -> Iterator[str]:
     """Return the kind of every device in QEMU's arguments, without what names its transport."""
-    for word, value in zip(argv, argv[1:], strict=False):
+    for word, value in pairwise(argv):
         if word != b"-device":
             continue
         kind = value.decode("utf-8", "replace").partition(",")[0]
