@@ -160,6 +160,31 @@ def test_the_end_of_an_essential_process(
     assert hint in error.hint
 
 
+@pytest.mark.parametrize(
+    "text, done",
+    [
+        ("echo 'reboot: Restarting system' >&3", "restarted"),
+        (r"printf 'word\r\n[    1.5] reboot: Restarting system\r\n' >&3", "restarted"),
+        ("echo 'reboot: Power down' >&3; read x <&3", "switched off"),
+        ("echo 'reboot: Power off not available: System halted instead' >&3; read x <&3", "switched off"),
+        ("echo 'reboot: System halted' >&3; read x <&3", "halted"),
+    ],
+)
+def test_a_machine_that_its_program_ends(start: Callable[..., Domain], text: str, done: str) -> None:
+    """A restart, and a stop after which the machine only stands still, are told as what a program has done."""
+    error = start(script("vmm", text, CONSOLE)).until_ended()
+    assert error.message == f"a program in the guest has {done} its machine, and ended itself with it"
+    assert error.detail == ()
+
+
+@pytest.mark.parametrize("line", ["reboot: Power d[7]: segfault", "no reboot: System halted", "reboot: System halted."])
+def test_other_words_end_nothing(start: Callable[..., Domain], line: str) -> None:
+    """Only the kernel's whole line counts: not what a program's name, which it may choose, makes the kernel say."""
+    domain = start(script("vmm", f"echo '{line}' >&3; read x <&3", CONSOLE))
+    domain.says(line)
+    assert domain.ends == []
+
+
 def test_the_last_words_are_told(start: Callable[..., Domain]) -> None:
     """What was on the console when the domain ended is the hint."""
     domain = start(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from support.hosts import ChangedHost
+    from support.runs import Runner
 
 ROGUE_SOURCE = Path(__file__).parents[1] / "support" / "rogue.c"
 #: Long enough for a guest to start, short enough to wait for.
@@ -163,3 +164,18 @@ def test_guest_that_floods(with_rogue: Callable[[str], ChangedHost], kind: str, 
     )
     check_error(done, 125, said)
     assert int(done.stdout) < MOST_MEMORY_KIB
+
+
+@pytest.mark.parametrize(
+    "command, done", [(0x01234567, "restarted"), (0x4321FEDC, "switched off"), (0xCDEF0123, "halted")]
+)
+def test_a_program_that_ends_its_machine(cloche: Runner, command: int, done: str) -> None:
+    """reboot(2) by root of the guest is told as what it is, whether the machine goes or only stands still."""
+    script = f"import ctypes; ctypes.CDLL(None).reboot({command})"
+    ended = cloche("--privileged", "python3", "-c", script)
+    assert ended.returncode == 125
+    lines = ended.stderr.decode().splitlines()
+    assert lines == [
+        f"cloche: a program in the guest has {done} its machine, and ended itself with it",
+        "hint: A machine lives as long as the program it was started for: let that one end.",
+    ]

@@ -39,6 +39,13 @@ _SIGKILL = 9
 _SIGSYS = 31
 #: Exit status of a device process that cannot use what it was given (crates/device).
 _UNUSABLE = 4
+#: What the kernel says when a program has called reboot(2), each a line of its own (kernel/reboot.c).
+_REBOOT_LINES = {
+    b"reboot: Restarting system": "restarted",
+    b"reboot: Power down": "switched off",
+    b"reboot: Power off not available: System halted instead": "switched off",
+    b"reboot: System halted": "halted",
+}
 #: As much of the console as is kept to explain a failed boot, in bytes.
 _CONSOLE_KEPT = 16 * 1024
 
@@ -198,6 +205,8 @@ class Launcher:
         self._drain_console()
         detail = self._complaints[event.id].last_words() or tuple(self.console_tail())
         if process.name == "vmm" and event.status == 0:
+            if (done := self._rebooted()) is not None:
+                return _by_program(done)
             return DomainError(
                 "the guest's kernel has stopped the machine",
                 detail=detail,
@@ -292,6 +301,17 @@ class Launcher:
         del self._console[:-_CONSOLE_KEPT]
         if self.console_sink is not None:
             self.console_sink(data)
+        # A machine without ACPI cannot be switched off: it stands still, and nothing else says so.
+        if b"\n" in data and (done := self._rebooted()) is not None and done != "restarted":
+            self._end(_by_program(done))
+
+    def _rebooted(self) -> str | None:
+        """Return what a program of the guest has done to its machine, if that is the kernel's last word.
+
+        Whoever can write such a line by other means is root of the guest, and could do the same.
+        """
+        last = bytes(self._console).replace(b"\r", b"").rstrip(b"\n").rpartition(b"\n")[2]
+        return _REBOOT_LINES.get(last.rpartition(b"] ")[2])
 
     def console_tail(self, lines: int = 8) -> list[str]:
         """Return the last lines of the guest's console, made safe to show."""
@@ -337,6 +357,13 @@ class Launcher:
             self._endpoints.close()
         if self._directory is not None:
             self._directory.close()
+
+
+def _by_program(done: str) -> DomainError:
+    return DomainError(
+        f"a program in the guest has {done} its machine, and ended itself with it",
+        hint="A machine lives as long as the program it was started for: let that one end.",
+    )
 
 
 def _open_program(path: str) -> int:
