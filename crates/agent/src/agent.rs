@@ -25,12 +25,13 @@ const SIGNALS: u64 = 2;
 const WATCH: u64 = 3;
 /// From here on a token is a job's slot and one of its parts.
 const JOBS: u64 = 16;
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     Part::Stdin,
     Part::Stdout,
     Part::Stderr,
     Part::Terminal,
     Part::Stub,
+    Part::Keys,
 ];
 
 /// Everything the agent is.

@@ -17,7 +17,7 @@ use crate::log;
 use crate::setup;
 use crate::spawn::{self, Program, SpawnError};
 use crate::sys::{self, Errno};
-use crate::tty;
+use crate::tty::{self, Unused};
 use crate::watch::Watch;
 
 /// Requests are taken only while this much can be told to the host: enough for the ends of all jobs.
@@ -303,7 +303,7 @@ impl Agent {
     }
 
     fn try_exec(&mut self, exec: Exec) -> Result<(), SpawnError> {
-        let streams = [exec.stdin, exec.stdout, exec.stderr];
+        let streams = [exec.stdin, exec.stdout, exec.stderr, exec.keys];
         if streams.iter().any(|id| *id != 0 && self.mux.knows(*id)) {
             return Err(SpawnError::new(Errno(libc::EEXIST), b"stream id"));
         }
@@ -322,7 +322,8 @@ impl Agent {
             program.cgroup = Some(procs);
         }
         let started = if flags & exec_flags::TTY != 0 {
-            start_on_terminal(&mut job, &program, size, uid).map(|()| None)
+            self.start_on_terminal(&mut job, &program, size, uid)
+                .map(|()| None)
         } else {
             self.start_on_pipes(&mut job, &program).map(Some)
         };
@@ -340,13 +341,13 @@ impl Agent {
 
     fn start_on_pipes(&mut self, job: &mut Job, program: &Program) -> Result<i32, SpawnError> {
         let failed = |errno| SpawnError::new(errno, b"standard streams");
-        let [stdin, stdout, stderr] = job.streams;
+        let [stdin, stdout, stderr, _] = job.streams;
         let null = self.null_device().map_err(failed)?;
         let mut theirs: [Option<OwnedFd>; 3] = [None, None, None];
         if stdin != 0 {
             let (read, write) = sys::pipe().map_err(failed)?;
             sys::set_nonblocking(write.as_fd()).map_err(failed)?;
-            job.input = Some(Input::new(stdin, Rc::new(write), false));
+            job.inputs[0] = Some(Input::new(stdin, Rc::new(write), false));
             theirs[0] = Some(read);
         }
         for (index, stream) in [stdout, stderr].into_iter().enumerate() {
@@ -383,10 +384,14 @@ impl Agent {
             return;
         };
         job.pid = Some(pid);
-        let [stdin, stdout, stderr] = job.streams;
+        let [stdin, stdout, stderr, keys] = job.streams;
         if stdin != 0 {
             self.mux.open_receiver(stdin);
         }
+        if keys != 0 && job.unused.is_none() {
+            job.want_keys(&mut self.mux);
+        }
+        job.look_for_use(&mut self.mux);
         for stream in [stdout, stderr] {
             if stream != 0 {
                 self.mux.open_sender(stream);
@@ -410,30 +415,44 @@ impl Agent {
         self.drop_job(slot);
         self.tell_failed(id, error);
     }
-}
 
-fn start_on_terminal(
-    job: &mut Job,
-    program: &Program,
-    (rows, cols): (u16, u16),
-    uid: u32,
-) -> Result<(), SpawnError> {
-    let failed = |errno| SpawnError::new(errno, b"terminal");
-    let (master, slave) = tty::open_terminal(rows, cols, uid).map_err(failed)?;
-    sys::set_nonblocking(master.as_fd()).map_err(failed)?;
-    let [stdin, stdout, stderr] = job.streams;
-    let mut error = None;
-    if stderr != 0 {
-        let (read, write) = sys::pipe().map_err(failed)?;
-        sys::set_nonblocking(read.as_fd()).map_err(failed)?;
-        job.outputs[1] = Some(Output::new(stderr, Rc::new(read), false));
-        error = Some(write);
+    fn start_on_terminal(
+        &mut self,
+        job: &mut Job,
+        program: &Program,
+        (rows, cols): (u16, u16),
+        uid: u32,
+    ) -> Result<(), SpawnError> {
+        let failed = |errno| SpawnError::new(errno, b"terminal");
+        let (master, slave) = tty::open_terminal(rows, cols, uid).map_err(failed)?;
+        sys::set_nonblocking(master.as_fd()).map_err(failed)?;
+        let master = Rc::new(master);
+        let [stdin, stdout, stderr, keys] = job.streams;
+        let (mut input, mut error) = (None, None);
+        if keys == 0 {
+            job.inputs[0] = Some(Input::new(stdin, Rc::clone(&master), true));
+        } else if stdin == 0 {
+            input = Some(self.null_device().map_err(failed)?);
+        } else {
+            let (read, write) = sys::pipe().map_err(failed)?;
+            sys::set_nonblocking(write.as_fd()).map_err(failed)?;
+            job.inputs[0] = Some(Input::new(stdin, Rc::new(write), false));
+            input = Some(read);
+        }
+        if stderr != 0 {
+            let (read, write) = sys::pipe().map_err(failed)?;
+            sys::set_nonblocking(read.as_fd()).map_err(failed)?;
+            job.outputs[1] = Some(Output::new(stderr, Rc::new(read), false));
+            error = Some(write);
+        }
+        if keys != 0 {
+            // Without a way to tell, the keys are the program's from its start.
+            job.unused = Unused::new(master.as_fd(), !self.is_guest).ok();
+        }
+        let (pid, socket) = tty::start(program, slave, input, error)?;
+        job.outputs[0] = Some(Output::new(stdout, Rc::clone(&master), true));
+        job.terminal = Some(master);
+        job.stub = Some(Stub { pid, socket });
+        Ok(())
     }
-    let (pid, socket) = tty::start(program, slave, error)?;
-    let master = Rc::new(master);
-    job.input = Some(Input::new(stdin, Rc::clone(&master), true));
-    job.outputs[0] = Some(Output::new(stdout, Rc::clone(&master), true));
-    job.terminal = Some(master);
-    job.stub = Some(Stub { pid, socket });
-    Ok(())
 }

@@ -8,6 +8,7 @@ use cloche_proto::mux::Mux;
 
 use crate::cgroup::Cgroup;
 use crate::sys::{self, Errno};
+use crate::tty::Unused;
 
 /// Most bytes moved for one stream before the others have their turn.
 const TURN: usize = 65536;
@@ -31,6 +32,8 @@ pub enum Part {
     Terminal,
     /// The socket of a terminal's stub.
     Stub,
+    /// Whether a terminal's keys are wanted.
+    Keys,
 }
 
 /// The way from the channel to a program's standard input.
@@ -187,12 +190,14 @@ pub struct Job {
     pub pid: Option<i32>,
     /// It was started (or is not going to be), and has ended.
     pub ended: bool,
-    /// The job's streams: standard input, output and error; 0 for none.
-    pub streams: [u32; 3],
+    /// The job's streams: standard input, output and error, and what is typed beside them; 0 for none.
+    pub streams: [u32; 4],
     /// Outputs live on after the program.
     pub lingers: bool,
-    /// Standard input.
-    pub input: Option<Input>,
+    /// Standard input, and what is typed on a terminal that is not the standard input.
+    pub inputs: [Option<Input>; 2],
+    /// The latter, until a program wants it.
+    pub unused: Option<Unused>,
     /// Standard output and error.
     pub outputs: [Option<Output>; 2],
     /// The terminal.
@@ -209,14 +214,15 @@ pub struct Job {
 
 impl Job {
     /// A job about to be started.
-    pub fn new(id: u32, streams: [u32; 3], lingers: bool) -> Self {
+    pub fn new(id: u32, streams: [u32; 4], lingers: bool) -> Self {
         Self {
             id,
             pid: None,
             ended: false,
             streams,
             lingers,
-            input: None,
+            inputs: [None, None],
+            unused: None,
             outputs: [None, None],
             terminal: None,
             stub: None,
@@ -234,43 +240,90 @@ impl Job {
         let output = match part {
             Part::Stdout | Part::Terminal => &mut self.outputs[0],
             Part::Stderr => &mut self.outputs[1],
-            Part::Stdin | Part::Stub => &mut None,
+            Part::Stdin | Part::Stub | Part::Keys => &mut None,
         };
         if let Some(output) = output {
             output.ready |= readable;
             output.hung_up |= hung_up;
         }
-        if !matches!(part, Part::Stdin | Part::Terminal) {
-            return;
-        }
-        if let Some(input) = &mut self.input {
-            input.ready |= has(libc::EPOLLOUT);
-            // A terminal hangs up between two openings, too, and its end is the program's.
-            if has(libc::EPOLLERR) && !input.is_terminal {
-                self.stop_input(mux);
+        match part {
+            Part::Terminal => {
+                let typed = self.inputs.iter_mut().flatten();
+                for input in typed.filter(|input| input.is_terminal) {
+                    input.ready |= has(libc::EPOLLOUT);
+                }
             }
+            Part::Stdin => {
+                if let Some(input) = &mut self.inputs[0] {
+                    input.ready |= has(libc::EPOLLOUT);
+                }
+                if has(libc::EPOLLERR) {
+                    self.stop_input(0, mux);
+                }
+            }
+            Part::Keys => self.look_for_use(mux),
+            Part::Stdout | Part::Stderr | Part::Stub => {}
         }
     }
 
-    /// The input stream has no reader any more.
-    fn stop_input(&mut self, mux: &mut Mux) {
-        if let Some(input) = self.input.take() {
+    /// An input stream has no reader any more.
+    fn stop_input(&mut self, index: usize, mux: &mut Mux) {
+        if let Some(input) = self.inputs[index].take() {
             mux.stop(input.stream);
         }
     }
 
+    fn stop_inputs(&mut self, mux: &mut Mux) {
+        // Nobody will want it any more; the host waits for its first credit.
+        if self.unused.take().is_some() {
+            let [.., keys] = self.streams;
+            mux.open_receiver(keys);
+            mux.stop(keys);
+        }
+        for index in 0..self.inputs.len() {
+            self.stop_input(index, mux);
+        }
+    }
+
+    /// Asks the host for what is typed when the program has begun to use its terminal.
+    pub fn look_for_use(&mut self, mux: &mut Mux) {
+        let (Some(unused), Some(terminal)) = (&self.unused, &self.terminal) else {
+            return;
+        };
+        if self.pid.is_some() && unused.is_used_now(terminal.as_fd()) {
+            self.want_keys(mux);
+        }
+    }
+
+    /// Asks the host for what is typed on the terminal beside the standard input.
+    pub fn want_keys(&mut self, mux: &mut Mux) {
+        let [.., keys] = self.streams;
+        if let Some(terminal) = &self.terminal {
+            self.inputs[1] = Some(Input::new(keys, Rc::clone(terminal), true));
+            mux.open_receiver(keys);
+        }
+        self.unused = None;
+    }
+
     /// Bytes for this stream came, and none wait before them: takes what the program takes at once.
     pub fn write_now(&mut self, stream: u32, bytes: &[u8]) -> usize {
-        match &mut self.input {
-            // When nobody reads, the rest is kept; the pump finds the same and stops the stream.
-            Some(input) if input.stream == stream => input.write(bytes).unwrap_or(0),
-            _ => 0,
-        }
+        let mut inputs = self.inputs.iter_mut().flatten();
+        let input = inputs.find(|input| input.stream == stream);
+        // When nobody reads, the rest is kept; the pump finds the same and stops the stream.
+        input.map_or(0, |input| input.write(bytes).unwrap_or(0))
     }
 
     /// Moves bytes both ways.
     pub fn pump(&mut self, mux: &mut Mux) {
-        self.pump_input(mux);
+        if !self.is_starting() {
+            for index in 0..self.inputs.len() {
+                self.pump_input(index, mux);
+            }
+        }
+        // Before the output that may follow from it, so that the host hears of it first.
+        if self.outputs[0].as_ref().is_some_and(|output| output.ready) {
+            self.look_for_use(mux);
+        }
         for index in 0..self.outputs.len() {
             let ended = match &mut self.outputs[index] {
                 Some(output) => output.pump(mux),
@@ -285,8 +338,15 @@ impl Job {
         }
     }
 
-    fn pump_input(&mut self, mux: &mut Mux) {
-        let Some(input) = &mut self.input else { return };
+    /// Nobody knows yet whether the program runs: its streams are none yet, and not at their ends.
+    fn is_starting(&self) -> bool {
+        self.pid.is_none() && !self.ended
+    }
+
+    fn pump_input(&mut self, index: usize, mux: &mut Mux) {
+        let Some(input) = &mut self.inputs[index] else {
+            return;
+        };
         let mut left = TURN;
         while input.ready && left > 0 {
             let bytes = mux.peek(input.stream);
@@ -299,21 +359,21 @@ impl Job {
                     mux.consume(input.stream, count);
                     left -= count;
                 }
-                Err(Gone) => return self.stop_input(mux),
+                Err(Gone) => return self.stop_input(index, mux),
             }
         }
         // The end of what was typed is no end of the terminal: it stays open for the program's output.
         if mux.is_at_end(input.stream) && !input.is_terminal {
-            self.input = None;
+            self.inputs[index] = None;
         }
     }
 
     /// When a terminal's output has ended, or its reader is gone, so is the terminal.
     fn after_terminal(&mut self, mux: &mut Mux) {
-        if self.terminal.is_none() {
+        if self.terminal.is_none() || self.outputs[0].is_some() {
             return;
         }
-        self.stop_input(mux);
+        self.stop_inputs(mux);
         self.terminal = None;
         if self.ended {
             self.stub = None;
@@ -345,21 +405,22 @@ impl Job {
         }
         self.outputs.iter_mut().flatten().for_each(Output::end_soon);
         if self.terminal.is_none() {
-            self.stop_input(mux);
+            self.stop_inputs(mux);
             self.stub = None;
         }
     }
 
     /// Whether [`Job::pump`] could move something now.
     pub fn can_move(&self, mux: &Mux) -> bool {
-        let input = self.input.as_ref().is_some_and(|input| {
+        let can_write = |input: &Input| {
             input.ready && !mux.peek(input.stream).is_empty()
                 || (!input.is_terminal && mux.is_at_end(input.stream))
-        });
-        input
-            || self.outputs.iter().flatten().any(|output| {
-                output.ready && (output.rest == Some(0) || mux.room(output.stream) > 0)
-            })
+        };
+        let can_read = |output: &Output| {
+            output.ready && (output.rest == Some(0) || mux.room(output.stream) > 0)
+        };
+        (!self.is_starting() && self.inputs.iter().flatten().any(can_write))
+            || self.outputs.iter().flatten().any(can_read)
     }
 
     /// Whether nothing is left of it, neither here nor on the channel.
@@ -371,20 +432,27 @@ impl Job {
 
     /// Descriptors to wait for, with what to wait for.
     pub fn waits(&self) -> Vec<(Part, BorrowedFd<'_>, i32)> {
-        let mut out = Vec::with_capacity(3);
+        let mut out = Vec::with_capacity(4);
         if let Some(terminal) = &self.terminal {
             let both = libc::EPOLLIN | libc::EPOLLOUT;
             out.push((Part::Terminal, terminal.as_fd(), both));
-        } else {
-            if let Some(input) = &self.input {
-                out.push((Part::Stdin, input.fd.as_fd(), libc::EPOLLOUT));
+        }
+        // What is the terminal's is waited for above.
+        if let Some(input) = self.inputs[0].as_ref().filter(|input| !input.is_terminal) {
+            out.push((Part::Stdin, input.fd.as_fd(), libc::EPOLLOUT));
+        }
+        let parts = [Part::Stdout, Part::Stderr];
+        for (part, output) in parts.into_iter().zip(&self.outputs) {
+            if let Some(output) = output.as_ref().filter(|output| !output.is_terminal) {
+                out.push((part, output.fd.as_fd(), libc::EPOLLIN));
             }
-            let parts = [Part::Stdout, Part::Stderr];
-            for (part, output) in parts.into_iter().zip(&self.outputs) {
-                if let Some(output) = output {
-                    out.push((part, output.fd.as_fd(), libc::EPOLLIN));
-                }
-            }
+        }
+        if let Some(opens) = self
+            .unused
+            .as_ref()
+            .and_then(|unused| unused.opens.as_ref())
+        {
+            out.push((Part::Keys, opens.as_fd(), libc::EPOLLIN));
         }
         if let Some(stub) = &self.stub {
             out.push((Part::Stub, stub.socket.as_fd(), libc::EPOLLIN));

@@ -121,7 +121,9 @@ impl Agent {
             let jobs = &mut self.jobs;
             let mut direct = |stream: u32, bytes: &[u8]| {
                 let mut jobs = jobs.iter_mut().flatten();
-                let job = jobs.find(|job| stream != TO_AGENT && job.streams[0] == stream);
+                let job = jobs.find(|job| {
+                    stream != TO_AGENT && [job.streams[0], job.streams[3]].contains(&stream)
+                });
                 job.map_or(0, |job| job.write_now(stream, bytes))
             };
             // The agent's role gives no errors: what is wrong loses the attach, and says so by an event.

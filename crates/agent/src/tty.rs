@@ -59,6 +59,56 @@ pub fn resize(master: BorrowedFd<'_>, rows: u16, cols: u16) -> Result<()> {
     Ok(())
 }
 
+/// A terminal beside a program's standard input, of which nobody knows yet whether the program will take keys from it: a
+/// `less` at the end of a pipe does, and a `grep` does not. Until it does, what is typed is others' to read.
+#[derive(Debug)]
+pub struct Unused {
+    mode: Mode,
+    /// Says that somebody has opened the controlling terminal.
+    pub opens: Option<OwnedFd>,
+}
+
+/// Flags of input, output, control and local modes, and the special characters.
+type Mode = ([libc::tcflag_t; 4], [libc::cc_t; libc::NCCS]);
+
+impl Unused {
+    /// Starts to watch a fresh terminal. Where /dev/tty is the host's, too (`shares_devices`), others open it as well.
+    ///
+    /// # Errors
+    /// When the terminal has no mode, or the kernel gives no inotify instance.
+    pub fn new(master: BorrowedFd<'_>, shares_devices: bool) -> Result<Self> {
+        let opens = (!shares_devices).then(sys::inotify).transpose()?;
+        if let Some(opens) = &opens {
+            sys::inotify_watch_opens(opens.as_fd(), c"/dev/tty")?;
+        }
+        let mode = mode(master)?;
+        Ok(Self { mode, opens })
+    }
+
+    /// Whether a program has opened the terminal by its name, or has set its mode, as whoever reads single keys or
+    /// passwords does.
+    pub fn is_used_now(&self, master: BorrowedFd<'_>) -> bool {
+        let is_open = self
+            .opens
+            .as_ref()
+            .is_some_and(|opens| sys::read(opens.as_fd(), &mut [0; 4096]).is_ok());
+        is_open || mode(master).is_ok_and(|mode| mode != self.mode)
+    }
+}
+
+/// The mode that the slave has.
+fn mode(master: BorrowedFd<'_>) -> Result<Mode> {
+    // SAFETY: all zero is a valid termios, which tcgetattr fills.
+    unsafe {
+        let mut mode: libc::termios = zeroed();
+        if libc::tcgetattr(master.as_raw_fd(), &raw mut mode) < 0 {
+            return Err(Errno::last());
+        }
+        let flags = [mode.c_iflag, mode.c_oflag, mode.c_cflag, mode.c_lflag];
+        Ok((flags, mode.c_cc))
+    }
+}
+
 /// What a stub tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
@@ -72,28 +122,32 @@ pub enum Report {
 
 /// Starts the stub, which starts the program. Returns its process id and the socket of its reports.
 ///
-/// `error` is where the program's standard error goes when it is not the terminal.
+/// `input` and `error` are the program's standard input and error when they are not the terminal.
 pub fn start(
     program: &Program,
     slave: OwnedFd,
+    input: Option<OwnedFd>,
     error: Option<OwnedFd>,
 ) -> std::result::Result<(i32, OwnedFd), SpawnError> {
     let failed = |errno| SpawnError::new(errno, b"terminal");
     let (ours, theirs) = sys::packet_pair().map_err(failed)?;
     sys::set_nonblocking(ours.as_fd()).map_err(failed)?;
-    let pid = sys::fork(|| run_stub(program, slave, error, &theirs)).map_err(failed)?;
+    let pid = sys::fork(|| run_stub(program, slave, [input, error], &theirs)).map_err(failed)?;
     Ok((pid, ours))
 }
 
 /// The stub's whole life, in its own process.
-fn run_stub(program: &Program, slave: OwnedFd, error: Option<OwnedFd>, socket: &OwnedFd) {
+fn run_stub(program: &Program, slave: OwnedFd, others: [Option<OwnedFd>; 2], socket: &OwnedFd) {
     let cgroup = program.cgroup.as_ref().map(AsRawFd::as_raw_fd);
-    let pipe = error.as_ref().map(AsRawFd::as_raw_fd);
+    let [input, error] = others
+        .each_ref()
+        .map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd));
     close_all_but([
         Some(slave.as_raw_fd()),
         Some(socket.as_raw_fd()),
         cgroup,
-        pipe,
+        input,
+        error,
     ]);
     sys::lead_session();
     // SAFETY: no pointers: the argument of TIOCSCTTY is a number.
@@ -102,14 +156,16 @@ fn run_stub(program: &Program, slave: OwnedFd, error: Option<OwnedFd>, socket: &
         return report(socket, &Report::Failed(error));
     }
     let terminal = slave.as_fd();
-    let errors = error.as_ref().map_or(terminal, AsFd::as_fd);
-    let streams = [terminal, terminal, errors];
+    let [input, error] = others
+        .each_ref()
+        .map(|fd| fd.as_ref().map_or(terminal, AsFd::as_fd));
+    let streams = [input, terminal, error];
     let pid = match program.start(streams, Some(terminal), &mut Stack::new()) {
         Ok(pid) => pid,
         Err(error) => return report(socket, &Report::Failed(error)),
     };
-    // The program's copy is the only one that keeps the stream open.
-    drop(error);
+    // The program's copies are the only ones that keep the streams open.
+    drop(others);
     report(socket, &Report::Started(pid));
     while let Some(waited) = sys::wait_any(true) {
         if waited.pid != pid {
@@ -138,7 +194,7 @@ fn report(socket: &OwnedFd, report: &Report) {
     let _ = sys::write(socket.as_fd(), &encode(report));
 }
 
-fn close_all_but(mut keep: [Option<i32>; 4]) {
+fn close_all_but(mut keep: [Option<i32>; 5]) {
     keep.sort_unstable();
     let mut first = 3;
     for fd in keep.into_iter().flatten() {

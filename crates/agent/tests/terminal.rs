@@ -185,3 +185,83 @@ fn killed_stub_is_survived() {
     let exec = host.request(&["true"]);
     assert_eq!(host.run(&exec).0, (0, 0));
 }
+
+fn start_beside(script: &str) -> (Host, Exec) {
+    let mut host = Host::start();
+    let mut exec = Host::on_terminal(host.shell(script));
+    exec.keys = exec.stdin + 2;
+    host.exec_started(&exec);
+    (host, exec)
+}
+
+/// A terminal beside the standard input: the program reads one and writes the other, and what is typed is not asked for, by
+/// a program that uses it for nothing else; at its end all streams end.
+#[test]
+fn a_terminal_beside_the_standard_input() {
+    let (mut host, exec) = start_beside(
+        "test -t 0 || test -t 1 && test -t 2 && cat && ps -o tty= -p $$ | grep -o pts/; exit 4",
+    );
+    host.feed(exec.stdin, b"through the pipe\n", true);
+    let (end, out, _) = host.finish(&exec);
+    assert_eq!(end, (0, 4));
+    assert_eq!(
+        String::from_utf8_lossy(&out),
+        "through the pipe\r\npts/\r\n"
+    );
+    assert_eq!(host.mux.room(exec.keys), 0);
+    host.wait_for(|host| !host.mux.knows(exec.stdin) && !host.mux.knows(exec.keys));
+    let again = host.request(&["true"]);
+    assert_eq!(host.run(&again).0, (0, 0));
+}
+
+/// Keys are asked for before the output that follows when the program has set its terminal's mode, and reach it; its
+/// standard input is what it was.
+#[test]
+fn keys_are_asked_for_by_a_mode() {
+    let (mut host, exec) =
+        start_beside("stty -echo <&1; echo prompt; read x <&1; read y; echo got $x and $y");
+    wait_for_text(&mut host, &exec, "prompt");
+    assert!(host.mux.room(exec.keys) > 0);
+    host.feed(exec.keys, b"word\r", false);
+    host.feed(exec.stdin, b"line\n", false);
+    let (end, out, _) = host.finish(&exec);
+    assert_eq!(end, (0, 0));
+    assert_eq!(
+        String::from_utf8_lossy(&out),
+        "prompt\r\ngot word and line\r\n"
+    );
+    host.wait_for(|host| !host.mux.knows(exec.stdin) && !host.mux.knows(exec.keys));
+}
+
+/// Without a standard input the program has /dev/null, and one that is not started leaves nothing.
+#[test]
+fn a_terminal_beside_nothing() {
+    let mut host = Host::start();
+    let mut exec = Host::on_terminal(host.shell("wc -c; exit 3"));
+    (exec.stdin, exec.keys) = (0, exec.stdin);
+    let (end, out, _) = host.run(&exec);
+    assert_eq!((end, &out[..]), ((0, 3), &b"0\r\n"[..]));
+    let mut missing = Host::on_terminal(host.request(&["no-such-program-here"]));
+    (missing.stdin, missing.keys) = (0, missing.stdin);
+    assert_eq!(host.failure(&missing).0, 2);
+}
+
+/// What goes to a standard error of its own arrives while the program runs, however much it is, and its end is no end of
+/// the terminal.
+#[test]
+fn a_standard_error_of_its_own() {
+    let mut host = Host::start();
+    let mut exec = Host::on_terminal(
+        host.shell("head -c 300000 /dev/zero >&2; exec 2>&-; echo here; read x; stty size; exit 6"),
+    );
+    exec.stderr = exec.stdout + 2;
+    host.exec_started(&exec);
+    wait_for_text(&mut host, &exec, "here");
+    host.wait_for(|host| {
+        host.output[&exec.stderr].len() == 300_000 && !host.mux.knows(exec.stderr)
+    });
+    host.feed(exec.stdin, b"\r", false);
+    let (end, out, error) = host.finish(&exec);
+    assert_eq!((end, error.len()), ((0, 6), 300_000));
+    assert!(String::from_utf8_lossy(&out).ends_with("24 80\r\n"));
+}

@@ -149,7 +149,16 @@ pub fn inotify() -> Result<OwnedFd> {
 
 /// Watches a directory for new names.
 pub fn inotify_watch(inotify: BorrowedFd<'_>, path: &CStr) -> Result<()> {
-    let mask = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_ATTRIB | libc::IN_DELETE_SELF;
+    let names = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_ATTRIB | libc::IN_DELETE_SELF;
+    inotify_add(inotify, path, names)
+}
+
+/// Watches a file for being opened.
+pub fn inotify_watch_opens(inotify: BorrowedFd<'_>, path: &CStr) -> Result<()> {
+    inotify_add(inotify, path, libc::IN_OPEN)
+}
+
+fn inotify_add(inotify: BorrowedFd<'_>, path: &CStr, mask: u32) -> Result<()> {
     // SAFETY: the path is a C string.
     check(unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), mask) }).map(drop)
 }

@@ -352,7 +352,7 @@ impl Host {
             .take(|m| matches!(m, ToHost::Started { job, .. } if *job == exec.job))
             .is_some();
         self.input.remove(&exec.stdin);
-        let streams: Vec<u32> = [exec.stdin, exec.stdout, exec.stderr]
+        let streams: Vec<u32> = [exec.stdin, exec.stdout, exec.stderr, exec.keys]
             .into_iter()
             .filter(|stream| *stream != 0)
             .collect();
