@@ -177,7 +177,9 @@ def test_a_machine_that_its_program_ends(start: Callable[..., Domain], text: str
     assert error.detail == ()
 
 
-@pytest.mark.parametrize("line", ["reboot: Power d[7]: segfault", "no reboot: System halted", "reboot: System halted."])
+@pytest.mark.parametrize(
+    "line", ["reboot: Power d[7]: segfault", "no reboot: System halted", "reboot: System halted."]
+)
 def test_other_words_end_nothing(start: Callable[..., Domain], line: str) -> None:
     """Only the kernel's whole line counts: not what a program's name, which it may choose, makes the kernel say."""
     domain = start(script("vmm", f"echo '{line}' >&3; read x <&3", CONSOLE))

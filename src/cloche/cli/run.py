@@ -7,7 +7,7 @@ import os
 import sys
 
 from cloche import log
-from cloche.cli.terminal import Terminal
+from cloche.cli.terminal import Terminal, choose_terminal
 from cloche.domain.domain import Domain, State
 from cloche.domain.launcher import Launcher
 from cloche.domain.prepare import prepare_plan
@@ -25,6 +25,9 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed
     from cloche.guest.job import Job
+    from cloche.guest.pumps import InputPump
+    from cloche.guest.session import AgentSession
+    from cloche.guest.streams import Sender
     from cloche.host.reactor import Timer
     from cloche.model.plan import LaunchPlan
     from cloche.model.request import Disk, Include, RunRequest, Share
@@ -48,9 +51,9 @@ def main(parsed: Parsed) -> int:
     # The mask is the program's. What cloche itself makes is private and usable, even where the caller's forbids all.
     mask = os.umask(0o077)
     # It needs no plan and comes up while one is made.
-    wants_tty = _wants_tty(parsed)
+    wants_tty, keys = choose_terminal(parsed.get("tty"))  # type: ignore[arg-type]
     # A keeper only where there is a mode to restore.
-    warden = Warden.start(require_own_binary("cloche-warden"), keeper=wants_tty and os.isatty(0))
+    warden = Warden.start(require_own_binary("cloche-warden"), keeper=wants_tty and os.isatty(keys))
     try:
         plan = prepare_plan(request, collect_facts()._replace(umask=mask))
         timings.mark("plan")
@@ -59,17 +62,11 @@ def main(parsed: Parsed) -> int:
         for part in plan.insecure:
             # At every run: nobody should get used to it.
             log.notice(f"the jails are without {INSECURE_PARTS[part]} (--insecure-no-jail={part})")
-        run = _Run(parsed, request, plan, timings, warden, Terminal(wants_tty, warden.keeper))
+        run = _Run(parsed, request, plan, timings, warden, Terminal(wants_tty, keys, warden.keeper))
     except BaseException:
         warden.close()
         raise
     return run.run()
-
-
-def _wants_tty(parsed: Parsed) -> bool:
-    """Whether the program gets a terminal."""
-    asked = parsed.get("tty")
-    return bool(asked) if asked is not None else os.isatty(0) and os.isatty(1)
 
 
 def build_request(parsed: Parsed) -> RunRequest:
@@ -222,24 +219,47 @@ class _Run:
         from cloche.guest.pumps import InputPump, OutputPump
 
         terminal = self._terminal.size() if self._terminal.wanted else None
-        self._terminal.take(self._reactor, self._resized)
+        beside = self._terminal.beside
+        if not beside:
+            self._take_terminal()
         self._job = self._domain.execute(
             self._plan.command,
             stdin=0,
             stdout=1,
             stderr=_stderr(terminal=terminal is not None),
             terminal=terminal,
+            keys=self._make_keys if beside else None,
         )
+        stdin, stdout = self._job.stdin, self._job.stdout
+        assert isinstance(stdin, InputPump)
+        assert isinstance(stdout, OutputPump)
         if not terminal:
-            # Whoever writes to or reads from the program learns at once that it has closed its end.
-            for pump, fd in ((self._job.stdin, 0), (self._job.stdout, 1)):
-                if isinstance(pump, (InputPump, OutputPump)):
-                    pump.on_close = partial(_let_go, fd)
+            # Whoever reads from the program learns at once that it has closed its end.
+            stdout.on_close = partial(_let_go, 1)
+            if os.isatty(0):
+                from cloche.guest.keys import in_lines
+
+                stdin.may_read = in_lines
+        elif beside:
+            from cloche.guest.keys import CookedWriter
+
+            stdout.write_through(partial(CookedWriter, is_raw=lambda: self._terminal.is_raw))
+        if not terminal or beside:
+            # So does whoever writes to it.
+            stdin.on_close = partial(_let_go, 0)
         self._job.on_started = lambda job: self._timings.mark("program started")
         self._job.on_stopped = self._stopped
         self._job.on_done = self._done
         if self._plan.timeout_s is not None:
             self._time_limit = self._reactor.call_later(self._plan.timeout_s, self._out_of_time)
+
+    def _take_terminal(self) -> None:
+        self._terminal.take(self._reactor, self._resized)
+
+    def _make_keys(self, session: AgentSession, sender: Sender) -> InputPump:
+        from cloche.guest.keys import KeysPump
+
+        return KeysPump(session, sender, self._terminal.keys, self._take_terminal)
 
     def _done(self, job: Job) -> None:
         self._timings.mark("program ended")
@@ -280,7 +300,9 @@ class _Run:
         log.notice(f"the program ended with status {status}; this shell runs in its machine, `exit` ends it")
         command = self._plan.command._replace(argv=(b"/bin/sh", b"-i"), strace=False, program=b"")
         self._terminal.make_raw()
-        shell = self._domain.execute(command, stdin=0, stdout=1, terminal=self._terminal.size())
+        shell = self._domain.execute(
+            command, stdin=self._terminal.keys, stdout=1, terminal=self._terminal.size()
+        )
         self._job = shell
         shell.on_done = lambda job: self._end(status)
         return True
@@ -323,7 +345,8 @@ class _Run:
         """The program was stopped (Ctrl-Z): stop as well, as a program of the host would, and go on with it."""
         self._terminal.stop_self(signo)
         job.signal(18)  # SIGCONT
-        self._terminal.take(self._reactor, self._resized)
+        if self._terminal.taken:
+            self._take_terminal()
 
 
 def _let_go(fd: int) -> None:

@@ -25,19 +25,45 @@ _TCSETS = 0x5402
 _MODE = struct.Struct("<IIIIB19s")
 
 
+def choose_terminal(asked: bool | None) -> tuple[bool, int]:
+    """Return whether the program gets a terminal, and the descriptor on which its keys are typed.
+
+    That is stdin, or the terminal that rules this process when stdout is that one and stdin is not: a pager at the end of
+    a pipe takes its keys from there. ``asked`` is what the user said; then it is stdin in any case.
+    """
+    if asked is not None:
+        return asked, 0
+    if not os.isatty(1) or os.isatty(0):
+        return os.isatty(1), 0
+    try:
+        os.tcgetpgrp(1)
+        return True, os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False, 0  # the terminal is another session's: nothing that is typed there is ours
+
+
 class Terminal:
     """What the run does with the terminal. Every change is undone by ``restore``, which may be called at any time.
 
     Attributes:
         wanted: Whether the program gets a terminal.
+        keys: The descriptor on which its keys are typed.
+        taken: Whether its mode is the program's to decide.
     """
 
-    def __init__(self, wanted: bool, keeper: Keeper | None = None) -> None:
+    def __init__(self, wanted: bool, keys: int = 0, keeper: Keeper | None = None) -> None:
         """Remember what to do; ``keeper`` restores the mode when this process is killed."""
         self.wanted = wanted
+        self.keys = keys
+        self.taken = False
         self._keeper = keeper
         self._fd = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
         self._saved: bytes | None = None
+
+    @property
+    def beside(self) -> bool:
+        """Whether the program's stdin is not its terminal."""
+        return self.wanted and self.keys != 0
 
     def size(self) -> tuple[int, int]:
         """Return rows and columns; 24 by 80 when there is no terminal to ask."""
@@ -57,7 +83,8 @@ class Terminal:
         """
         if not self.wanted:
             return
-        if in_foreground(0):
+        self.taken = True
+        if in_foreground(self.keys):
             self.make_raw()
             taken()
         else:
@@ -65,11 +92,11 @@ class Terminal:
 
     def make_raw(self) -> None:
         """Let every key reach the guest; the guest's own terminal does echo, editing and Ctrl-C."""
-        if not os.isatty(0):
+        if not os.isatty(self.keys):
             return
         import termios
 
-        now = fcntl.ioctl(0, _TCGETS, bytes(_MODE.size))
+        now = fcntl.ioctl(self.keys, _TCGETS, bytes(_MODE.size))
         if self._saved is None:
             self._saved = now
         inputs, outputs, control, local, line, characters = _MODE.unpack(now)
@@ -85,12 +112,12 @@ class Terminal:
         outputs &= ~termios.OPOST
         control = control & ~(termios.CSIZE | termios.PARENB) | termios.CS8
         local &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
-        keys = bytearray(characters)
-        keys[termios.VMIN], keys[termios.VTIME] = 1, 0
-        raw = _MODE.pack(inputs, outputs, control, local, line, bytes(keys))
+        special = bytearray(characters)
+        special[termios.VMIN], special[termios.VTIME] = 1, 0
+        raw = _MODE.pack(inputs, outputs, control, local, line, bytes(special))
         if self._keeper is not None:
-            self._keeper.raw(0, self._saved, raw)
-        _set(raw)
+            self._keeper.raw(self.keys, self._saved, raw)
+        _set(self.keys, raw)
 
     @property
     def is_raw(self) -> bool:
@@ -104,7 +131,7 @@ class Terminal:
         # A background process that touches the terminal is stopped by it: the mode must come back all the same.
         before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         try:
-            _set(self._saved)
+            _set(self.keys, self._saved)
         except OSError:
             return  # the terminal is gone, and its mode with it
         finally:
@@ -130,14 +157,14 @@ class Terminal:
         os.kill(0 if stop != signal.SIGSTOP else os.getpid(), stop)
 
 
-def _set(mode: bytes) -> None:
+def _set(fd: int, mode: bytes) -> None:
     """Set the terminal's mode; a signal that comes in between is no reason to give up.
 
     At once: waiting for the output to drain would hang on a terminal that nobody reads.
     """
     while True:
         try:
-            fcntl.ioctl(0, _TCSETS, mode)
+            fcntl.ioctl(fd, _TCSETS, mode)
         except InterruptedError:
             continue
         return

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cloche.domain.remote import RemoteLauncher
     from cloche.guest.job import Job
     from cloche.guest.messages import Ready, SetupDone, SetupFailed
-    from cloche.guest.session import AgentSession, Sink, Source
+    from cloche.guest.session import AgentSession, Keys, Sink, Source
     from cloche.host.reactor import Reactor, Timer
     from cloche.model.guest import GuestCommand
     from cloche.model.plan import LaunchPlan
@@ -176,6 +176,7 @@ class Domain:
         stdout: Sink = None,
         stderr: Sink = None,
         terminal: tuple[int, int] | None = None,
+        keys: Keys | None = None,
         linger: bool = False,
     ) -> Job:
         """Start a program in the guest (see ``AgentSession.exec``).
@@ -186,7 +187,7 @@ class Domain:
         self.require(State.SETTING_UP, State.OPEN)
         assert self._session is not None
         return self._session.exec(
-            command, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal, linger=linger
+            command, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal, keys=keys, linger=linger
         )
 
     def finish(self, then: Callable[[], None], *, wait: bool = True) -> None:

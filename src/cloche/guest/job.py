@@ -43,7 +43,8 @@ class Job:
         self.stdin: InputPump | SourcePump | None = None
         self.stdout: OutputPump | SinkPump | None = None
         self.stderr: OutputPump | SinkPump | None = None
-        self.sender: Sender | None = None
+        self.keys: InputPump | None = None
+        self.senders: list[Sender] = []
         self.receivers: list[Receiver] = []
 
     @property
@@ -104,10 +105,14 @@ class Job:
         if self.done or not (delivered or self.failure is not None):
             return False
         self.done = True
-        for pump in (self.stdin, self.stdout, self.stderr):
+        self.close_pumps()
+        return True
+
+    def close_pumps(self) -> None:
+        """Move nothing any more between the job's streams and what stands at their host ends."""
+        for pump in (self.stdin, self.stdout, self.stderr, self.keys):
             if pump is not None:
                 pump.close()
-        return True
 
 
 def _call(callback: Callable[[Job], None] | None, job: Job) -> None:

@@ -17,6 +17,7 @@ from cloche.record import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.guest.fdio import FdWriter
     from cloche.guest.mux import Mux
     from cloche.guest.streams import Receiver, Sender
     from cloche.host.reactor import Reactor
@@ -46,6 +47,7 @@ class InputPump:
         error: What reading failed with, if it did; the agent was told ABORTED.
         closed: Nothing is read any more.
         on_close: Called when that begins; the caller may then let go of its own descriptor.
+        may_read: Asked before a terminal is read, whether what was typed is this pump's.
     """
 
     def __init__(self, link: Link, sender: Sender, fd: int) -> None:
@@ -53,6 +55,7 @@ class InputPump:
         self._sender = sender
         self._reader = open_reader(fd)
         self._is_terminal = os.isatty(fd)
+        self.may_read: Callable[[int], bool] = in_foreground
         self.error: OSError | None = None
         self.closed = False
         self.on_close: Callable[[], None] | None = None
@@ -75,8 +78,8 @@ class InputPump:
             reactor.register(fd, READ, self._readable)
 
     def _readable(self, _events: int) -> None:
-        if self._is_terminal and not in_foreground(self._reader.fileno()):
-            # What is typed is another job's; to read it would stop this one.
+        if self._is_terminal and not self.may_read(self._reader.fileno()):
+            # What is typed is another program's, or another job's: then reading it would stop this one.
             self._link.reactor.unregister(self._reader.fileno())
             self._link.reactor.call_later(BACKGROUND_S, self.update)
             return
@@ -162,7 +165,7 @@ class OutputPump:
     def __init__(self, link: Link, receiver: Receiver, fd: int) -> None:
         self._link = link
         self._receiver = receiver
-        self._writer = open_writer(fd)
+        self._writer: FdWriter = open_writer(fd)
         self.error: OSError | None = None
         self.closed = False
         self.on_close: Callable[[], None] | None = None
@@ -183,6 +186,10 @@ class OutputPump:
         else:
             self._link.reactor.modify(self._writer.fileno(), WRITE if waiting else 0)
         self._link.flush_soon()
+
+    def write_through(self, make: Callable[[FdWriter], FdWriter]) -> None:
+        """Put what ``make`` returns, which writes to its argument, between the stream and the descriptor."""
+        self._writer = make(self._writer)
 
     def _drain(self) -> bool:
         """Write what there is; True when some is left."""

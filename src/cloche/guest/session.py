@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     Source = int | bytes | Callable[[int], bytes | None] | None
     Sink = int | Callable[[bytes], None] | None
+    Keys = Callable[["AgentSession", Sender], InputPump]
     SetupAnswer = Callable[[SetupDone | SetupFailed], None]
 
 #: As ``stderr``: the same stream as ``stdout``, so that their order is kept (the value of subprocess.STDOUT).
@@ -139,6 +140,7 @@ class AgentSession:
         stdout: Sink = None,
         stderr: Sink = None,
         terminal: tuple[int, int] | None = None,
+        keys: Keys | None = None,
         linger: bool = False,
     ) -> Job:
         """Start a program.
@@ -149,17 +151,20 @@ class AgentSession:
                 (see ``SourcePump``), or None for /dev/null.
             stdout: A descriptor, a callable that takes bytes, or None for /dev/null.
             stderr: Like ``stdout``, or STDOUT. With ``terminal``, None is the terminal.
-            terminal: Rows and columns: run it on a pty. Needs stdin and stdout.
+            terminal: Rows and columns: run it on a pty. Needs stdout, and stdin or keys.
+            keys: Makes the pump of what is typed, for a terminal that is not the program's stdin.
             linger: Background processes may go on writing after the program ended.
 
         Raises:
             UsageError: Arguments and environment are larger than the channel takes (4 MiB).
             OSError: A descriptor is not open, or there are no more.
         """
-        if terminal is not None and (stdin is None or stdout is None or stderr == STDOUT):
+        typed_on = stdin if keys is None else keys
+        if terminal is not None and (typed_on is None or stdout is None or stderr == STDOUT):
             raise ValueError("a terminal needs stdin and stdout, and has no stderr of its own but a pipe")
         job = Job(self._next_job, self._tell)
         sender = self.mux.open_sender() if stdin is not None else None
+        typed = self.mux.open_sender() if keys is not None else None
         out = self.mux.open_receiver() if stdout is not None else None
         merged = stderr == STDOUT
         err = out if merged else self.mux.open_receiver() if stderr is not None else None
@@ -183,22 +188,22 @@ class AgentSession:
             command.argv,
             command.env,
             command.program,
-            0,
+            typed.stream if typed else 0,
             command.ignored,
             command.nice,
         )
-        job.sender = sender
+        job.senders = [one for one in (sender, typed) if one is not None]
         job.receivers = [receiver for receiver in (out, None if merged else err) if receiver is not None]
         try:
             encoded = messages.encode(message)
             job.stdin = self._input(sender, stdin)
             job.stdout = self._output(out, stdout)
             job.stderr = None if merged else self._output(err, stderr)
+            if keys is not None and typed is not None:
+                job.keys = self._pumps[typed] = keys(self, typed)
         except (OSError, ValueError) as error:
             self._forget(job)
-            for pump in (job.stdin, job.stdout, job.stderr):
-                if pump is not None:
-                    pump.close()
+            job.close_pumps()
             if isinstance(error, OSError):
                 raise
             raise UsageError(
@@ -255,9 +260,9 @@ class AgentSession:
         return pump
 
     def _forget(self, job: Job) -> None:
-        self.mux.forget(job.sender, *job.receivers)
-        if job.sender is not None:
-            self._pumps.pop(job.sender, None)
+        self.mux.forget(*job.senders, *job.receivers)
+        for sender in job.senders:
+            self._pumps.pop(sender, None)
         for receiver in job.receivers:
             self._pumps.pop(receiver, None)
             self._owners.pop(receiver, None)
@@ -375,10 +380,9 @@ class AgentSession:
 
     def _maybe_done(self, job: Job) -> None:
         if job.settle():
-            if job.sender is not None:
-                self.mux.end(
-                    job.sender, aborted=True
-                )  # whoever still reads in the guest gets the end of file
+            for sender in job.senders:
+                # Whoever still reads in the guest gets the end of file.
+                self.mux.end(sender, aborted=True)
             self._jobs.pop(job.number, None)
             if job.on_done is not None:
                 job.on_done(job)
