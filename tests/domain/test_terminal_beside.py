@@ -1,4 +1,4 @@
-"""A terminal beside the program's stdin: pagers at the end of a pipe, and programs that leave the keyboard to others."""
+"""A terminal beside the program's stdin: pagers at the end of a pipe, and programs that leave the keys to others."""
 
 from __future__ import annotations
 

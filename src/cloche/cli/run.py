@@ -62,7 +62,7 @@ def main(parsed: Parsed) -> int:
         for part in plan.insecure:
             # At every run: nobody should get used to it.
             log.notice(f"the jails are without {INSECURE_PARTS[part]} (--insecure-no-jail={part})")
-        run = _Run(parsed, request, plan, timings, warden, Terminal(wants_tty, keys, warden.keeper))
+        run = _Run(parsed, request, plan, timings, warden, terminal=Terminal(wants_tty, keys, warden.keeper))
     except BaseException:
         warden.close()
         raise
@@ -151,6 +151,7 @@ class _Run:
         plan: LaunchPlan,
         timings: Timings,
         warden: Warden,
+        *,
         terminal: Terminal,
     ) -> None:
         self._parsed = parsed

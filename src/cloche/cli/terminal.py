@@ -28,8 +28,8 @@ _MODE = struct.Struct("<IIIIB19s")
 def choose_terminal(asked: bool | None) -> tuple[bool, int]:
     """Return whether the program gets a terminal, and the descriptor on which its keys are typed.
 
-    That is stdin, or the terminal that rules this process when stdout is that one and stdin is not: a pager at the end of
-    a pipe takes its keys from there. ``asked`` is what the user said; then it is stdin in any case.
+    That is stdin, or the terminal that rules this process when stdout is that one and stdin is not: a pager at the end
+    of a pipe takes its keys from there. ``asked`` is what the user said; then it is stdin in any case.
     """
     if asked is not None:
         return asked, 0

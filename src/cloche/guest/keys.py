@@ -1,8 +1,8 @@
 """A terminal beside a program's standard input, as at the end of a pipe (layer 3).
 
-``seq 500 | less`` reads numbers from the pipe and keys from the terminal; ``ssh host ls | grep x`` leaves the terminal to
-``ssh``. So the caller's terminal is left as it is, and its keys unread, until the agent says that the program has begun to
-use its own: by the first credit of the stream that carries them.
+``seq 500 | less`` reads numbers from the pipe and keys from the terminal; ``ssh host ls | grep x`` leaves the terminal
+to ``ssh``. So the caller's terminal is left as it is, and its keys unread, until the agent says that the program has
+begun to use its own: by the first credit of the stream that carries them.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def in_lines(fd: int) -> bool:
 
 
 class CookedWriter:
-    """Writes what the guest's terminal has made ready to be shown to one that makes it ready once more.
+    r"""Writes what the guest's terminal has made ready to be shown to one that makes it ready once more.
 
-    The guest's makes ``\\r\\n`` of every ``\\n``, and so does the caller's as long as it is not raw.
+    The guest's makes ``\r\n`` of every ``\n``, and so does the caller's as long as it is not raw.
     """
 
     def __init__(self, writer: FdWriter, is_raw: Callable[[], bool]) -> None:
