@@ -372,7 +372,10 @@ impl SerializableFileSystem for TreeFs {
                 .and_then(|dir| stat_at(&dir, &one.name))
                 .map_err(|error| {
                     let path = state.nodes.path(one.parent, &one.name);
-                    io::Error::new(error.kind(), format!("{path} is not there any more: {error}"))
+                    io::Error::new(
+                        error.kind(),
+                        format!("{path} is not there any more: {error}"),
+                    )
                 })?;
             state.nodes.restore(one, stat.key, stat.kind())?;
         }

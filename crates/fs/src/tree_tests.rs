@@ -310,8 +310,16 @@ fn what_is_gone_at_a_restore_is_named() {
     let (before, after, ..) = two_servers(&scratch);
     fs::remove_file(scratch.path().join("dir/file")).unwrap();
     let error = through_a_file(&scratch, &before, &after).unwrap_err();
-    assert!(error.to_string().starts_with("/dir/file is not there any more"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .starts_with("/dir/file is not there any more"),
+        "{error}"
+    );
     fs::remove_dir(scratch.path().join("dir")).unwrap();
     let error = through_a_file(&scratch, &before, &after).unwrap_err();
-    assert!(error.to_string().starts_with("/dir is not there any more"), "{error}");
+    assert!(
+        error.to_string().starts_with("/dir is not there any more"),
+        "{error}"
+    );
 }
