@@ -18,6 +18,10 @@ pub(crate) const ATTACK: &str = "--attack";
 pub(crate) const TARGET: &str = "--target";
 /// Leaves the filter from inside out.
 pub(crate) const BARE: &str = "--bare";
+/// Leaves Landlock out.
+pub(crate) const UNLIMITED: &str = "--no-landlock";
+/// Leaves out what makes an end with a sentence of memory that is taken away.
+pub(crate) const NO_BUS_HANDLER: &str = "--no-bus-handler";
 
 /// Exit status of an attack that the kernel refused.
 const REFUSED: i32 = 10;
@@ -27,6 +31,26 @@ const UNKNOWN: i32 = 11;
 /// Whether the filter from inside is to be left out.
 pub(crate) fn is_bare(options: &Options) -> bool {
     options.has(BARE)
+}
+
+/// Whether Landlock is to be left out.
+pub(crate) fn is_unlimited(options: &Options) -> bool {
+    options.has(UNLIMITED)
+}
+
+/// Takes back what the start has set up, if the command line says so.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn give_up(options: &Options) -> io::Result<()> {
+    if !options.has(NO_BUS_HANDLER) {
+        return Ok(());
+    }
+    // SAFETY: the default action is valid for every signal.
+    if unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Runs the attack that the command line names, if it names one, and ends the process.
@@ -39,6 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<(), OptionsError> {
     exit(match attack.to_bytes() {
         b"nothing" => 0,
         b"open" => status(open(&target, libc::O_RDONLY)),
+        b"rewrite" => status(open(&target, libc::O_RDWR)),
         b"write" => status(fill(&target)),
         b"connect" => status(connect(number(&target))),
         b"connect-unix" => status(connect_unix(&target)),
@@ -93,7 +118,7 @@ pub(crate) fn run(options: &Options) -> Result<(), OptionsError> {
                 [attributes.as_ptr() as i64, 0, -1, -1, 0],
             )
         }
-        b"handle" => raw(libc::SYS_open_by_handle_at, [-1, 0, 0, 0, 0]),
+        b"handle" => status(open_by_handle()),
         _ => UNKNOWN,
     })
 }
@@ -235,6 +260,35 @@ fn fork() -> i64 {
             libc::_exit(0);
         }
         child.into()
+    }
+}
+
+/// Opens the root of its tree without a path, by the handle its file system gives it.
+fn open_by_handle() -> i64 {
+    // The length that follows, the kind, and room for the handle itself.
+    let mut handle = [0_u32; 34];
+    handle[0] = 128;
+    let mut mount = 0_i32;
+    let root = open(&c"/".to_owned(), libc::O_RDONLY);
+    // SAFETY: the handle has as much room as it says, and the kernel writes one number into `mount`.
+    unsafe {
+        let named = libc::syscall(
+            libc::SYS_name_to_handle_at,
+            libc::AT_FDCWD,
+            c"/".as_ptr(),
+            handle.as_mut_ptr(),
+            &raw mut mount,
+            0,
+        );
+        if named < 0 {
+            return named;
+        }
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            root,
+            handle.as_mut_ptr(),
+            libc::O_RDONLY,
+        )
     }
 }
 

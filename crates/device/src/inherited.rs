@@ -1,17 +1,20 @@
-//! The descriptors a device process was started with: those named on its command line, and nothing else.
+//! What a device process may use: the descriptors named on its command line, a directory if it serves one, nothing else.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use crate::landlock::Reach;
 use crate::options::{Options, SOCKET};
 
-/// Descriptors taken over from whoever started the process.
+/// Descriptors taken over from whoever started the process, and what it will reach by name.
 #[derive(Debug)]
 pub struct Inherited {
     fds: BTreeMap<&'static str, OwnedFd>,
+    reach: Option<Reach>,
 }
 
 impl Inherited {
@@ -31,7 +34,7 @@ impl Inherited {
             fds.insert(*name, unsafe { OwnedFd::from_raw_fd(*fd) });
         }
         close_others(named.values().copied())?;
-        Ok(Inherited { fds })
+        Ok(Inherited { fds, reach: None })
     }
 
     /// The descriptor behind an option, once.
@@ -51,6 +54,22 @@ impl Inherited {
             return Err(io::Error::other(format!("{option} names no file")));
         }
         Ok(File::from(fd))
+    }
+
+    /// Keeps the files below `root` reachable by name, to be read and, if `is_writable`, to be changed. Without it the
+    /// device reaches none once it serves.
+    ///
+    /// # Errors
+    /// When `root` is no path.
+    pub fn keep_reach(&mut self, root: &str, is_writable: bool) -> io::Result<()> {
+        let root = CString::new(root)?;
+        self.reach = Some(Reach { root, is_writable });
+        Ok(())
+    }
+
+    /// What is kept reachable, once.
+    pub(crate) fn take_reach(&mut self) -> Option<Reach> {
+        self.reach.take()
     }
 
     /// The frontend's socket.

@@ -2,8 +2,9 @@
 //!
 //! A device process is the backend of one virtual device, speaks vhost-user with one VMM at a time, and holds nothing but
 //! what its device needs. [`run`] is the whole of its `main`: it reads the command line, takes over the descriptors named
-//! there and closes every other one, forbids dumps, has the device opened, puts the filter of system calls on, and serves. It
-//! has one thread, from the first to the last moment, so that no filter has to allow a second one.
+//! there and closes every other one, forbids dumps, has the device opened, gives up what it can reach by name (Landlock), puts the
+//! filter of system calls on, and serves. It has one thread, from the first to the last moment, so that no filter has to allow a
+//! second one.
 //!
 //! A [`Device`] sees queues and memory, and no socket.
 
@@ -12,6 +13,7 @@ mod frontend;
 mod hostile;
 mod inflight;
 mod inherited;
+mod landlock;
 mod lent;
 mod logger;
 mod memory;
@@ -182,6 +184,8 @@ impl Program {
         open: impl FnOnce(A, &mut Inherited) -> io::Result<Box<dyn Device>>,
     ) -> io::Result<()> {
         process::harden()?;
+        #[cfg(feature = "hostile")]
+        hostile::give_up(options)?;
         let mut inherited = Inherited::adopt(options)?;
         // Whatever the process was started in may not be its to come back to.
         std::env::set_current_dir("/")?;
@@ -189,6 +193,7 @@ impl Program {
         let socket = inherited.take_socket()?;
         let device =
             open(arguments, &mut inherited).map_err(|error| io::Error::other(Unusable(error)))?;
+        let reach = inherited.take_reach();
         // A descriptor that the program did not take is not kept.
         drop(inherited);
         let server = serve::Server::new(device, signals)?;
@@ -196,6 +201,16 @@ impl Program {
         let is_filtered = !hostile::is_bare(options);
         #[cfg(not(feature = "hostile"))]
         let is_filtered = true;
+        #[cfg(feature = "hostile")]
+        let is_limited = !hostile::is_unlimited(options);
+        #[cfg(not(feature = "hostile"))]
+        let is_limited = true;
+        if is_limited {
+            let version = landlock::limit(reach.as_ref()).map_err(|error| {
+                io::Error::other(format!("cannot limit what it can reach: {error}"))
+            })?;
+            log::info!("the kernel's Landlock: version {version}");
+        }
         if is_filtered {
             process::install_filter(self.filter).map_err(|error| {
                 io::Error::other(format!("cannot limit its own system calls: {error}"))

@@ -59,7 +59,11 @@ const COMMON: &[&str] = &[
     crate::hostile::TARGET,
 ];
 #[cfg(feature = "hostile")]
-const COMMON_FLAGS: &[&str] = &[crate::hostile::BARE];
+const COMMON_FLAGS: &[&str] = &[
+    crate::hostile::BARE,
+    crate::hostile::UNLIMITED,
+    crate::hostile::NO_BUS_HANDLER,
+];
 
 /// A command line that has been taken apart.
 #[derive(Debug)]

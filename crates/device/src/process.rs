@@ -26,6 +26,14 @@ pub(crate) fn harden() -> io::Result<()> {
     catch_bus_errors()
 }
 
+/// Makes programs that this process may execute give it no rights; its filters and Landlock need that.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn forbid_new_privileges() -> io::Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1)
+}
+
 fn prctl(option: i32, value: libc::c_ulong) -> io::Result<()> {
     // SAFETY: the options used here take numbers, no pointers.
     if unsafe { libc::prctl(option, value, 0, 0, 0) } != 0 {
@@ -97,7 +105,7 @@ pub(crate) fn install_filter(filter: &[u8]) -> io::Result<()> {
     if length == 0 || filter.len() % INSTRUCTION != 0 {
         return Err(io::Error::other("it is no whole program"));
     }
-    prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
+    forbid_new_privileges()?;
     let program = libc::sock_fprog {
         len: length,
         filter: program.as_ptr().cast_mut(),

@@ -3,7 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use cloche_device::{Device, Program, Reconnect};
+use cloche_device::{Device, Inherited, Program, Reconnect};
 use cloche_fs::args::{Args, Cache, SYNTAX};
 use cloche_fs::backend::Backend;
 use cloche_fs::limits::raise_fd_limit;
@@ -18,10 +18,12 @@ fn main() -> ExitCode {
         // QEMU cannot connect to a file server again.
         reconnect: Reconnect::Exit,
     };
-    program.run(Args::read, |args, _| open(args))
+    program.run(Args::read, open)
 }
 
-fn open(args: Args) -> io::Result<Box<dyn Device>> {
+fn open(args: Args, inherited: &mut Inherited) -> io::Result<Box<dyn Device>> {
+    let is_writable = matches!(args.cache, Cache::Coherent) && !args.is_readonly;
+    inherited.keep_reach(&args.root, is_writable)?;
     let fd_limit = raise_fd_limit(args.fd_limit)?;
     Ok(match args.cache {
         Cache::Forever => {

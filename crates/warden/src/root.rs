@@ -45,6 +45,7 @@ pub fn build(jail: &Jail, fds: &[OwnedFd], own_process: &OwnedFd) -> Outcome {
         top,
         host,
         own: vec![device],
+        owner: (jail.uid, jail.gid),
         whole_proc: sys::ids().0 != 0 || jail.keep_caps & CAP_SETFCAP != 0,
         devices: Vec::new(),
     };
@@ -89,6 +90,8 @@ struct Root {
     host: OwnedFd,
     /// Devices of the tmpfs mounts made here: only on these are files made, never on what was bound from the host.
     own: Vec<u64>,
+    /// User and group the process will have: whose the file systems made for it are.
+    owner: (u32, u32),
     /// Whether a /proc shows more than processes. Most of /proc/sys, sysrq-trigger and others ask for root's user id
     /// and for no capability, so a process of root's must not have them. The exception is a process that is to make
     /// user namespaces (for root that takes CAP_SETFCAP): the kernel lets them have a /proc only where a whole one is.
@@ -110,8 +113,11 @@ impl Root {
             } => {
                 let size = size.to_string();
                 let pages = Pages::of(*flags);
-                self.mount_tmpfs(&path, size.as_bytes(), *mode, NOTHING_SPECIAL, pages)
-                    .map(drop)
+                let mount =
+                    self.mount_tmpfs(&path, size.as_bytes(), *mode, NOTHING_SPECIAL, pages)?;
+                let (uid, gid) = self.owner;
+                // An id that is to be kept is the one it has already: both are written the same way.
+                sys::chown(mount.as_fd(), uid, gid).step(path.what("give away "))
             }
             RootOp::Proc { .. } => self.mount_proc(&path),
             RootOp::Dev { .. } => self.mount_dev(&path),

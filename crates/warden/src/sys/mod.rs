@@ -122,6 +122,13 @@ pub fn ids() -> (u32, u32) {
     unsafe { (libc::geteuid(), libc::getegid()) }
 }
 
+/// Gives a file to a user and a group; `u32::MAX` leaves the one it has.
+pub fn chown(fd: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
+    // SAFETY: the path is empty and ends with NUL.
+    check(unsafe { libc::fchownat(fd.as_raw_fd(), c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) })
+        .map(drop)
+}
+
 /// umask(2).
 pub fn umask(mask: u32) {
     // SAFETY: takes an integer and cannot fail.
