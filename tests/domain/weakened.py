@@ -1,8 +1,9 @@
 """Starts a domain whose jails are not those of its policies; run as a program of its own, without the test's packages.
 
-Arguments: the sources' directory, a directory to share, the weakenings (``PROCESS:WHAT``, or ``insecure:PART`` for what
-the user gives up in so many words). Prints the domain's name when its guest is set
-up, and ends it at the end of its input.
+Arguments: the sources' directory, a directory to share, the weakenings (``PROCESS:WHAT``, ``insecure:PART`` for what the
+user gives up in so many words, ``bare:DIRECTORY`` for a file server from there that puts no filter on itself,
+``unchecked`` for a supervisor that does not count filters). Prints the domain's name when its guest is set up, and ends it at
+the end of its input.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, sys.argv[1])
 
 from cloche.domain.domain import Domain
+from cloche.domain.launcher import Launcher
 from cloche.domain.prepare import prepare_plan
 from cloche.host.facts import collect_facts
 from cloche.host.reactor import READ, Reactor
-from cloche.model.jail import Bind, BindFlag, JailFlag, Namespace
+from cloche.model.jail import AS_IS, Bind, BindFlag, JailFlag, Namespace
 from cloche.model.request import Disk, RunRequest, Share
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ JAILS: dict[str, Callable[[Jail], Jail]] = {
     "no_new_privs": lambda jail: without_flag(jail, JailFlag.NO_NEW_PRIVS),
     "session": lambda jail: without_flag(jail, JailFlag.SETSID),
     "core": lambda jail: without_flag(jail, JailFlag.NOT_DUMPABLE)._replace(rlimits=()),
+    "ids": lambda jail: jail._replace(uid=AS_IS, gid=AS_IS),
     "root": lambda jail: jail._replace(flags=jail.flags | JailFlag.ROOT_WRITABLE),
     "stage": writable_stage,
 }
@@ -68,6 +71,9 @@ def weaken(process: ProcessPlan, words: list[str]) -> ProcessPlan:
     """Return a process as ``PROCESS:WEAKENING`` words say."""
     for word in words:
         name, _, what = word.partition(":")
+        if name == "bare" and process.name == "fs-system":
+            program = os.path.join(what, os.path.basename(process.executable))
+            process = process._replace(executable=program, argv=(*process.argv, b"--bare"))
         if name == process.name:
             process = (
                 without_sandbox(process)
@@ -92,6 +98,8 @@ def made_plan(share: str, words: list[str]) -> LaunchPlan:
 
 def main() -> None:
     """Run one domain."""
+    if "unchecked" in sys.argv:
+        Launcher.verify = lambda self: None  # type: ignore[method-assign]
     with Reactor() as reactor:
         domain = Domain(reactor, made_plan(sys.argv[2], sys.argv[3:]))
         over = False

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
 import socket
 import subprocess
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -22,16 +20,27 @@ import pytest
 from cloche.drivers.qemu.jails import device_jail
 from cloche.drivers.registry import find_driver
 from cloche.host.facts import collect_facts
+from cloche.host.landlock import landlock_version
 from cloche.host.paths import resolve_disk
 from cloche.host.warden import Exited, Failed, Spawned, Warden
-from cloche.model.jail import Jail, JailFlag, Namespace, SpawnSpec
-from setuplib import cargo, rust
+from cloche.model.jail import AS_IS, Bind, BindFlag, Jail, JailFlag, Namespace, SpawnSpec
 from support.disks import empty_qcow2
 from support.plans import KERNEL, request, share
-from support.wardens import ROLES, Role, domain, make_role, next_events, outcome, shell, small_jail
+from support.wardens import (
+    ROLES,
+    Role,
+    domain,
+    make_role,
+    next_events,
+    outcome,
+    own_ids,
+    shell,
+    small_jail,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from support.users import OrdinaryUser
 
@@ -48,6 +57,13 @@ KINDS = {
 FORMATS = {"disk": "raw", "disk-qcow2": "qcow2"}
 #: The number of the image in a disk's process, and the bytes of the disk.
 IMAGE_FD, DISK = 4, 1 << 20
+#: The version of the kernel's Landlock, 0 for none, and the one since which it stops an attack.
+LANDLOCK = landlock_version()
+LANDLOCK_SINCE = {
+    **dict.fromkeys(("open", "write", "exec", "mount", "ptrace"), 1),
+    "connect": 4,
+    **dict.fromkeys(("connect-unix", "signal"), 6),
+}
 #: How an attack ends that the kernel refused (crates/device/src/hostile.rs).
 REFUSED = 10
 CAP_NET_RAW, CAP_SYS_ADMIN = 13, 21
@@ -73,9 +89,9 @@ ATTACKS = {
         (kind, name): attack
         for kind in ("rng", *FORMATS)
         for name, attack in {
-            "open": Attack(("filters", "root")),
-            "write": Attack(("filters", "read-only")),
-            "exec": Attack(("filters", "root")),
+            "open": Attack(("filters", "root", "landlock")),
+            "write": Attack(("filters", "read-only", "landlock")),
+            "exec": Attack(("filters", "root", "landlock")),
         }.items()
     },
     **{
@@ -91,22 +107,22 @@ ATTACKS = {
         (server, name): attack
         for server in ("system", "shares")
         for name, attack in {
-            "open": Attack(("root",)),
-            "write": Attack(("read-only",)),
+            "open": Attack(("root", "landlock")),
+            "write": Attack(("read-only", "landlock")),
             # Executed again it says that it misses its options.
-            "exec": Attack(("filters",), won=2),
+            "exec": Attack(("filters", "landlock"), won=2),
         }.items()
     },
     **{
         (kind, name): attack
         for kind in KINDS
         for name, attack in {
-            "connect": Attack(("filters", "net")),
-            "connect-unix": Attack(("filters", "net")),
+            "connect": Attack(("filters", "net", "landlock")),
+            "connect-unix": Attack(("filters", "net", "landlock")),
             "raw-socket": Attack(("filters", "caps"), 1 << CAP_NET_RAW),
-            "signal": Attack(("filters", "pid")),
-            "ptrace": Attack(("filters", "pid")),
-            "mount": Attack(("filters", "caps"), 1 << CAP_SYS_ADMIN),
+            "signal": Attack(("filters", "pid", "landlock")),
+            "ptrace": Attack(("filters", "pid", "landlock")),
+            "mount": Attack(("filters", "caps", "landlock"), 1 << CAP_SYS_ADMIN),
             "fork": Attack(("filters",)),
             "unshare": Attack(("filters",)),
             "code": Attack(("filters",)),
@@ -115,7 +131,7 @@ ATTACKS = {
         }.items()
     },
 }
-#: Calls that a kernel may refuse everybody like us, filter or not.
+#: Calls that kernels have had many holes in. In a domain the kernel may refuse them anyway; to root they are open.
 GUARDED = ("keyctl", "bpf", "perf", "handle")
 
 
@@ -123,32 +139,6 @@ GUARDED = ("keyctl", "bpf", "perf", "handle")
 def role(request: pytest.FixtureRequest, ordinary: OrdinaryUser) -> Role:
     """Provide root and an ordinary user, one after the other."""
     return make_role(request.param, ordinary)
-
-
-@pytest.fixture(scope="session")
-def hostile() -> Iterator[Path]:
-    """Provide a directory with hostile builds of the device programs, where every user can run them."""
-    project = Path(__file__).resolve().parents[2]
-    found = cargo.find()
-    assert found is not None, "there is no cargo; `make setup` installs one"
-    target = project / "target" / "mutants"
-    packages = [word for program in PROGRAMS for word in ("--package", program)]
-    features = ",".join(f"{program}/hostile" for program in PROGRAMS)
-    subprocess.run(
-        [
-            *(found.path, "build", "--locked", "--quiet", *packages, "--target", rust.TARGET),
-            *("--features", features, "--target-dir", str(target)),
-        ],
-        cwd=project,
-        env={**os.environ, **cargo.environment(found), "RUSTFLAGS": rust.flags()},
-        check=True,
-    )
-    copies = Path("/var/tmp", f"cloche-hostile.{os.getpid()}")
-    copies.mkdir(mode=0o755)
-    for program in PROGRAMS:
-        shutil.copy(target / rust.TARGET / "debug" / program, copies / program)
-    yield copies
-    shutil.rmtree(copies)
 
 
 def real_jail(kind: str, shared: Path) -> Jail:
@@ -178,6 +168,10 @@ def without(jail: Jail, part: str, caps: int) -> Jail:
     """Return the jail without one of its parts."""
     if part == "filters":
         return jail._replace(seccomp=b"")
+    if part == "landlock":
+        return jail  # the device puts it on itself
+    if part == "ids":
+        return jail._replace(uid=AS_IS, gid=AS_IS)
     if part == "root":
         return jail._replace(root=(), flags=jail.flags | JailFlag.KEEP_ROOT)
     if part == "read-only":
@@ -198,9 +192,16 @@ class Victim(NamedTuple):
     shared: Path
 
 
-def launch(warden: Warden, victim: Victim, jail: Jail, attack: str, target: str, *, bare: bool) -> int:
-    """Start a device process with an attack; return its status, or minus the signal that killed it."""
-    words = ["--attack", attack, "--target", target, *(["--bare"] if bare else [])]
+#: How a device is told to leave out what it puts on itself.
+LEFT_OUT = {"filters": "--bare", "landlock": "--no-landlock"}
+
+
+def launch(warden: Warden, victim: Victim, jail: Jail, attack: str, target: str, *without: str) -> int:
+    """Start a device process with an attack, ``without`` some of what it puts on itself.
+
+    Returns its status, or minus the signal that killed it.
+    """
+    words = ["--attack", attack, "--target", target, *(LEFT_OUT[part] for part in without)]
     path = victim.programs / KINDS[victim.kind]
     image = []
     if victim.kind in FORMATS:
@@ -213,7 +214,7 @@ def launch(warden: Warden, victim: Victim, jail: Jail, attack: str, target: str,
         name=b"device",
         argv=(path.name.encode(), b"--fd", b"3", *(word.encode() for word in words)),
         env=(),
-        jail=jail,
+        jail=own_ids(jail, warden),
         fds=(2, 3, *([IMAGE_FD] if image else [])),
         exe_fd=True,
     )
@@ -272,19 +273,22 @@ def test_what_stops_a_device(role: Role, hostile: Path, kind: str, attack: str) 
     @role.run
     def _() -> None:
         parts, caps, won = ATTACKS[kind, attack]
+        if LANDLOCK_SINCE.get(attack, 0) > LANDLOCK:
+            parts = tuple(part for part in parts if part != "landlock")
 
         def attempt(kept: frozenset[str]) -> int:
             with domain(role.warden) as warden, role.directory() as shared:
                 jail = real_jail(kind, shared)
-                for part in parts:
+                # The ids of a device of root's are tried by themselves below.
+                for part in (*parts, "ids"):
                     if part not in kept:
                         jail = without(jail, part, caps)
                 victim = Victim(kind, hostile, shared)
                 with target_of(attack, victim, role, warden) as target:
-                    return launch(warden, victim, jail, attack, target, bare="filters" not in kept)
+                    return launch(warden, victim, jail, attack, target, *(LEFT_OUT.keys() - kept))
 
         # In the real jail everything is in place, whether it is there for this attack or not.
-        assert attempt(frozenset({*parts, "filters"})) in {REFUSED, -signal.SIGSYS}
+        assert attempt(frozenset({*parts, *LEFT_OUT, "ids"})) in {REFUSED, -signal.SIGSYS}
         for part in parts:
             expected = -signal.SIGSYS if part == "filters" else REFUSED
             assert attempt(frozenset({part})) == expected, part
@@ -302,9 +306,74 @@ def test_calls_that_never_reach_the_kernel(role: Role, hostile: Path, kind: str,
     def _() -> None:
         with domain(role.warden) as warden, role.directory() as shared:
             jail, victim = real_jail(kind, shared), Victim(kind, hostile, shared)
-            assert launch(warden, victim, jail, attack, "", bare=False) == -signal.SIGSYS
+            assert launch(warden, victim, jail, attack, "") == -signal.SIGSYS
             open_jail = without(jail, "filters", 0)
-            assert launch(warden, victim, open_jail, attack, "", bare=True) in {0, REFUSED}
+            assert launch(warden, victim, open_jail, attack, "", "filters") in {0, REFUSED}
+
+
+def run_unjailed(victim: Victim, attack: str, target: str, *without: str) -> int:
+    """Run an attack in a device program that nothing holds but what it puts on itself; return as ``launch`` does."""
+    path = victim.programs / KINDS[victim.kind]
+    ours, theirs = socket.socketpair()
+    words = ["--attack", attack, "--target", target, *(LEFT_OUT[part] for part in without)]
+    files = []
+    if victim.kind in FORMATS:
+        image_in(victim.shared).write_bytes(empty_qcow2(DISK) if FORMATS[victim.kind] == "qcow2" else bytes(DISK))
+        files = [os.open(image_in(victim.shared), os.O_RDWR | os.O_CLOEXEC)]
+        words += ["--image-fd", str(files[0]), "--format", FORMATS[victim.kind]]
+    elif path.name == "cloche-fs":
+        words += ["--root", "/usr", "--cache", "forever", "--ids", "host"]
+    with ours, theirs:
+        done = subprocess.run(
+            [path, "--fd", str(theirs.fileno()), *words],
+            pass_fds=(theirs.fileno(), *files),
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    for file in files:
+        os.close(file)
+    return done.returncode
+
+
+@pytest.mark.parametrize("attack", GUARDED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_filter_alone_keeps_such_calls_away(role: Role, hostile: Path, kind: str, attack: str) -> None:
+    """Outside of any jail root's calls succeed, and an ordinary user's where they are open to one; the filter kills."""
+
+    @role.run
+    def _() -> None:
+        with role.directory() as shared:
+            victim = Victim(kind, hostile, shared)
+            assert run_unjailed(victim, attack, "", "landlock") == -signal.SIGSYS
+            status = run_unjailed(victim, attack, "", "landlock", "filters")
+            # Of an ordinary user's, only the key ring is asked for something that every kernel gives.
+            assert status == 0 or (os.geteuid() != 0 and attack != "keyctl"), status
+
+
+@pytest.mark.parametrize("kind", ["rng", "disk", "disk-qcow2", "system"])
+@pytest.mark.skipif("root" not in ROLES, reason="only root's domains have ids of their own")
+def test_files_of_roots_are_not_a_devices(hostile: Path, ordinary: OrdinaryUser, kind: str) -> None:
+    """What only root may write a device of root's may not, even where its jail shows it; under root's id it may."""
+    role = make_role("root", ordinary)
+
+    @role.run
+    def _() -> None:
+        def attempt(*kept: str) -> int:
+            with domain(role.warden) as warden, role.directory() as shared:
+                secret = shared / "secret"
+                secret.write_text("secret")
+                secret.chmod(0o600)
+                jail = real_jail(kind, shared)
+                shown = Bind(os.fsencode(secret), b"/secret", BindFlag.NOSUID | BindFlag.NODEV)
+                jail = jail._replace(root=(*jail.root, shown))
+                for part in {"filters", "ids"} - {*kept}:
+                    jail = without(jail, part, 0)
+                victim = Victim(kind, hostile, shared)
+                return launch(warden, victim, jail, "rewrite", "/secret", *(LEFT_OUT.keys() - {*kept}))
+
+        assert attempt("filters", "landlock", "ids") in {REFUSED, -signal.SIGSYS}
+        assert attempt("ids") == REFUSED
+        assert attempt() == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -317,10 +386,10 @@ def test_either_filter_alone_stops_an_attack(role: Role, hostile: Path, kind: st
             jail, victim = real_jail(kind, shared), Victim(kind, hostile, shared)
             no_outer = without(jail, "filters", 0)
             for attack in ("fork", "code"):
-                assert launch(warden, victim, jail, attack, "", bare=True) == -signal.SIGSYS
-                assert launch(warden, victim, no_outer, attack, "", bare=False) == -signal.SIGSYS
+                assert launch(warden, victim, jail, attack, "", "filters") == -signal.SIGSYS
+                assert launch(warden, victim, no_outer, attack, "") == -signal.SIGSYS
             # The attack that is none: the build, its jail and its filters work.
-            assert launch(warden, victim, jail, "nothing", "", bare=False) == 0
+            assert launch(warden, victim, jail, "nothing", "") == 0
 
 
 def test_a_failed_start_is_told(role: Role, hostile: Path) -> None:
@@ -329,6 +398,7 @@ def test_a_failed_start_is_told(role: Role, hostile: Path) -> None:
     @role.run
     def _() -> None:
         jail = real_jail("rng", role.home)
+        jail = without(jail, "ids", 0)
         spec = SpawnSpec(id=1, name=b"device", argv=(b"device",), env=(), jail=jail, exe_fd=True)
         program = os.open(hostile, os.O_PATH | os.O_CLOEXEC)  # a directory
         with domain(role.warden) as warden:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloche.drivers.registry import find_driver
 from cloche.model.facts import HostFacts, PathFact, Tools, User
+from cloche.model.jail import IdRange
 from cloche.model.machine import Kernel
 from cloche.model.request import Include, RunRequest, Share
 from cloche.plan.stage import stage_candidates
@@ -32,6 +33,9 @@ FILTERS = {
     "qemu": b"another.",
     "qemu-reconnect": b"sockets.",
 }
+
+#: Ids that root's processes may have.
+IDS = IdRange(50000, 100)
 
 _LINKS = {
     "/bin": "usr/bin",
@@ -75,6 +79,7 @@ def facts(
         kvm=kvm,
         nofile_hard=4096,
         filters=FILTERS if filters is None else filters,
+        ids=IDS if user.uid == 0 else None,
     )
 
 

@@ -14,8 +14,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from cloche.host.ids import find_ids
 from cloche.host.warden import Event, Exited, Failed, Ready, Spawned, Warden
-from cloche.model.jail import Bind, BindFlag, Dev, Dir, Jail, Namespace, Proc, RootOp, SpawnSpec, Symlink
+from cloche.model.jail import (
+    OWN,
+    Bind,
+    BindFlag,
+    Dev,
+    Dir,
+    Jail,
+    Namespace,
+    Proc,
+    RootOp,
+    SpawnSpec,
+    Symlink,
+)
 from support import leaks
 
 if TYPE_CHECKING:
@@ -154,6 +167,16 @@ def shell(script: str, jail: Jail | None = None, *, ident: int = 1, fds: tuple[i
 def small_jail(*more: RootOp, namespaces: int = ALONE) -> Jail:
     """Return a jail that shows the host's programs, /proc and /dev, and ``more``."""
     return Jail(namespaces=namespaces, root=(*programs(), Proc(b"/proc"), Dev(b"/dev"), *more))
+
+
+def own_ids(jail: Jail, warden: Warden, ident: int = 1) -> Jail:
+    """Return a jail with the ids that a domain's launcher would fill in."""
+    if jail.uid != OWN:
+        return jail
+    ids = find_ids()
+    assert ids is not None
+    number = ids.number(warden.pid, ident)
+    return jail._replace(uid=number, gid=number)
 
 
 def programs() -> tuple[RootOp, ...]:

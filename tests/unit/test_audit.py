@@ -20,7 +20,7 @@ from cloche.host.fdlook import OpenFile
 from cloche.host.procfs import NAMESPACES, Mount, Process
 from cloche.host.rundir import Running
 from cloche.model.audit import ALL, hold_of_program
-from cloche.model.jail import AS_IS, Bind, BindFlag, JailFlag, Namespace
+from cloche.model.jail import AS_IS, OWN, Bind, BindFlag, JailFlag, Namespace
 from cloche.model.request import Disk
 from support.plans import ALICE, KERNEL, ROOT, facts, request, share
 
@@ -73,7 +73,9 @@ def test_a_plan_gives_what_its_policy_asks(driver: str, process: ProcessPlan, *,
     # The exec makes every program dumpable; ours undo it, and of the others it is not asked.
     assert hold.closed == (driver == "qemu" and process.name != "vmm")
     assert jail.flags & JailFlag.NOT_DUMPABLE or any(limit == (4, 0, 0) for limit in jail.rlimits)
-    assert (jail.uid, jail.gid) == (AS_IS, AS_IS)
+    ids = OWN if as_root and hold.own_id else AS_IS
+    assert (jail.uid, jail.gid) == (ids, ids)
+    assert hold.own_id == (driver == "qemu" and process.name != "fs-shares")
     for op in jail.root:
         if hold.writable is not None and isinstance(op, Bind) and not op.flags & BindFlag.READ_ONLY:
             assert op.path.decode().startswith(hold.writable)
@@ -267,13 +269,31 @@ def test_capabilities_of_shares_are_roots_alone() -> None:
     mask = 0xDB
     owner = {"capabilities": (mask,) * 5, "uids": (0,) * 4, "gids": (0,) * 4}
     shares = device(program="/bin/cloche-fs", argv=(b"cloche-fs", b"--fd", b"3"), **owner)
-    system = shares._replace(argv=(*shares.argv, b"--readonly"))
+    reading = shares._replace(argv=(*shares.argv, b"--readonly"), uids=(7,) * 4, gids=(7,) * 4, groups=())
     root = warden(uids=(0,) * 4, gids=(0,) * 4)
     pid_1 = init(uids=(0,) * 4, gids=(0,) * 4)
     assert judge((root, pid_1, shares))[2].failures == ()
-    assert "capabilities" in judge((root, pid_1, system))[2].failures[0]
+    assert "capabilities" in judge((root, pid_1, reading))[2].failures[0]
+    # Who only reads has one right, and not root's id.
+    assert judge((root, pid_1, reading._replace(capabilities=(1 << 2,) * 5)))[2].failures == ()
     mine = shares._replace(uids=(1000,) * 4, gids=(1000,) * 4)
     assert "capabilities" in failures(mine)[0]
+
+
+def test_devices_of_roots_have_ids_of_their_own() -> None:
+    """Where root is the owner, no device runs under an id of root's, and no two under the same."""
+    nobodys = {"groups": (), "capabilities": (0,) * 5}
+    root = warden(uids=(0,) * 4, gids=(0,) * 4)
+    pid_1 = init(uids=(0,) * 4, gids=(0,) * 4)
+    one = device(uids=(7,) * 4, gids=(7,) * 4, **nobodys)
+    two = device(pid=103, uids=(8,) * 4, gids=(8,) * 4, **nobodys)
+    assert [found.failures for found in judge((root, pid_1, one, two))] == [()] * 4
+    for wrong in ({"uids": (7, 7, 0, 7)}, {"gids": (0,) * 4}, {"groups": (0,)}):
+        assert judge((root, pid_1, one._replace(**wrong)))[2].failures == ("runs under an id of root's",)
+    same = judge((root, pid_1, one, two._replace(uids=(7,) * 4)))
+    assert [found.failures for found in same[2:]] == [("shares its user id 7 with another process",)] * 2
+    # An ordinary user's are the owner's, whatever the others have.
+    assert failures(device(), device(pid=103)) == []
 
 
 def test_what_is_in_a_container_is_held_as_such() -> None:
@@ -302,7 +322,7 @@ def test_shares_may_be_written_to() -> None:
     shares = device(program="/bin/cloche-fs", argv=(b"cloche-fs",), mounts=(root, inside))
     assert failures(shares) == []
     assert failures(shares._replace(mounts=(root, outside))) == ["can write to /stage"]
-    system = shares._replace(argv=(b"cloche-fs", b"--readonly"))
+    system = shares._replace(argv=(b"cloche-fs", b"--cache", b"forever", b"--readonly"))
     assert failures(system) == ["can write to /stage/0"]
 
 

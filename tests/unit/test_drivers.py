@@ -13,16 +13,17 @@ from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.registry import DRIVER_NAMES, find_driver
 from cloche.errors import ClocheError, HostError, ShareError, UsageError
 from cloche.model.guest import CopyTree, Entropy, Loopback
-from cloche.model.jail import AS_IS, Bind, BindFlag, File, JailFlag, Namespace
+from cloche.model.jail import AS_IS, IDS_PER_DOMAIN, OWN, Bind, BindFlag, File, JailFlag, Namespace
 from cloche.model.machine import LO_ON_DEMAND
 from cloche.model.plan import EndpointKind
-from cloche.model.request import Include
+from cloche.model.request import Disk, Include
 from cloche.plan.shares import contains
 from support.plans import ALICE, FILTERS, KERNEL, ROOT, TOOLS, facts, plan, process, request, share, values
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
 
+CAP_DAC_READ_SEARCH, CAP_SETUID = 1 << 2, 1 << 7
 Q35 = KERNEL._replace(kind="fetched", machine="q35")
 
 
@@ -87,7 +88,9 @@ def test_every_jail_is_closed(driver: str, host: HostFacts) -> None:
         assert not one.jail.flags & JailFlag.KEEP_ROOT
         assert one.jail.namespaces & Namespace.MOUNT
         assert (4, 0, 0) in one.jail.rlimits
-        assert (one.jail.uid, one.jail.gid) == (AS_IS, AS_IS)
+        # Of root's only those stay root that may become anybody.
+        apart = host.user.uid == 0 and driver == "qemu" and not one.jail.keep_caps & CAP_SETUID
+        assert (one.jail.uid, one.jail.gid) == ((OWN, OWN) if apart else (AS_IS, AS_IS))
         assert one.jail.root
         assert all(word.partition(b"=")[0] == b"TMPDIR" for word in one.env)
         assert one.executable or one.argv[0].startswith(b"/")
@@ -337,10 +340,14 @@ def test_who_serves_files(host: HostFacts) -> None:
     system, shares, vmm = (process(made, name) for name in ("fs-system", "fs-shares", "vmm"))
     assert b"--readonly" in system.argv
     assert b"--readonly" not in shares.argv
-    assert system.jail.keep_caps == vmm.jail.keep_caps == 0
+    assert vmm.jail.keep_caps == 0
+    assert system.jail.keep_caps == (CAP_DAC_READ_SEARCH if host.user.uid == 0 else 0)
+    reading = process(plan(request(shares=SHARES[:1]), host), "fs-shares")
+    assert b"--readonly" in reading.argv
+    assert reading.jail[1:4] == system.jail[1:4]
     if host.user.uid == 0:
         assert values(system.argv, "--ids") == values(shares.argv, "--ids") == ["host"]
-        assert shares.jail.keep_caps != 0
+        assert shares.jail.keep_caps & CAP_SETUID
     else:
         assert values(system.argv, "--ids") == ["squash-root"]
         assert values(shares.argv, "--ids") == ["caller:1000:1000"]
@@ -430,10 +437,46 @@ def test_namespaces_can_be_given_up() -> None:
         assert other == one._replace(jail=one.jail._replace(namespaces=kept))
 
 
+def test_ids_can_be_given_up() -> None:
+    """Without `ids` root's processes stay root's; where there are no others to take, that has to be said."""
+    host = facts(ROOT)
+    whole, without = plan(request(), host), plan(request(insecure=("ids",)), host)
+    for one, other in zip(whole.processes, without.processes, strict=True):
+        assert other == one._replace(jail=one.jail._replace(uid=AS_IS, gid=AS_IS))
+    nowhere = host._replace(ids=None)
+    assert plan(request(insecure=("ids",)), nowhere).processes == without.processes
+    with pytest.raises(HostError, match="no ids") as caught:
+        plan(request(), nowhere)
+    assert "--insecure-no-jail=ids" in str(caught.value.hint)
+    assert plan(request(insecure=("ids",))).processes == plan(request()).processes
+
+
+def test_a_domain_has_enough_ids() -> None:
+    """No two processes of two domains get the same id as long as there are ids for both."""
+    ids = facts(ROOT).ids
+    assert ids is not None
+    numbers = {ids.number(domain, process) for domain in range(ids.domains) for process in range(IDS_PER_DOMAIN)}
+    assert len(numbers) == ids.domains * IDS_PER_DOMAIN
+    assert min(numbers) == ids.first
+    assert ids.number(ids.domains + 1, 2) == ids.number(1, 2)
+    disks = tuple(Disk(f"d{index}", f"/{index}.img") for index in range(16))
+    most = find_driver("qemu").plan(request(shares=SHARES, disks=disks), facts(ROOT), Q35)
+    assert len(most.processes) < IDS_PER_DOMAIN
+
+
+def test_kvm_is_reached_by_a_group() -> None:
+    """A VMM of root's has the group that may use KVM where it uses KVM, and else one of its own."""
+    for works, group, expected in ((True, 108, 108), (True, OWN, OWN), (False, 108, OWN)):
+        made = plan(request(), facts(ROOT, kvm=works)._replace(kvm_group=group))
+        assert process(made, "vmm").jail.gid == expected
+        assert process(made, "fs-system").jail.gid == OWN
+    assert process(plan(request(), facts(kvm=True)._replace(kvm_group=108)), "vmm").jail.gid == AS_IS
+
+
 def test_nothing_else_can_be_given_up() -> None:
     """Any other part is refused, with the list, and so is all of it by the driver that has none to spare."""
     with pytest.raises(UsageError, match="'root'") as caught:
         plan(request(insecure=("seccomp", "root")))
-    assert "seccomp and namespaces" in str(caught.value.hint)
+    assert "seccomp, namespaces and ids" in str(caught.value.hint)
     with pytest.raises(UsageError, match="--insecure-no-jail"):
         plan(request(insecure=("seccomp",)), driver="bwrap")

@@ -66,6 +66,8 @@ class _Supervisor:
             self._over = True
         elif message[0] == "connect":
             self._connect()
+        elif message[0] == "verify":
+            self._verify()
         elif message[0] == "console":
             self._tell(("console", self._launcher.console_tail(int(str(message[1])))))
 
@@ -77,6 +79,15 @@ class _Supervisor:
             return
         self._tell(("connected", 0), agent.fileno())
         agent.close()
+
+    def _verify(self) -> None:
+        try:
+            self._launcher.verify()
+        except ClocheError as error:
+            self._ended(error)
+            return
+        if not self._over:
+            self._tell(("verified",))
 
     def _ended(self, error: ClocheError) -> None:
         self._over = True

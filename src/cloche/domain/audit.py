@@ -133,7 +133,16 @@ def audit_domain(running: Running) -> Audit:
 def judge(processes: tuple[Process, ...]) -> tuple[Audited, ...]:
     """Hold the processes of a domain against the policies; the first is the warden, parents come before children."""
     roles = _Roles(processes[0])
-    return tuple(_judge(process, processes[0], roles) for process in processes)
+    found = tuple(_judge(process, processes[0], roles) for process in processes)
+    if processes[0].uids[1] != 0:
+        return found
+    users = [process.uids[1] for process in processes]
+    return tuple(
+        one._replace(failures=(*one.failures, f"shares its user id {one.process.uids[1]} with another process"))
+        if one.process.uids[1] != 0 and users.count(one.process.uids[1]) > 1
+        else one
+        for one in found
+    )
 
 
 class _Roles:
@@ -221,7 +230,11 @@ def _failures(hold: Hold, process: Process, warden: Process, own: tuple[str, ...
 
 
 def _check_ids(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:
-    del hold, own
+    del own
+    if hold.own_id and warden.uids[1] == 0:
+        if 0 in (*process.uids, *process.gids, *process.groups):
+            yield "runs under an id of root's"
+        return
     for what, ids, owner in (("user", process.uids, warden.uids[1]), ("group", process.gids, warden.gids[1])):
         if len(set(ids)) != 1 or (owner != 0 and ids[0] != owner):
             yield f"has the {what} ids {'/'.join(map(str, ids))}, not those of its owner"

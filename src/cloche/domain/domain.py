@@ -127,12 +127,19 @@ class Domain:
         plan = self.plan
         resume = any(e.name == plan.control and e.kind == EndpointKind.LISTEN for e in plan.endpoints)
         self._session = session = AgentSession(self._reactor, self._launcher.connect, resume=resume)
+        session.on_attached = self._verify
         session.on_ready = self._ready
         session.on_lost = self._lost
         session.on_log = self._agent_log
         session.attach()
         # Asked for at once: it is sent with the greeting's answer, a round trip earlier than after READY.
         session.setup(self.plan.setup, self._set_up)
+
+    def _verify(self) -> None:
+        try:
+            self._launcher.verify()
+        except ClocheError as error:
+            self._ended(error)
 
     def _ready(self, ready: Ready) -> None:
         del ready

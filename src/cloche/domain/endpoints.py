@@ -44,6 +44,9 @@ class Endpoints:
         self._sides[name, "listen"] = listener
         with _Reach(path) as reachable:
             listener.bind(reachable)
+            if os.geteuid() == 0 and endpoint.kind == EndpointKind.LISTEN:
+                # Who is to connect is not root. The run directory lets nobody else come here.
+                os.chmod(reachable, 0o666)  # noqa: S103
             listener.listen(8)
             if endpoint.kind == EndpointKind.LINK:
                 # The backend's queue holds the connection until it accepts it; nobody else can connect any more.

@@ -19,7 +19,7 @@ from cloche.host.rundir import RunDirectory
 from cloche.host.text import escape_untrusted
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import WARDEN_ID, Exited, Failed, Ready, Spawned, Warden
-from cloche.model.jail import Bind, File, SpawnSpec
+from cloche.model.jail import OWN, Bind, File, SpawnSpec
 from cloche.model.plan import RUN_DIRECTORY
 from cloche.record import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cloche.domain.timings import Timings
     from cloche.host.reactor import Reactor
     from cloche.host.warden import Event
-    from cloche.model.jail import RootOp
+    from cloche.model.jail import Jail, RootOp
     from cloche.model.plan import LaunchPlan, OpenFile, ProcessPlan
 
 _STDERR = 2
@@ -74,6 +74,9 @@ class Launcher:
         self._complaints: dict[int, Complaints] = {}
         self._files: dict[OpenFile, int] = {}
         self._restarts: Restarts | None = None
+        self._pidfds: dict[int, int] = {}
+        self._check_filters: Callable[[LaunchPlan, dict[int, int]], None] | None = None
+        self._verified = False
         self._closed = False
 
     @property
@@ -111,6 +114,10 @@ class Launcher:
             keep=frozenset(d.endpoint for process in lasting for d in process.descriptors)
         )
         self._timings.mark("processes sent off")
+        # While the machine boots, so that it takes no time when the agent answers.
+        from cloche.domain.filters import check_filters
+
+        self._check_filters = check_filters
 
     def connect(self) -> socket.socket:
         """Connect to the agent's byte stream."""
@@ -132,7 +139,9 @@ class Launcher:
             name=process.name.encode(),
             argv=process.argv,
             env=process.env,
-            jail=process.jail._replace(root=_fresh(process.jail.root, machine_id, self._directory.path)),
+            jail=self._own_ids(ident, process.jail)._replace(
+                root=_fresh(process.jail.root, machine_id, self._directory.path)
+            ),
             fds=(*numbers, _STDERR),
             exe_fd=program is not None,
         )
@@ -147,6 +156,44 @@ class Launcher:
             complaints.sent()
             if program is not None:
                 os.close(program)
+
+    def _own_ids(self, ident: int, jail: Jail) -> Jail:
+        """Fill in the ids that a process has for itself. As long as the warden lives, its number is nobody else's."""
+        ids = self.plan.ids
+        if ids is None or OWN not in (jail.uid, jail.gid):
+            return jail
+        assert self._warden is not None
+        number = ids.number(self._warden.pid, ident)
+        return jail._replace(
+            uid=number if jail.uid == OWN else jail.uid, gid=number if jail.gid == OWN else jail.gid
+        )
+
+    def verify(self) -> None:
+        """Look whether every process has the filters of system calls that its policy asks for, once.
+
+        For the moment when the agent has answered and nothing of the user's has run. Processes that are started anew
+        later are the same programs.
+
+        Raises:
+            LaunchError: One has not; the domain should be ended.
+        """
+        if self._verified or self._closed:
+            return
+        # Those whose start is reported but was not heard of yet.
+        self._hear(READ)
+        self._verified = True
+        if self._closed:
+            return  # it ended meanwhile, and whoever waits for it knows why
+        try:
+            if self._check_filters is not None and "seccomp" not in self.plan.insecure:
+                self._check_filters(self.plan, self._pidfds)
+        finally:
+            self._forget_pidfds()
+        self._timings.mark("filters counted")
+
+    def _forget_pidfds(self) -> None:
+        while self._pidfds:
+            os.close(self._pidfds.popitem()[1])
 
     def _why_gone(self, error: LaunchError) -> LaunchError:
         """Return what the warden said before it went, if it said anything."""
@@ -181,7 +228,10 @@ class Launcher:
         if isinstance(event, Ready):
             self._timings.mark("warden ready")
         elif isinstance(event, Spawned):
-            os.close(event.pidfd)
+            if self._verified or event.id in self._pidfds:
+                os.close(event.pidfd)
+            else:
+                self._pidfds[event.id] = event.pidfd
             self._timings.mark(f"{self._name(event.id)} started")
         elif isinstance(event, Failed):
             self._end(self._not_started(event))
@@ -342,6 +392,7 @@ class Launcher:
         if self._closed:
             return
         self._closed = True
+        self._forget_pidfds()
         self._drain_console()
         self._close_console()
         for complaints in self._complaints.values():

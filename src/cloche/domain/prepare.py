@@ -40,12 +40,24 @@ def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) ->
     kernel = None
     if driver.capabilities(facts).needs_kernel:
         kernel = choose_kernel(request.kernel, facts.tools.agent, make=not dry)
+        if facts.user.uid == 0 and not dry:
+            _check_readable(kernel)
     plan = driver.plan(request, facts, kernel)
     if not request.includes:
         shown = (*SYSTEM_TREES, *(share.target for share in request.shares if share.target == share.source))
         program = find_program(plan.command, tuple(os.fsencode(path) for path in shown))
         plan = plan._replace(command=plan.command._replace(program=program))
     return plan
+
+
+def _check_readable(kernel: Kernel) -> None:
+    """Look whether a QEMU that root starts can read what it is to boot: it runs under an id of its own."""
+    for path in (kernel.path, kernel.initrd):
+        if not os.stat(path).st_mode & 0o004:
+            raise HostError(
+                f"{path} is for its owner to read, and QEMU does not run as root",
+                hint="Let everybody read it (`chmod o+r`): there is no secret in a kernel.",
+            )
 
 
 def choose_kernel(wanted: str | None, agent: str, *, make: bool = True) -> Kernel:

@@ -130,6 +130,16 @@ class RemoteLauncher:
             raise OSError(int(str(answer[1])), os.strerror(int(str(answer[1]))))
         return socket.socket(fileno=fd)
 
+    def verify(self) -> None:
+        """Let the supervisor look whether every process has its filters (see ``Launcher.verify``).
+
+        Raises:
+            LaunchError: One has not.
+        """
+        assert self._socket is not None
+        send_message(self._socket, ("verify",))
+        self._ask("verified")
+
     def console_tail(self, lines: int = 8) -> list[str]:
         """Return the last lines of the guest's console, made safe to show."""
         if self._socket is not None:

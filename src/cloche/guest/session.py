@@ -68,6 +68,7 @@ class AgentSession:
     Attributes:
         ready: The agent's READY, once it came.
         lost: Why the conversation ended, None while it goes on (or was ended by ``close``).
+        on_attached: Called when the agent has answered the greeting for the first time, before it is told anything.
         on_ready: Called with READY.
         on_log: Called with level (0 debug to 3 error) and escaped text of the agent's own messages.
         on_lost: Called once when the agent is gone for good or broke the protocol. Without it the error is raised
@@ -82,6 +83,7 @@ class AgentSession:
         self.mux = Mux()
         self.ready: Ready | None = None
         self.lost: ClocheError | None = None
+        self.on_attached: Callable[[], None] | None = None
         self.on_ready: Callable[[Ready], None] | None = None
         self.on_log: Callable[[int, str], None] | None = None
         self.on_lost: Callable[[ClocheError], None] | None = None
@@ -359,8 +361,13 @@ class AgentSession:
         self.flush_soon()
 
     def _greeted(self) -> None:
+        is_first = self._attach_seen == 0
         self._attach_seen = self.mux.attached_count
         self._redial.answered()
+        if is_first and self.on_attached is not None:
+            self.on_attached()
+            if self._closed:
+                return
         early, self._early = self._early, []
         for message in early:
             self._tell(message)

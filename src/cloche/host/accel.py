@@ -7,9 +7,11 @@ kernel under KVM with a deadline (``domain.trial``) and remembers the outcome he
 from __future__ import annotations
 
 import os
+import stat
 
 from cloche.errors import HostError
 from cloche.host import xdg
+from cloche.model.jail import AS_IS, OWN
 
 _DEVICE = "/dev/kvm"
 _FILE = "kvm-trial"
@@ -21,8 +23,23 @@ def _key() -> str:
 
 
 def kvm_accessible() -> bool:
-    """Tell whether the device exists and the caller may open it (which proves little)."""
-    return os.access(_DEVICE, os.R_OK | os.W_OK)
+    """Tell whether the device exists and the caller's machines may open it (which proves little)."""
+    return os.access(_DEVICE, os.R_OK | os.W_OK) and (os.getuid() != 0 or kvm_group() != AS_IS)
+
+
+def kvm_group() -> int:
+    """Return the group that may use KVM, OWN when everybody may, AS_IS when only its owner or nobody may.
+
+    A machine of root's runs under an id of its own: what root may do does not help it.
+    """
+    try:
+        status = os.stat(_DEVICE)
+    except OSError:
+        return AS_IS
+    if status.st_mode & stat.S_IRWXO >= stat.S_IROTH | stat.S_IWOTH:
+        return OWN
+    shared = status.st_mode & stat.S_IRWXG >= stat.S_IRGRP | stat.S_IWGRP and status.st_gid != 0
+    return status.st_gid if shared else AS_IS
 
 
 def kvm_result() -> bool | None:

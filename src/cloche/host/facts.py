@@ -11,6 +11,10 @@ from cloche.lean import signal
 from cloche.model.facts import HostFacts, PathFact, SkeletonEntry, Tools, User
 from cloche.plan.shares import contains
 from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES, stage_candidates
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.model.jail import IdRange
 
 #: As much of /etc/skel as is sent with a plan: far more than distributions put there, and little to send.
 _SKELETON_BYTES, _SKELETON_ENTRIES = 64 * 1024, 64
@@ -50,6 +54,8 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
         tsc_khz=tsc_khz(warden, remember=remember) if warden else 0,
         ignored=_ignored_signals(),
         nice=os.getpriority(os.PRIO_PROCESS, 0),
+        ids=_ids(),
+        kvm_group=accel.kvm_group(),
     )
 
 
@@ -89,6 +95,14 @@ def guest_home(directory: str, name: str, uid: int) -> str:
     ):
         return f"/home/{name}"
     return home
+
+
+def _ids() -> IdRange | None:
+    if os.getuid() != 0:
+        return None
+    from cloche.host.ids import find_ids
+
+    return find_ids()
 
 
 def _working_directory() -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 #: Raised whenever the same inputs are to give another archive.
-FORMAT = 1
+FORMAT = 2
 MODULE_LIST = "modules"
 _KEPT = 8
 _DIRECTORIES = ("dev", "proc", "sys")
@@ -116,6 +116,8 @@ def _write(path: str, data: bytes) -> None:
     try:
         with open(temporary, "wb") as file:
             file.write(data)
+            # Whatever the caller's mask: a QEMU that root has started does not run as root.
+            os.fchmod(file.fileno(), 0o644)
         os.rename(temporary, path)
     except BaseException:
         if os.path.lexists(temporary):

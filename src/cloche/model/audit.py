@@ -10,6 +10,8 @@ from cloche.record import Record
 
 #: The namespaces of a device process and of the VMM, by the names in /proc/PID/ns: all there are.
 ALL = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+#: What root's file servers keep that only read: dac_read_search.
+READER_CAPABILITIES = 1 << 2
 #: What root's file server of shares keeps, to give every file its owner: chown, dac_override, fowner, fsetid, setgid,
 #: setuid.
 OWNER_CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7
@@ -30,6 +32,7 @@ class Hold(Record):
         own_root: Whether its root must be a read-only one of its own.
         writable: Where file systems of the host may be mounted writable, below it when it ends with a slash; None when
             that is not looked at.
+        own_id: Whether, where root is the owner, it must run under an id that nobody else has.
         calls: The policy whose number of calls it may make; empty for none.
     """
 
@@ -44,6 +47,7 @@ class Hold(Record):
     own_root: bool = False
     writable: tuple[str, ...] | None = None
     calls: str = ""
+    own_id: bool = False
 
 
 #: The outer process waits for PID 1, keeps the supervisor's terminal, and does nothing else; it runs no foreign code
@@ -74,6 +78,7 @@ def device(role: str, calls: str, *, capabilities: int = 0, writable: tuple[str,
         own_root=True,
         writable=writable,
         calls=calls,
+        own_id=True,
     )
 
 
@@ -85,6 +90,7 @@ VMM = Hold(
     own_root=True,
     writable=tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "kvm")),
     calls="qemu",
+    own_id=True,
 )
 #: QEMU connects again to processes that have died; their sockets are all that is in this directory.
 RECONNECT_DIRECTORY = "/run/devices/"
@@ -98,11 +104,14 @@ CONTAINED = Hold("contained", filters=1, namespaces=ALL, session=False)
 def hold_of_program(program: str, argv: tuple[bytes, ...], *, as_root: bool) -> Hold | None:
     """Return what must hold a process below PID 1 that executes a file of this name; None when no policy knows it."""
     if program == "cloche-fs":
+        role = "fs-system" if b"forever" in argv else "fs-shares"
         if b"--readonly" in argv:
-            return device("fs-system", program)
-        return device(
-            "fs-shares", program, capabilities=OWNER_CAPABILITIES if as_root else 0, writable=("/stage/",)
+            return device(role, program, capabilities=READER_CAPABILITIES if as_root else 0)
+        owner = device(
+            role, program, capabilities=OWNER_CAPABILITIES if as_root else 0, writable=("/stage/",)
         )
+        # Who may become anybody could become root again: another id would hold nothing back.
+        return owner._replace(own_id=False)
     if program.startswith("qemu-system-"):
         reconnects = any(RECONNECT_DIRECTORY.encode() in word for word in argv)
         return RECONNECTING_VMM if reconnects else VMM

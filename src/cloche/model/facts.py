@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cloche.model.jail import OWN, IdRange
 from cloche.record import Record
 
 
@@ -67,6 +68,8 @@ class HostFacts(Record):
         nofile_hard: The hard limit of open files.
         skeleton: What a fresh home begins with; None when that is too much to be sent with the plan.
         filters: For each jailed program, the filter of system calls that is put on before its exec.
+        ids: Ids that root's domains may take for their processes; None for other callers, or when there are none.
+        kvm_group: The group that may use KVM, OWN when everybody may.
         tsc_khz: The frequency of the host's time-stamp counter in kHz; 0 when it is not known or not steady.
     """
 
@@ -85,3 +88,5 @@ class HostFacts(Record):
     tsc_khz: int = 0
     ignored: int = 0
     nice: int = 0
+    ids: IdRange | None = None
+    kvm_group: int = OWN

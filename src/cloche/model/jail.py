@@ -11,6 +11,27 @@ from cloche.record import Record
 
 #: As ``uid`` or ``gid`` of a jail: the one the warden has, which is the caller's.
 AS_IS = 0xFFFF_FFFF
+#: In a plan, as ``uid`` and ``gid`` of a jail: an id of the process's own, taken from the plan's range when the plan is
+#: carried out.
+OWN = 0xFFFF_FFFE
+#: More than a domain has processes.
+IDS_PER_DOMAIN = 32
+
+
+class IdRange(Record):
+    """Ids for processes that are to share theirs with nobody.
+
+    Attributes:
+        first: The first of them.
+        domains: For how many domains they are enough, with IDS_PER_DOMAIN each.
+    """
+
+    first: int
+    domains: int
+
+    def number(self, domain: int, process: int) -> int:
+        """Return the id of a process, by two numbers that only it has; ``process`` is below IDS_PER_DOMAIN."""
+        return self.first + domain % self.domains * IDS_PER_DOMAIN + process
 
 
 class Namespace(IntFlag):
@@ -138,6 +159,7 @@ RootOp = Dir | Bind | File | Symlink | Tmpfs | Proc | Dev | BindFd
 INSECURE_PARTS = {
     "seccomp": "the filters of system calls that are put on from outside, and QEMU's own",
     "namespaces": "the network, ipc, uts and cgroup namespaces",
+    "ids": "the ids of their own that processes of root's domains run under",
 }
 #: Without these there is no stage and no end of a domain: they cannot be left out.
 INDISPENSABLE = Namespace.USER | Namespace.MOUNT | Namespace.PID
@@ -148,7 +170,7 @@ class Jail(Record):
 
     Attributes:
         namespaces: Namespace bits.
-        uid: Taken on before the exec, AS_IS for none.
+        uid: Taken on before the exec, AS_IS for none, OWN (in a plan) for one that nobody else has.
         gid: Likewise.
         keep_caps: The capabilities left, one bit each (CAP_CHOWN is bit 0).
         flags: JailFlag bits.

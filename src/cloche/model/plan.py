@@ -6,7 +6,7 @@ from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from cloche.model.guest import GuestCommand, Step
-    from cloche.model.jail import Jail
+    from cloche.model.jail import IdRange, Jail
     from cloche.model.machine import Machine
 
 
@@ -104,6 +104,7 @@ class LaunchPlan(Record):
             away.
         boot_timeout_s: Until the agent must have answered, in seconds.
         notices: Lines the user should read (weaker isolation, slower accelerator).
+        ids: What an id of a process's own (``model.jail.OWN``) is taken from; None where no jail asks for one.
         insecure: Parts of the jails that were given up because the user asked for it (``RunRequest.insecure``).
     """
 
@@ -122,3 +123,4 @@ class LaunchPlan(Record):
     timeout_s: float | None
     notices: tuple[str, ...] = ()
     insecure: tuple[str, ...] = ()
+    ids: IdRange | None = None

@@ -6,7 +6,7 @@ import os
 
 from cloche.drivers.qemu.board import DeviceParts
 from cloche.drivers.qemu.jails import device_jail
-from cloche.model.jail import Bind, BindFlag, Dir, Proc
+from cloche.model.jail import AS_IS, Bind, BindFlag, Dir, Proc
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind, ProcessPlan
 from cloche.plan.stage import below, build_stage
 from cloche.record import TYPE_CHECKING
@@ -27,14 +27,17 @@ _SERVER_FD = 3
 _STAGE = b"/stage"
 #: What a file server of root's needs to give every file its owner: chown, dac_override, fowner, fsetid, setgid, setuid.
 _OWNER_CAPS = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7
+#: What one needs that only reads, under an id to which nothing belongs: dac_read_search.
+_READER_CAPS = 1 << 2
 
 
 def plan_system_tree(board: Board, facts: HostFacts, hostname: str) -> DeviceParts:
     """Return the parts of the server that shows the host's own tree, which is cached for ever."""
     stage = build_stage(facts, hostname=hostname, machine_id=MACHINE_ID_PLACEHOLDER)
-    ids = b"host" if facts.user.uid == 0 else b"squash-root"
+    as_root = facts.user.uid == 0
+    ids = b"host" if as_root else b"squash-root"
     arguments = (b"--cache", b"forever", b"--readonly", b"--ids", ids)
-    jail = _server_jail(facts, below(_STAGE, stage))
+    jail = _server_jail(facts, below(_STAGE, stage), keep_caps=_READER_CAPS if as_root else 0)
     return _server(board, "system", _SYSTEM_FD, _process("system", arguments, jail, facts))
 
 
@@ -53,9 +56,16 @@ def plan_shares(board: Board, request: RunRequest, facts: HostFacts) -> DevicePa
         ops.append(Bind(source, b"%s/i%d/%s" % (_STAGE, index, name), flags))
     user = facts.user
     ids = b"host" if user.uid == 0 else b"caller:%d:%d" % (user.uid, user.gid)
-    caps = _OWNER_CAPS if user.uid == 0 else 0
-    arguments = (b"--cache", b"coherent", b"--ids", ids)
-    jail = _server_jail(facts, tuple(ops), keep_caps=caps)
+    arguments: tuple[bytes, ...] = (b"--cache", b"coherent", b"--ids", ids)
+    writable = any(share.writable for share in request.shares)
+    if not writable:
+        arguments = (*arguments, b"--readonly")
+    jail = _server_jail(facts, tuple(ops))
+    if user.uid == 0 and writable:
+        # Who may become anybody to give files their owner would become root again: another id holds nothing back.
+        jail = jail._replace(uid=AS_IS, gid=AS_IS, keep_caps=_OWNER_CAPS)
+    elif user.uid == 0:
+        jail = jail._replace(keep_caps=_READER_CAPS)
     return _server(board, "shares", _SHARES_FD, _process("shares", arguments, jail, facts))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloche.errors import HostError, UsageError
-from cloche.model.jail import AS_IS, INDISPENSABLE, INSECURE_PARTS, BindFlag, Jail, JailFlag, Namespace
+from cloche.model.jail import AS_IS, INDISPENSABLE, INSECURE_PARTS, OWN, BindFlag, Jail, JailFlag, Namespace
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,15 +20,16 @@ _RLIMIT_CORE, _RLIMIT_NOFILE = 4, 7
 
 
 def closed_jail(facts: HostFacts, policy: str, root: tuple[RootOp, ...] = (), *, keep_caps: int = 0) -> Jail:
-    """Return a jail with nothing to see but ``root``, and the calls a policy allows.
+    """Return a jail with nothing to see but ``root``, the calls a policy allows, and where root asks an id of its own.
 
     Raises:
         HostError: The policy's filter was not built.
     """
+    ids = OWN if facts.user.uid == 0 else AS_IS
     return Jail(
         namespaces=_ALONE,
-        uid=AS_IS,
-        gid=AS_IS,
+        uid=ids,
+        gid=ids,
         keep_caps=keep_caps,
         flags=_CLOSED,
         hostname=b"",
@@ -61,18 +62,25 @@ def _filter(facts: HostFacts, name: str) -> bytes:
     return found
 
 
-def check_insecure(parts: tuple[str, ...]) -> None:
-    """Look whether these parts of the jails can be left out.
+def check_insecure(parts: tuple[str, ...], facts: HostFacts) -> None:
+    """Look whether these parts of the jails can be left out, and whether the others can be had.
 
     Raises:
         UsageError: There is no such part.
+        HostError: There are no ids for root's processes.
     """
     for part in parts:
         if part not in INSECURE_PARTS:
+            *others, last = INSECURE_PARTS
             raise UsageError(
                 f"there is no part {part!r} of the jails that can be left out",
-                hint=f"There are {' and '.join(INSECURE_PARTS)}.",
+                hint=f"There are {', '.join(others)} and {last}.",
             )
+    if facts.user.uid == 0 and facts.ids is None and "ids" not in parts:
+        raise HostError(
+            "there are no ids here that the processes of a domain could have for themselves",
+            hint="Run cloche as an ordinary user; --insecure-no-jail=ids lets them run as root.",
+        )
 
 
 def give_up(process: ProcessPlan, parts: tuple[str, ...]) -> ProcessPlan:
@@ -86,4 +94,6 @@ def give_up(process: ProcessPlan, parts: tuple[str, ...]) -> ProcessPlan:
     if "namespaces" in parts:
         kept = process.jail.namespaces & INDISPENSABLE
         process = process._replace(jail=process.jail._replace(namespaces=kept))
+    if "ids" in parts:
+        process = process._replace(jail=process.jail._replace(uid=AS_IS, gid=AS_IS))
     return process

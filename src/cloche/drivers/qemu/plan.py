@@ -36,7 +36,7 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     Raises:
         UsageError: What no machine can have, or no guest.
         ShareError: A share or copy that cannot be where it is asked to be.
-        HostError: No kernel, no filters, or KVM was asked for and does not work.
+        HostError: No kernel, no filters, no ids for root's processes, or KVM was asked for and does not work.
     """
     if kernel is None:
         raise HostError(
@@ -48,7 +48,7 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
             hint=f"Raise the limit where it was lowered: `ulimit -n {_USUAL_FILES}`.",
         )
     machine, notices = choose_machine(request, facts, kernel)
-    check_insecure(request.insecure)
+    check_insecure(request.insecure, facts)
     person = resolve_user(request, facts.user)
     ident = "cloche"
     check_places(request.shares, request.includes)
@@ -89,4 +89,5 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         timeout_s=request.timeout_s,
         notices=notices,
         insecure=request.insecure,
+        ids=facts.ids,
     )

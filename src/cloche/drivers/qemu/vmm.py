@@ -6,7 +6,7 @@ import os
 
 from cloche.drivers.qemu import command
 from cloche.drivers.qemu.jails import READ_ONLY, closed_jail
-from cloche.model.jail import Bind, BindFlag, Dev, Symlink, Tmpfs, TmpfsFlag
+from cloche.model.jail import OWN, Bind, BindFlag, Dev, Symlink, Tmpfs, TmpfsFlag
 from cloche.model.machine import Accelerator
 from cloche.model.plan import ProcessPlan
 from cloche.record import TYPE_CHECKING
@@ -32,12 +32,15 @@ def plan_vmm(
     """
     words = command.build_vmm_argv(facts.tools.qemu, machine, board, devices, boot_log=boot_log)
     policy = "qemu-reconnect" if any(device.reconnects for device in devices) else "qemu"
+    jail = closed_jail(facts, policy, _root(facts, machine, devices))
+    if machine.accelerator == Accelerator.KVM and jail.gid == OWN:
+        jail = jail._replace(gid=facts.kvm_group)
     return ProcessPlan(
         name="vmm",
         argv=tuple(word.encode("utf-8", "surrogateescape") for word in words),
         env=(b"TMPDIR=/tmp",),
         descriptors=tuple(descriptor for device in devices for descriptor in device.descriptors),
-        jail=closed_jail(facts, policy, _root(facts, machine, devices)),
+        jail=jail,
     )
 
 
