@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import signal
 import socket
 import struct
 from contextlib import ExitStack, contextmanager
@@ -61,7 +62,17 @@ HARMLESS = {0, 1, 3}
 @pytest.fixture(params=DEVICES)
 def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[DeviceProcess, int]]:
     """Provide each kind of device process, and how many queues it has."""
-    program, queues, words = DEVICES[request.param]
+    with started(request.param, tmp_path) as found:
+        yield found
+
+
+@contextmanager
+def started(
+    kind: str, tmp_path: Path, *more: str, built_in: Path | None = None
+) -> Iterator[tuple[DeviceProcess, int]]:
+    """Provide a device process of this kind, with more arguments or of another build if need be."""
+    program, queues, words = DEVICES[kind]
+    words = (*words, *more)
     if program == "cloche-fs":
         (tmp_path / "served").mkdir()
         words = (*words, "--root", str(tmp_path / "served"))
@@ -72,7 +83,7 @@ def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Dev
             image.write_bytes(empty_qcow2(DISK) if "qcow2" in words else bytes(DISK))
             fds = [stack.enter_context(image.open("r+b")).fileno()]
             words = (*words, "--image-fd", str(fds[0]))
-        yield stack.enter_context(device(program, *words, pass_fds=fds)), queues
+        yield stack.enter_context(device(program, *words, pass_fds=fds, built_in=built_in)), queues
 
 
 @contextmanager
@@ -239,6 +250,20 @@ def test_memory_that_shrinks(victim: tuple[DeviceProcess, int]) -> None:
         frontend.kick(queues - 1)
         assert not frontend.receive()
     assert running.process.returncode == 3
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_memory_that_shrinks_would_be_a_crash(tmp_path: Path, hostile: Path, kind: str) -> None:
+    """Without its handler of SIGBUS the same device is killed by that signal and says nothing."""
+    with started(kind, tmp_path, "--no-bus-handler", built_in=hostile) as (running, queues):
+        frontend = Frontend(running.connection, queues)
+        frontend.shake_hands(0, ALL_PROTOCOL)
+        os.ftruncate(frontend.memory_fd, 0)
+        frontend.kick(queues - 1)
+        assert not frontend.receive()
+        frontend.close()
+        status, said = running.ended()
+    assert (status, said) == (-signal.SIGBUS, "")
 
 
 def event_flags(fd: int) -> int:

@@ -16,6 +16,7 @@ from cloche.host.tools import require_own_binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 #: How long a test waits for an answer before it fails.
 PATIENCE_S = 30.0
@@ -217,7 +218,11 @@ def traced(program: str) -> list[str]:
 
 @contextmanager
 def device(
-    program: str, *words: str, wrapper: Sequence[str] = (), pass_fds: Sequence[int] = ()
+    program: str,
+    *words: str,
+    wrapper: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
+    built_in: Path | None = None,
 ) -> Iterator[DeviceProcess]:
     """Provide a device process that is connected with a socket pair.
 
@@ -226,10 +231,12 @@ def device(
         words: Its arguments but ``--fd``.
         wrapper: A program, with its arguments, that executes it.
         pass_fds: Descriptors that it has besides its socket.
+        built_in: A directory with another build of it.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        argv = [*wrapper, *traced(program), require_own_binary(program), "--fd", str(theirs.fileno()), *words]
+        path = str(built_in / program) if built_in else require_own_binary(program)
+        argv = [*wrapper, *traced(program), path, "--fd", str(theirs.fileno()), *words]
         process = subprocess.Popen(argv, pass_fds=[theirs.fileno(), *pass_fds], stderr=subprocess.PIPE)
         theirs.close()
         try:
