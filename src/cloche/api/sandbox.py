@@ -87,7 +87,8 @@ class Sandbox:
         accelerator: ``kvm`` or ``tcg``; None for what was found to work.
         privileged: Run programs as root of the guest.
         boot_timeout_s: Seconds until the guest must answer.
-        insecure_no_jail: Parts of the jails that this host cannot have, to be left out: ``seccomp``, ``namespaces``.
+        insecure_no_jail: Parts of the jails that this host cannot have, to be left out: ``seccomp``, ``namespaces``,
+            ``ids``.
 
     Raises:
         ClocheError: From ``start`` (and so from ``with``): what the command line would have said.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import sys
 
 from cloche.domain.trial import KVM_DEADLINE_S, try_run
 from cloche.errors import ClocheError
 from cloche.host import accel, xdg
 from cloche.host.facts import collect_facts
+from cloche.host.landlock import LANDLOCK_LIMITS, landlock_version
 from cloche.host.userns import probe_namespaces
+from cloche.model.jail import IDS_PER_DOMAIN
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -43,8 +46,10 @@ def main(parsed: Parsed) -> int:
 
 def examine() -> list[Finding]:
     """Return the findings, the cheap ones first; what depends on a broken part is not tried."""
-    findings = [*_directories(), _namespaces()]
+    findings = [*_directories(), _namespaces(), _landlock()]
     facts = collect_facts()
+    if facts.user.uid == 0:
+        findings.append(_ids(facts))
     findings += _tools(facts)
     findings.append(_kernel())
     if any(finding.state == "bad" for finding in findings):
@@ -68,6 +73,41 @@ def _directories() -> list[Finding]:
 def _namespaces() -> Finding:
     result = probe_namespaces()
     return Finding("namespaces", "ok" if result.works else "bad", result.detail, result.remedy)
+
+
+def _landlock() -> Finding:
+    version = landlock_version()
+    limits = [what for since, what in LANDLOCK_LIMITS if version >= since]
+    if not limits:
+        return Finding(
+            "landlock",
+            "note",
+            "not in this kernel: devices do not limit themselves on top of their jails",
+            "boot Linux 5.13 or newer with landlock among its security modules (lsm=landlock,...)",
+        )
+    return Finding("landlock", "ok", f"version {version}: devices give up {', '.join(limits)}")
+
+
+def _ids(facts: HostFacts) -> Finding:
+    if facts.ids is None:
+        return Finding(
+            "ids",
+            "bad",
+            "none that a domain of root's could have for itself",
+            "run cloche as an ordinary user",
+        )
+    last = facts.ids.first + facts.ids.domains * IDS_PER_DOMAIN - 1
+    taken = sorted(
+        entry.pw_name for entry in pwd.getpwall() if facts.ids.first <= entry.pw_uid <= last
+    )
+    if taken:
+        return Finding(
+            "ids",
+            "note",
+            f"{', '.join(taken[:3])} may have the id of a process of root's domains ({facts.ids.first} to {last})",
+            "give such accounts other ids",
+        )
+    return Finding("ids", "ok", f"root's domains run under {facts.ids.first} to {last}")
 
 
 def _tools(facts: HostFacts) -> list[Finding]:
@@ -145,7 +185,10 @@ def _kvm(facts: HostFacts) -> Finding:
             "kvm",
             "note",
             "/dev/kvm may not be opened by you: machines are emulated",
-            f"sudo setfacl -m u:{facts.user.name}:rw /dev/kvm",
+            # A machine of root's does not run as root: it is helped by a group.
+            f"sudo setfacl -m u:{facts.user.name}:rw /dev/kvm"
+            if facts.user.uid
+            else "chgrp kvm /dev/kvm && chmod g+rw /dev/kvm",
         )
     trial = try_run(facts, accelerator="kvm", deadline_s=KVM_DEADLINE_S)
     accel.remember_kvm(trial.works, trial.why)

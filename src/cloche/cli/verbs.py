@@ -77,7 +77,7 @@ RUN_OPTIONS = (
     Option(("--strace",), "Run the program under the guest's strace."),
     Option(
         ("--insecure-no-jail",),
-        "Leave out a part of the jails that this host cannot have: seccomp or namespaces.",
+        "Leave out a part of the jails that this host cannot have: seccomp, namespaces or ids.",
         metavar="PART",
         repeat=True,
     ),

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 _CREATE_RULESET, _ASK_VERSION = 444, 1
+#: What a device gives up, and since which version the kernel can do that.
+LANDLOCK_LIMITS = (
+    (1, "files"),
+    (4, "TCP"),
+    (6, "abstract Unix addresses and signals"),
+)
 
 
 def landlock_version() -> int:
