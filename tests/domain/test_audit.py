@@ -89,7 +89,13 @@ def test_a_domain_as_it_should_be(caller: Runner, folder: Path) -> None:
     # PID 1 came from outside of the domain's user namespace: only root may look into it.
     assert ("open files" in roles["warden/1"]["not_readable"]) == ordinary
     assert any(file["target"].endswith(".img") for file in roles["disk"]["files"])
-    assert roles["vmm"]["uids"] == [caller.user.entry.pw_uid] * 4
+    # A disk's file cannot outgrow the image.
+    assert roles["disk"]["file_limit"] == 16 << 20
+    assert roles["vmm"]["file_limit"] is None
+    if ordinary:
+        assert roles["vmm"]["uids"] == [caller.user.entry.pw_uid] * 4
+    else:
+        assert len({roles[role]["uids"][0] for role in ("fs-system", "disk", "vmm")} - {0}) == 3
     assert roles["vmm"]["capabilities"]["bounding"] == []
     assert bool(roles["fs-shares"]["capabilities"]["effective"]) != ordinary
     assert words.returncode == 0
@@ -140,6 +146,19 @@ WEAKENED = {
     ),
     "QEMU's own filter": (("vmm:sandbox",), {f"vmm {NO_FILTER}"}),
 }
+
+
+def test_another_filter_is_seen_by_root(caller: Runner, folder: Path) -> None:
+    """A filter in the place of a policy's is seen by root; to others the kernel only counts them, which is said."""
+    with running(caller, folder, "vmm:swap", "disk-home:swap", "fs-system:ids") as name:
+        found = audit(caller, name)
+        words = caller("audit", name).stdout.decode()
+    ordinary = caller.user.entry.pw_uid != 0
+    assert [one["seccomp"]["readable"] for one in found["processes"] if one["role"] == "vmm"] == [not ordinary]
+    what = "has another filter of system calls from outside than its policy's"
+    expected = {f"vmm {what}", f"disk {what}", "fs-system runs under an id of root's"}
+    assert failures(found) == (set() if ordinary else expected)
+    assert ("only root can read\n" in words) == ordinary
 
 
 @pytest.mark.parametrize("case", WEAKENED)

@@ -14,7 +14,7 @@ use crate::options::{Options, SOCKET};
 #[derive(Debug)]
 pub struct Inherited {
     fds: BTreeMap<&'static str, OwnedFd>,
-    reach: Option<Reach>,
+    reach: Vec<Reach>,
 }
 
 impl Inherited {
@@ -34,7 +34,10 @@ impl Inherited {
             fds.insert(*name, unsafe { OwnedFd::from_raw_fd(*fd) });
         }
         close_others(named.values().copied())?;
-        Ok(Inherited { fds, reach: None })
+        Ok(Inherited {
+            fds,
+            reach: Vec::new(),
+        })
     }
 
     /// The descriptor behind an option, once.
@@ -56,20 +59,20 @@ impl Inherited {
         Ok(File::from(fd))
     }
 
-    /// Keeps the files below `root` reachable by name, to be read and, if `is_writable`, to be changed. Without it the
-    /// device reaches none once it serves.
+    /// Keeps the files below `root` reachable by name, to be read and, if `is_writable`, to be changed. All others
+    /// are out of reach once the device serves.
     ///
     /// # Errors
     /// When `root` is no path.
     pub fn keep_reach(&mut self, root: &str, is_writable: bool) -> io::Result<()> {
         let root = CString::new(root)?;
-        self.reach = Some(Reach { root, is_writable });
+        self.reach.push(Reach { root, is_writable });
         Ok(())
     }
 
     /// What is kept reachable, once.
-    pub(crate) fn take_reach(&mut self) -> Option<Reach> {
-        self.reach.take()
+    pub(crate) fn take_reach(&mut self) -> Vec<Reach> {
+        std::mem::take(&mut self.reach)
     }
 
     /// The frontend's socket.

@@ -5,7 +5,7 @@
 //! concerned. Older kernels know less of it, or nothing, and then less is limited: the jail's other parts do not need it.
 //! Source: Documentation/userspace-api/landlock.rst.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -85,11 +85,11 @@ struct Beneath {
 }
 
 /// Limits this process for good: no file by name but below `reach`, no TCP, no abstract Unix address and no signal
-/// to others. Returns the kernel's version of Landlock, 0 when it has none.
+/// to others. A kernel that knows less of this limits less, one that knows nothing of it nothing.
 ///
 /// # Errors
 /// When the kernel has Landlock and refuses.
-pub(crate) fn limit(reach: Option<&Reach>) -> io::Result<i64> {
+pub(crate) fn limit(reach: &[Reach]) -> io::Result<()> {
     // SAFETY: the kernel reads nothing when it is asked for the version.
     let version = unsafe {
         libc::syscall(
@@ -103,13 +103,13 @@ pub(crate) fn limit(reach: Option<&Reach>) -> io::Result<i64> {
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
             // Not in this kernel, or not among its security modules.
-            Some(libc::ENOSYS | libc::EOPNOTSUPP) => Ok(0),
+            Some(libc::ENOSYS | libc::EOPNOTSUPP) => Ok(()),
             _ => Err(error),
         };
     }
-    if version == 1 && reach.is_some_and(|reach| reach.is_writable) {
+    if version == 1 && reach.iter().any(|reach| reach.is_writable) {
         // The first version lets nothing be renamed from one directory to another.
-        return Ok(0);
+        return Ok(());
     }
     let refused = Refused::new(version);
     let size = size_of_val(&refused);
@@ -125,29 +125,33 @@ pub(crate) fn limit(reach: Option<&Reach>) -> io::Result<i64> {
     let rules = i32::try_from(checked(rules)?).map_err(io::Error::other)?;
     // SAFETY: the kernel has just given this descriptor to us, and nobody else knows it.
     let rules = unsafe { OwnedFd::from_raw_fd(rules) };
-    if let Some(reach) = reach {
-        allow(&rules, reach, refused.files)?;
+    for reach in reach {
+        let rights = if reach.is_writable {
+            TO_READ | TO_WRITE
+        } else {
+            TO_READ
+        };
+        allow(&rules, &reach.root, rights & refused.files)?;
     }
     process::forbid_new_privileges()?;
     // SAFETY: no pointers.
-    checked(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) })?;
-    Ok(version)
+    checked(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) })
+        .map(drop)
 }
 
-fn allow(rules: &OwnedFd, reach: &Reach, known: u64) -> io::Result<()> {
+/// Adds a rule: what is beneath `root` keeps these rights. Where there is no `root` there is nothing beneath it.
+fn allow(rules: &OwnedFd, root: &CStr, rights: u64) -> io::Result<()> {
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
     // SAFETY: the path ends with a nul byte.
-    let directory = unsafe { libc::openat(libc::AT_FDCWD, reach.root.as_ptr(), flags) };
-    checked(directory.into())?;
+    let directory = unsafe { libc::openat(libc::AT_FDCWD, root.as_ptr(), flags) };
+    match checked(directory.into()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result?,
+    };
     // SAFETY: as above.
     let directory = unsafe { OwnedFd::from_raw_fd(directory) };
-    let rights = if reach.is_writable {
-        TO_READ | TO_WRITE
-    } else {
-        TO_READ
-    };
     let rule = Beneath {
-        allowed: rights & known,
+        allowed: rights,
         directory: directory.as_raw_fd(),
     };
     // SAFETY: the kernel reads one `landlock_path_beneath_attr`, which `rule` is.

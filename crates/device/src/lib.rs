@@ -206,10 +206,9 @@ impl Program {
         #[cfg(not(feature = "hostile"))]
         let is_limited = true;
         if is_limited {
-            let version = landlock::limit(reach.as_ref()).map_err(|error| {
+            landlock::limit(&reach).map_err(|error| {
                 io::Error::other(format!("cannot limit what it can reach: {error}"))
             })?;
-            log::info!("the kernel's Landlock: version {version}");
         }
         if is_filtered {
             process::install_filter(self.filter).map_err(|error| {

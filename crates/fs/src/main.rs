@@ -24,6 +24,10 @@ fn main() -> ExitCode {
 fn open(args: Args, inherited: &mut Inherited) -> io::Result<Box<dyn Device>> {
     let is_writable = matches!(args.cache, Cache::Coherent) && !args.is_readonly;
     inherited.keep_reach(&args.root, is_writable)?;
+    if matches!(args.cache, Cache::Coherent) {
+        // The library looks up its own capabilities and its own descriptors there. In a jail nobody else is to be seen.
+        inherited.keep_reach("/proc", false)?;
+    }
     let fd_limit = raise_fd_limit(args.fd_limit)?;
     Ok(match args.cache {
         Cache::Forever => {

@@ -81,12 +81,14 @@ def _process_as_json(one: Audited) -> dict[str, object]:
             "filters": process.filters,
             "own_filters": one.filters,
             "calls_allowed": one.calls,
+            "readable": process.programs is not None,
         },
         "namespaces": {
             name: {"id": process.namespaces.get(name), "own": _is_own(one, name)} for name in NAMESPACES
         },
         "dumpable": process.dumpable,
         "core_limit": process.core_limit,
+        "file_limit": process.file_limit,
         "threads": process.threads,
         "memory": {"rss_kib": process.rss_kib, "pss_kib": process.pss_kib},
         "files": None
@@ -133,6 +135,8 @@ def in_words(audit: Audit, *, color: bool = False, files: bool = False) -> str:
         if one.process.hidden:
             what = ", ".join(one.process.hidden)
             lines.append(f"{one.role} ({one.process.pid}): only root can read: {what}")
+    if any(one.calls is not None and one.process.programs is None for one in audit.processes):
+        lines.append("the filters are counted: whether they are those of the policies only root can read")
     if files:
         lines += [line for one in audit.processes for line in _file_lines(one)]
     for part in audit.insecure:
@@ -183,6 +187,8 @@ def _memory(kib: int) -> str:
 def _file_lines(one: Audited) -> list[str]:
     lines = [f"{one.role} ({one.process.pid}): {one.process.program or one.process.name}"]
     lines[0] = escape_untrusted(os.fsencode(lines[0]), _LONGEST_WORD)
+    if one.process.file_limit is not None:
+        lines.append(f"  no file becomes larger than {one.process.file_limit} bytes")
     for file in one.process.files or ():
         target = escape_untrusted(os.fsencode(file.target), _LONGEST_WORD)
         lines.append(f"  {file.number:>4}  {file.access:<5}{target}")

@@ -258,6 +258,11 @@ def _check_filters(hold: Hold, process: Process, warden: Process, own: tuple[str
     found = process.filters - warden.filters
     if found < hold.filters:
         yield f"has {found} of the {hold.filters} filters of system calls that its policy needs"
+    elif hold.calls and process.programs is not None:
+        names = (hold.calls,) if hold.role == "vmm" else (hold.calls, f"{hold.calls}.inner")
+        for name, where in zip(names, ("outside", "inside"), strict=False):
+            if read_filter(name) not in process.programs:
+                yield f"has another filter of system calls from {where} than its policy's"
 
 
 def _check_namespaces(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:

@@ -16,6 +16,8 @@ _MOST_WORDS = 64
 _LONGEST_WORD = 4096
 #: Bytes of one instruction of a filter (struct sock_filter).
 _INSTRUCTION = 8
+#: Names of resource limits, and what they count in.
+_LIMITS = {1: ("size of a file", " bytes"), 4: ("core file", " bytes"), 7: ("open files", "")}
 _MOUNT_FLAGS = (
     (MS_RDONLY, "rdonly"),
     (MS_NOSUID, "nosuid"),
@@ -79,6 +81,10 @@ def _describe_process(process: ProcessPlan) -> list[str]:
     lines.append(
         f"    calls   {f'filter of {instructions} instructions' if instructions else 'not filtered'}"
     )
+    for number, soft, hard in jail.rlimits:
+        name, unit = _LIMITS.get(number, (f"limit {number}", ""))
+        most = "" if soft == hard else f" (at most {hard}{unit})"
+        lines.append(f"    limit   {name} {soft}{unit}{most}")
     for op in jail.root:
         lines.append(f"    root    {_words(type(op).__name__, op)}")
     return lines

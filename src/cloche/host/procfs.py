@@ -66,6 +66,8 @@ class Process(Record):
         id_map: Its user namespace's map of user ids.
         dumpable: Whether others of its user may look into it; None when that cannot be told.
         core_limit: The hard limit of core files in bytes; None for none.
+        file_limit: The hard limit of how large a file it can make, in bytes; None for none.
+        programs: The filters themselves, the first one first; None when they cannot be read.
         rss_kib: Resident memory.
         pss_kib: The same with what is shared divided by those who share it; None when it cannot be read.
         files: Its open files; None when they cannot be read.
@@ -98,6 +100,8 @@ class Process(Record):
     files: tuple[OpenFile, ...] | None
     mounts: tuple[Mount, ...]
     hidden: tuple[str, ...]
+    file_limit: int | None = None
+    programs: tuple[bytes, ...] | None = None
 
 
 def descendants(top: int) -> tuple[int, ...]:
@@ -185,13 +189,15 @@ def _look(pid: int, start: int, sockets: Sockets) -> Process:
         sessions=_numbers(status["NSsid"]),
         id_map=" ".join(_text(f"/proc/{pid}/uid_map").split()),
         dumpable=_dumpable(pid, uids[1], capabilities[1]),
-        core_limit=_core_limit(pid),
+        core_limit=_limit(pid, "Max core file size"),
         threads=int(status["Threads"]),
         rss_kib=int(status.get("VmRSS", "0 kB").split()[0]),
         pss_kib=pss,
         files=files,
         mounts=tuple(_mounts(_text(f"/proc/{pid}/mountinfo"))),
         hidden=tuple(hidden),
+        file_limit=_limit(pid, "Max file size"),
+        programs=_programs(pid),
     )
 
 
@@ -229,12 +235,21 @@ def _dumpable(pid: int, uid: int, permitted: int) -> bool | None:
     return None if looked and permitted & CAP_SYS_PTRACE else looked
 
 
-def _core_limit(pid: int) -> int | None:
+def _limit(pid: int, name: str) -> int | None:
     for line in _text(f"/proc/{pid}/limits").splitlines():
-        if line.startswith("Max core file size"):
-            hard = line.split()[5]
+        if line.startswith(name):
+            # The name, the soft limit, the hard one, the unit.
+            hard = line[len(name) :].split()[1]
             return None if hard == "unlimited" else int(hard)
     return None
+
+
+def _programs(pid: int) -> tuple[bytes, ...] | None:
+    if os.geteuid() != 0:
+        return None
+    from cloche.host.ptrace import read_filters
+
+    return read_filters(pid)
 
 
 def _pss(pid: int) -> int | None:
