@@ -154,7 +154,9 @@ def test_another_filter_is_seen_by_root(caller: Runner, folder: Path) -> None:
         found = audit(caller, name)
         words = caller("audit", name).stdout.decode()
     ordinary = caller.user.entry.pw_uid != 0
-    assert [one["seccomp"]["readable"] for one in found["processes"] if one["role"] == "vmm"] == [not ordinary]
+    assert [one["seccomp"]["readable"] for one in found["processes"] if one["role"] == "vmm"] == [
+        not ordinary
+    ]
     what = "has another filter of system calls from outside than its policy's"
     expected = {f"vmm {what}", f"disk {what}", "fs-system runs under an id of root's"}
     assert failures(found) == (set() if ordinary else expected)

@@ -1,7 +1,7 @@
 """Starts a domain whose jails are not those of its policies; run as a program of its own, without the test's packages.
 
-Arguments: the sources' directory, a directory to share, the weakenings: ``PROCESS:WHAT``; ``insecure:PART`` for what the
-user gives up in so many words; ``bare:DIRECTORY`` for a file server from there that puts no filter on itself;
+Arguments: the sources' directory, a directory to share, the weakenings: ``PROCESS:WHAT``; ``insecure:PART`` for what
+the user gives up in so many words; ``bare:DIRECTORY`` for a file server from there that puts no filter on itself;
 ``unchecked`` for a supervisor that does not count filters. Prints the domain's name when its guest is set up, and ends
 it at the end of its input.
 """

@@ -318,7 +318,9 @@ def run_unjailed(victim: Victim, attack: str, target: str, *without: str) -> int
     words = ["--attack", attack, "--target", target, *(LEFT_OUT[part] for part in without)]
     files = []
     if victim.kind in FORMATS:
-        image_in(victim.shared).write_bytes(empty_qcow2(DISK) if FORMATS[victim.kind] == "qcow2" else bytes(DISK))
+        image_in(victim.shared).write_bytes(
+            empty_qcow2(DISK) if FORMATS[victim.kind] == "qcow2" else bytes(DISK)
+        )
         files = [os.open(image_in(victim.shared), os.O_RDWR | os.O_CLOEXEC)]
         words += ["--image-fd", str(files[0]), "--format", FORMATS[victim.kind]]
     elif path.name == "cloche-fs":

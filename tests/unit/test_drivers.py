@@ -455,7 +455,9 @@ def test_a_domain_has_enough_ids() -> None:
     """No two processes of two domains get the same id as long as there are ids for both."""
     ids = facts(ROOT).ids
     assert ids is not None
-    numbers = {ids.number(domain, process) for domain in range(ids.domains) for process in range(IDS_PER_DOMAIN)}
+    numbers = {
+        ids.number(domain, process) for domain in range(ids.domains) for process in range(IDS_PER_DOMAIN)
+    }
     assert len(numbers) == ids.domains * IDS_PER_DOMAIN
     assert min(numbers) == ids.first
     assert ids.number(ids.domains + 1, 2) == ids.number(1, 2)

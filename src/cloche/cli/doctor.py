@@ -97,9 +97,7 @@ def _ids(facts: HostFacts) -> Finding:
             "run cloche as an ordinary user",
         )
     last = facts.ids.first + facts.ids.domains * IDS_PER_DOMAIN - 1
-    taken = sorted(
-        entry.pw_name for entry in pwd.getpwall() if facts.ids.first <= entry.pw_uid <= last
-    )
+    taken = sorted(entry.pw_name for entry in pwd.getpwall() if facts.ids.first <= entry.pw_uid <= last)
     if taken:
         return Finding(
             "ids",

@@ -138,7 +138,9 @@ def judge(processes: tuple[Process, ...]) -> tuple[Audited, ...]:
         return found
     users = [process.uids[1] for process in processes]
     return tuple(
-        one._replace(failures=(*one.failures, f"shares its user id {one.process.uids[1]} with another process"))
+        one._replace(
+            failures=(*one.failures, f"shares its user id {one.process.uids[1]} with another process")
+        )
         if one.process.uids[1] != 0 and users.count(one.process.uids[1]) > 1
         else one
         for one in found

@@ -182,8 +182,6 @@ class Launcher:
         # Those whose start is reported but was not heard of yet.
         self._hear(READ)
         self._verified = True
-        if self._closed:
-            return  # it ended meanwhile, and whoever waits for it knows why
         try:
             if self._check_filters is not None and "seccomp" not in self.plan.insecure:
                 self._check_filters(self.plan, self._pidfds)
@@ -228,9 +226,10 @@ class Launcher:
         if isinstance(event, Ready):
             self._timings.mark("warden ready")
         elif isinstance(event, Spawned):
-            if self._verified or event.id in self._pidfds:
-                os.close(event.pidfd)
-            else:
+            before = event.pidfd if self._verified else self._pidfds.pop(event.id, None)
+            if before is not None:
+                os.close(before)
+            if not self._verified:
                 self._pidfds[event.id] = event.pidfd
             self._timings.mark(f"{self._name(event.id)} started")
         elif isinstance(event, Failed):

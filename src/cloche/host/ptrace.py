@@ -1,8 +1,8 @@
-"""Reading the filters of system calls that a process has (layer 3a): only root can, and only where nothing filters root.
+"""Reading the filters of system calls that a process has (layer 3a): only root can, where nothing filters root itself.
 
 The kernel gives a filter back, as it was put on, to whoever traces the process and has CAP_SYS_ADMIN in the first user
-namespace (PTRACE_SECCOMP_GET_FILTER, ptrace(2); it needs CONFIG_CHECKPOINT_RESTORE). The process stands still meanwhile,
-for a fraction of a millisecond; should the reader be killed, the kernel lets it go on.
+namespace (PTRACE_SECCOMP_GET_FILTER, ptrace(2); it needs CONFIG_CHECKPOINT_RESTORE). The process stands still for a
+fraction of a millisecond meanwhile; should the reader be killed, the kernel lets it go on.
 """
 
 from __future__ import annotations
