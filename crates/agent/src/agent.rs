@@ -46,6 +46,8 @@ pub struct Agent {
     pub(crate) setup: Option<PendingSetup>,
     /// The last SETUP failed: no program may run in what it left.
     pub(crate) setup_failed: bool,
+    /// A SETUP has succeeded: the failure of another one keeps no program from starting.
+    pub(crate) is_set_up: bool,
     pub(crate) limits: Vec<Limit>,
     pub(crate) manner: Manner,
     pub(crate) stack: Stack,
@@ -97,6 +99,7 @@ impl Agent {
             control_broken: false,
             setup: None,
             setup_failed: false,
+            is_set_up: false,
             limits: Vec::new(),
             manner: Manner {
                 own_session,

@@ -148,7 +148,7 @@ impl Agent {
         let errno = Errno(libc::EBADMSG).code();
         match message.first() {
             Some(1) => {
-                self.setup_failed = true;
+                self.setup_failed = !self.is_set_up;
                 self.outbox.push(&ToHost::SetupFailed {
                     seq: number,
                     step: 0,
@@ -208,11 +208,12 @@ impl Agent {
             }
         }
         self.setup_failed = false;
+        self.is_set_up = true;
         self.outbox.push(&ToHost::SetupDone { seq });
     }
 
     fn set_up_failed(&mut self, seq: u32, index: usize, errno: Errno, step: &Step) {
-        self.setup_failed = true;
+        self.setup_failed = !self.is_set_up;
         self.outbox.push(&ToHost::SetupFailed {
             seq,
             step: u32::try_from(index).unwrap_or(u32::MAX),

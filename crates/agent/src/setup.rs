@@ -48,6 +48,7 @@ pub fn perform(step: &Step) -> Result<()> {
             *flags,
             &c_string(data)?,
         ),
+        Step::Unmount { target, flags } => sys::unmount(&c_string(target)?, *flags),
         Step::SwitchRoot { path } => switch_root(path_of(path)),
         Step::WriteFile {
             path,
@@ -78,6 +79,7 @@ pub fn describe(step: &Step) -> Vec<u8> {
         Step::BindDevice { name } => ("bind device", name),
         Step::Mkdir { path, .. } => ("make directory", path),
         Step::Mount { target, .. } => ("mount", target),
+        Step::Unmount { target, .. } => ("unmount", target),
         Step::SwitchRoot { path } => ("switch root", path),
         Step::WriteFile { path, .. } => ("write", path),
         Step::Symlink { path, .. } => ("link", path),
@@ -104,7 +106,11 @@ fn write_existing(path: &Path, content: &[u8]) -> std::io::Result<()> {
         .write_all(content)
 }
 
+/// Makes a directory with what is missing above it. One that exists is left as it is: in a guest that runs it is somebody's.
 fn make_directory(path: &Path, mode: u32, uid: u32, gid: u32) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
     fs::DirBuilder::new()
         .recursive(true)
         .mode(DIRECTORY_MODE)

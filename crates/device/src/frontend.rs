@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{
@@ -87,6 +88,16 @@ impl Frontend {
     /// Whether a queue has to be looked at although nobody kicked.
     pub fn is_pending(&self) -> bool {
         self.pending.contains(&true)
+    }
+
+    /// The device's own descriptor, if it has one.
+    pub fn side(&self) -> Option<RawFd> {
+        self.device.side().map(|fd| fd.as_raw_fd())
+    }
+
+    /// Lets the device read there; returns whether more may come.
+    pub fn side_is_ready(&mut self) -> bool {
+        self.device.side_is_ready()
     }
 
     /// Takes a kick in.

@@ -24,6 +24,7 @@ mod vring;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 
 pub use inflight::{create as create_inflight, Inflight, InflightError};
@@ -108,6 +109,16 @@ pub trait Device: Send {
 
     /// The guest has reset the device, or the frontend is gone.
     fn reset(&mut self) {}
+
+    /// A descriptor of its own, beside the frontend's, on which it waits for whoever has started it.
+    fn side(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// There is something to read at [`Device::side`]. Returns whether more may come.
+    fn side_is_ready(&mut self) -> bool {
+        false
+    }
 
     /// Whether its requests may be done twice, and are noted while they are in flight, so that after a sudden death the next
     /// process does those again that were not given back. Such a device uses [`Request::lent`].

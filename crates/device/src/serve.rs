@@ -14,6 +14,7 @@ use crate::{Device, Reconnect};
 
 const SIGNAL: u64 = u64::MAX;
 const SOCKET: u64 = u64::MAX - 1;
+const SIDE: u64 = u64::MAX - 2;
 const EVENTS: usize = 16;
 
 /// Why a connection ended.
@@ -71,7 +72,7 @@ impl Server {
 
     /// Waits until a frontend knocks, or a signal asks for the end.
     fn wait_for(&self, listener: &impl AsRawFd) -> io::Result<End> {
-        let _guard = self.listen_to(listener)?;
+        let _guard = self.listen_to(listener, SOCKET)?;
         log::debug!("it waits for a frontend");
         let mut events = [EpollEvent::default(); 1];
         loop {
@@ -88,7 +89,9 @@ impl Server {
     /// Serves one frontend until it is gone or a signal asks for the end.
     fn serve(&self, stream: UnixStream) -> io::Result<End> {
         let mut requests = BackendReqHandler::from_stream(stream, self.frontend.clone());
-        let _guard = self.listen_to(&requests)?;
+        let _guard = self.listen_to(&requests, SOCKET)?;
+        let side = self.lock().side();
+        let mut side = side.map(|fd| self.listen_to(&fd, SIDE)).transpose()?;
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
             let timeout = if self.lock().is_pending() { 0 } else { -1 };
@@ -100,6 +103,11 @@ impl Server {
             for event in &events[..count] {
                 match event.data() {
                     SIGNAL => return Ok(End::Signal),
+                    SIDE => {
+                        if !self.lock().side_is_ready() {
+                            drop(side.take());
+                        }
+                    }
                     SOCKET => match requests.handle_request() {
                         Ok(()) | Err(Error::SocketRetry(_)) => self.lock().transfer(),
                         Err(
@@ -119,9 +127,9 @@ impl Server {
     }
 
     /// Waits for a socket as long as what this gives back lives.
-    fn listen_to(&self, socket: &impl AsRawFd) -> io::Result<Listening<'_>> {
+    fn listen_to(&self, socket: &impl AsRawFd, token: u64) -> io::Result<Listening<'_>> {
         let fd = socket.as_raw_fd();
-        let event = EpollEvent::new(EventSet::IN, SOCKET);
+        let event = EpollEvent::new(EventSet::IN, token);
         self.epoll.ctl(ControlOperation::Add, fd, event)?;
         Ok(Listening(&self.epoll, fd))
     }

@@ -5,11 +5,14 @@ use cloche_device::{Options, OptionsError, Syntax};
 use crate::backend::TAG_BYTES;
 use crate::ids::Ids;
 
+/// The option that names the socket of whoever tells a server of shares what was taken away.
+pub const ORDERS: &str = "--orders";
+
 /// All options beside those of every device.
 pub const SYNTAX: Syntax = Syntax {
     values: &["--root", "--cache", "--ids", "--fd-limit", "--tag"],
     flags: &["--readonly"],
-    fds: &[],
+    fds: &[ORDERS],
 };
 
 /// How long the guest may believe what it was told.

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use virtiofsd::fuse::{BatchForgetIn, ForgetIn, ForgetOne, InHeader, Opcode, OutH
 use virtiofsd::server::Server;
 use vm_memory::ByteValued;
 
+use crate::orders::Orders;
 use crate::request;
 
 /// High priority requests and all others.
@@ -34,6 +36,7 @@ impl<F: FileSystem + SerializableFileSystem + Clone + Send + Sync + 'static> Ser
 pub struct Backend<F: Served> {
     answerer: Answerer<F>,
     tag: Option<String>,
+    orders: Option<Orders>,
 }
 
 impl<F: Served> Backend<F> {
@@ -45,7 +48,15 @@ impl<F: Served> Backend<F> {
                 server: Server::new(files),
             },
             tag,
+            orders: None,
         }
+    }
+
+    /// Lets it take orders while it serves.
+    #[must_use]
+    pub fn with_orders(mut self, orders: Option<Orders>) -> Self {
+        self.orders = orders;
+        self
     }
 }
 
@@ -77,6 +88,14 @@ impl<F: Served> Device for Backend<F> {
 
     fn reset(&mut self) {
         self.answerer.files.destroy();
+    }
+
+    fn side(&self) -> Option<BorrowedFd<'_>> {
+        self.orders.as_ref().map(Orders::fd)
+    }
+
+    fn side_is_ready(&mut self) -> bool {
+        self.orders.as_mut().is_some_and(Orders::obey)
     }
 
     fn has_state(&self) -> bool {

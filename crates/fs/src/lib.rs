@@ -10,6 +10,7 @@ pub mod budget;
 pub mod ids;
 pub mod limits;
 pub mod nodes;
+pub mod orders;
 pub mod recent;
 pub mod request;
 pub mod share;

@@ -4,9 +4,10 @@ use std::io;
 use std::process::ExitCode;
 
 use cloche_device::{Device, Inherited, Program, Reconnect};
-use cloche_fs::args::{Args, Cache, SYNTAX};
+use cloche_fs::args::{Args, Cache, ORDERS, SYNTAX};
 use cloche_fs::backend::Backend;
 use cloche_fs::limits::raise_fd_limit;
+use cloche_fs::orders::Orders;
 use cloche_fs::share::{ShareConfig, ShareFs};
 use cloche_fs::tree::TreeFs;
 
@@ -41,7 +42,9 @@ fn open(args: Args, inherited: &mut Inherited) -> io::Result<Box<dyn Device>> {
                 fd_limit,
                 is_readonly: args.is_readonly,
             })?;
-            Box::new(Backend::new(files, args.tag))
+            let orders = inherited.take(ORDERS);
+            let orders = orders.map(|socket| Orders::new(socket, files.clone()));
+            Box::new(Backend::new(files, args.tag).with_orders(orders))
         }
     })
 }

@@ -25,6 +25,7 @@ use virtiofsd::soft_idmap::Id;
 use crate::budget::Budget;
 use crate::ids::{Ids, NOBODY};
 use crate::limits::RESERVED_FDS;
+use crate::nodes::{stale, ROOT};
 use crate::request::check_name;
 
 /// How long the guest may believe what it was told about a share.
@@ -98,13 +99,45 @@ impl ShareFs {
     }
 
     /// Counts an entry before it is told, and decides how long the guest may keep it.
-    pub(crate) fn told(&self, mut entry: Entry) -> Entry {
-        self.0.budget.remember(entry.inode);
+    pub(crate) fn told(&self, parent: u64, name: &CStr, mut entry: Entry) -> Entry {
+        self.0.budget.remember(parent, name.to_bytes(), entry.inode);
         let is_directory = entry.attr.mode & libc::S_IFMT == libc::S_IFDIR;
         if self.is_scarce() && (!is_directory || self.0.budget.is_spent()) {
             entry.entry_timeout = Duration::ZERO;
         }
         entry
+    }
+
+    /// Refuses what the guest does not know (any more): it was never told, has forgotten it, or the share is gone.
+    pub(crate) fn check_known(&self, inode: u64) -> io::Result<()> {
+        if inode == ROOT || self.0.budget.knows(inode) {
+            return Ok(());
+        }
+        Err(stale())
+    }
+
+    /// Lets go of every inode and open file in the directory `place` of the root, which was taken away: whatever the guest
+    /// still asks of them is stale. Returns how many there were.
+    ///
+    /// # Errors
+    /// `EBUSY` when it cannot be told what lies there, because the guest was restored.
+    pub fn let_go(&self, place: &[u8]) -> io::Result<u64> {
+        let busy = || io::Error::from_raw_os_error(libc::EBUSY);
+        let holding = self.0.budget.take(place).ok_or_else(busy)?;
+        let nobody = Context {
+            uid: 0.into(),
+            gid: 0.into(),
+            pid: 0,
+        };
+        let count = holding.inodes.len() + holding.handles.len();
+        for (inode, handle) in holding.handles {
+            let files = &self.0.files;
+            files.release(nobody, inode, 0, handle, false, false, None)?;
+        }
+        for (inode, lookups) in holding.inodes {
+            self.0.files.forget(nobody, inode, lookups);
+        }
+        Ok(count as u64)
     }
 
     pub(crate) fn is_scarce(&self) -> bool {

@@ -50,13 +50,14 @@ impl FileSystem for ShareFs {
     }
 
     fn lookup(&self, ctx: Context, parent: Inode, name: &CStr) -> io::Result<Entry> {
+        self.check_known(parent)?;
         check_name(name)?;
         if is_for_a_listing() && self.is_scarce() {
             return Ok(unnamed());
         }
         match self.0.files.lookup(ctx, parent, name) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(missing()),
-            found => found.map(|entry| self.told(entry)),
+            found => found.map(|entry| self.told(parent, name, entry)),
         }
     }
 
@@ -77,6 +78,7 @@ impl FileSystem for ShareFs {
         inode: Inode,
         handle: Option<Handle>,
     ) -> io::Result<(Attr, Duration)> {
+        self.check_known(inode)?;
         self.0.files.getattr(ctx, inode, handle)
     }
 
@@ -88,12 +90,14 @@ impl FileSystem for ShareFs {
         handle: Option<Handle>,
         valid: SetattrValid,
     ) -> io::Result<(Attr, Duration)> {
+        self.check_known(inode)?;
         self.check_write()?;
         let valid = self.without_owner(ctx, inode, &mut attr, valid)?;
         self.0.files.setattr(ctx, inode, attr, handle, valid)
     }
 
     fn readlink(&self, ctx: Context, inode: Inode) -> io::Result<Vec<u8>> {
+        self.check_known(inode)?;
         self.0.files.readlink(ctx, inode)
     }
 
@@ -105,12 +109,13 @@ impl FileSystem for ShareFs {
         name: &CStr,
         extensions: Extensions,
     ) -> io::Result<Entry> {
+        self.check_known(parent)?;
         self.check_new(name)?;
         let extensions = self.own_groups(extensions);
         self.0
             .files
             .symlink(ctx, target, parent, name, extensions)
-            .map(|entry| self.told(entry))
+            .map(|entry| self.told(parent, name, entry))
     }
 
     fn mknod(
@@ -123,13 +128,14 @@ impl FileSystem for ShareFs {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
+        self.check_known(parent)?;
         self.check_new(name)?;
         check_mknod(mode, rdev)?;
         let extensions = self.own_groups(extensions);
         self.0
             .files
             .mknod(ctx, parent, name, mode, rdev, umask, extensions)
-            .map(|entry| self.told(entry))
+            .map(|entry| self.told(parent, name, entry))
     }
 
     fn mkdir(
@@ -141,20 +147,23 @@ impl FileSystem for ShareFs {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
+        self.check_known(parent)?;
         self.check_new(name)?;
         let extensions = self.own_groups(extensions);
         self.0
             .files
             .mkdir(ctx, parent, name, mode, umask, extensions)
-            .map(|entry| self.told(entry))
+            .map(|entry| self.told(parent, name, entry))
     }
 
     fn unlink(&self, ctx: Context, parent: Inode, name: &CStr) -> io::Result<()> {
+        self.check_known(parent)?;
         self.check_new(name)?;
         self.0.files.unlink(ctx, parent, name)
     }
 
     fn rmdir(&self, ctx: Context, parent: Inode, name: &CStr) -> io::Result<()> {
+        self.check_known(parent)?;
         self.check_new(name)?;
         self.0.files.rmdir(ctx, parent, name)
     }
@@ -168,6 +177,8 @@ impl FileSystem for ShareFs {
         new_name: &CStr,
         flags: u32,
     ) -> io::Result<()> {
+        self.check_known(old_parent)?;
+        self.check_known(new_parent)?;
         self.check_new(old_name)?;
         check_name(new_name)?;
         self.0
@@ -176,11 +187,13 @@ impl FileSystem for ShareFs {
     }
 
     fn link(&self, ctx: Context, inode: Inode, parent: Inode, name: &CStr) -> io::Result<Entry> {
+        self.check_known(inode)?;
+        self.check_known(parent)?;
         self.check_new(name)?;
         self.0
             .files
             .link(ctx, inode, parent, name)
-            .map(|entry| self.told(entry))
+            .map(|entry| self.told(parent, name, entry))
     }
 
     fn open(
@@ -190,9 +203,10 @@ impl FileSystem for ShareFs {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<(Option<Handle>, OpenOptions)> {
+        self.check_known(inode)?;
         self.check_open(flags)?;
         let opened = self.0.files.open(ctx, inode, kill_priv, flags)?;
-        self.0.budget.open(opened.0);
+        self.0.budget.open(inode, opened.0);
         Ok(opened)
     }
 
@@ -207,14 +221,16 @@ impl FileSystem for ShareFs {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<(Entry, Option<Handle>, OpenOptions)> {
+        self.check_known(parent)?;
         self.check_new(name)?;
         let extensions = self.own_groups(extensions);
         let (entry, handle, options) = self
             .0
             .files
             .create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)?;
-        self.0.budget.open(handle);
-        Ok((self.told(entry), handle, options))
+        let entry = self.told(parent, name, entry);
+        self.0.budget.open(entry.inode, handle);
+        Ok((entry, handle, options))
     }
 
     fn read<W: ZeroCopyWriter>(
@@ -228,6 +244,7 @@ impl FileSystem for ShareFs {
         lock_owner: Option<u64>,
         flags: u32,
     ) -> io::Result<usize> {
+        self.check_known(inode)?;
         check_range(offset, size)?;
         self.0
             .files
@@ -247,6 +264,7 @@ impl FileSystem for ShareFs {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<usize> {
+        self.check_known(inode)?;
         self.check_write()?;
         check_range(offset, size)?;
         self.0.files.write(
@@ -266,6 +284,7 @@ impl FileSystem for ShareFs {
     // `flush` is left out: there is nothing to do at a close, and a guest told so once does not ask again.
 
     fn fsync(&self, ctx: Context, inode: Inode, datasync: bool, handle: Handle) -> io::Result<()> {
+        self.check_known(inode)?;
         self.0.files.fsync(ctx, inode, datasync, handle)
     }
 
@@ -278,6 +297,7 @@ impl FileSystem for ShareFs {
         offset: u64,
         length: u64,
     ) -> io::Result<()> {
+        self.check_known(inode)?;
         self.check_write()?;
         self.0
             .files
@@ -294,6 +314,7 @@ impl FileSystem for ShareFs {
         flock_release: bool,
         lock_owner: Option<u64>,
     ) -> io::Result<()> {
+        self.check_known(inode)?;
         self.0
             .files
             .release(ctx, inode, flags, handle, flush, flock_release, lock_owner)?;
@@ -302,6 +323,7 @@ impl FileSystem for ShareFs {
     }
 
     fn statfs(&self, ctx: Context, inode: Inode) -> io::Result<libc::statvfs64> {
+        self.check_known(inode)?;
         self.0.files.statfs(ctx, inode)
     }
 
@@ -314,6 +336,7 @@ impl FileSystem for ShareFs {
         flags: u32,
         extra: SetxattrFlags,
     ) -> io::Result<()> {
+        self.check_known(inode)?;
         self.check_write()?;
         check_xattr(name)?;
         self.0.files.setxattr(ctx, inode, name, value, flags, extra)
@@ -326,6 +349,7 @@ impl FileSystem for ShareFs {
         name: &CStr,
         size: u32,
     ) -> io::Result<GetxattrReply> {
+        self.check_known(inode)?;
         check_xattr(name)?;
         self.0
             .files
@@ -339,6 +363,7 @@ impl FileSystem for ShareFs {
     }
 
     fn listxattr(&self, ctx: Context, inode: Inode, size: u32) -> io::Result<ListxattrReply> {
+        self.check_known(inode)?;
         Ok(match self.0.files.listxattr(ctx, inode, size)? {
             ListxattrReply::Names(names) => ListxattrReply::Names(known_names(&names)),
             count => count,
@@ -346,6 +371,7 @@ impl FileSystem for ShareFs {
     }
 
     fn removexattr(&self, ctx: Context, inode: Inode, name: &CStr) -> io::Result<()> {
+        self.check_known(inode)?;
         self.check_write()?;
         check_xattr(name)?;
         self.0.files.removexattr(ctx, inode, name)
@@ -357,8 +383,9 @@ impl FileSystem for ShareFs {
         inode: Inode,
         flags: u32,
     ) -> io::Result<(Option<Handle>, OpenOptions)> {
+        self.check_known(inode)?;
         let opened = self.0.files.opendir(ctx, inode, flags)?;
-        self.0.budget.open(opened.0);
+        self.0.budget.open(inode, opened.0);
         Ok(opened)
     }
 
@@ -370,6 +397,7 @@ impl FileSystem for ShareFs {
         size: u32,
         offset: u64,
     ) -> io::Result<Self::DirIter> {
+        self.check_known(inode)?;
         self.0.files.readdir(ctx, inode, handle, size, offset)
     }
 
@@ -380,16 +408,19 @@ impl FileSystem for ShareFs {
         datasync: bool,
         handle: Handle,
     ) -> io::Result<()> {
+        self.check_known(inode)?;
         self.0.files.fsyncdir(ctx, inode, datasync, handle)
     }
 
     fn releasedir(&self, ctx: Context, inode: Inode, flags: u32, handle: Handle) -> io::Result<()> {
+        self.check_known(inode)?;
         self.0.files.releasedir(ctx, inode, flags, handle)?;
         self.0.budget.close(handle);
         Ok(())
     }
 
     fn access(&self, ctx: Context, inode: Inode, mask: u32) -> io::Result<()> {
+        self.check_known(inode)?;
         self.0.files.access(ctx, inode, mask)
     }
 
@@ -401,6 +432,7 @@ impl FileSystem for ShareFs {
         offset: u64,
         whence: u32,
     ) -> io::Result<u64> {
+        self.check_known(inode)?;
         self.0.files.lseek(ctx, inode, handle, offset, whence)
     }
 
@@ -416,6 +448,8 @@ impl FileSystem for ShareFs {
         length: u64,
         flags: u64,
     ) -> io::Result<usize> {
+        self.check_known(inode_in)?;
+        self.check_known(inode_out)?;
         self.check_write()?;
         self.0.files.copyfilerange(
             ctx, inode_in, handle_in, offset_in, inode_out, handle_out, offset_out, length, flags,
@@ -423,6 +457,7 @@ impl FileSystem for ShareFs {
     }
 
     fn syncfs(&self, ctx: Context, inode: Inode) -> io::Result<()> {
+        self.check_known(inode)?;
         self.0.files.syncfs(ctx, inode)
     }
 }

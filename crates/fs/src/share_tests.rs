@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use virtiofsd::filesystem::{FsOptions, SetxattrFlags};
-use virtiofsd::fuse;
 use virtiofsd::soft_idmap::Id;
 
 use super::*;
@@ -19,7 +18,6 @@ thread_local! {
 }
 
 const FD_LIMIT: u64 = 512;
-const ROOT: u64 = fuse::ROOT_ID;
 
 /// Tests that use up descriptors, or count those of the process, take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -418,4 +416,37 @@ fn a_name_that_does_not_exist_is_remembered_for_a_moment() {
     let entry = share.lookup(ctx(), ROOT, c"missing").unwrap();
     assert_eq!((entry.inode, entry.entry_timeout), (0, ABSENCE));
     assert_eq!(share.held_fds(), 0);
+}
+
+#[test]
+fn a_share_that_was_let_go_is_stale_to_a_guest_that_keeps_its_numbers() {
+    let scratch = Scratch::new("let-go");
+    for place in ["7", "8"] {
+        fs::create_dir_all(scratch.path().join(place).join("inner")).unwrap();
+        fs::write(scratch.path().join(place).join("inner/file"), b"text").unwrap();
+    }
+    let share = share(scratch.path(), caller());
+    let walk = |place: &CStr| {
+        let top = share.lookup(ctx(), ROOT, place).unwrap().inode;
+        let inner = share.lookup(ctx(), top, c"inner").unwrap().inode;
+        let file = share.lookup(ctx(), inner, c"file").unwrap().inode;
+        let (handle, _) = share.open(ctx(), file, false, libc::O_RDWR as u32).unwrap();
+        (top, inner, file, handle.unwrap())
+    };
+    let (top, inner, file, handle) = walk(c"7");
+    let (_, _, other, other_handle) = walk(c"8");
+    assert_eq!(share.let_go(b"7").unwrap(), 4);
+    let errno = |error: io::Error| error.raw_os_error();
+    for inode in [top, inner, file] {
+        let refused = share.getattr(ctx(), inode, None).map(drop);
+        assert_eq!(refused.map_err(errno), Err(Some(libc::ESTALE)));
+    }
+    let refused = share.lookup(ctx(), inner, c"file").map(drop);
+    assert_eq!(refused.map_err(errno), Err(Some(libc::ESTALE)));
+    for inode in [file, other] {
+        assert!(share.fsync(ctx(), inode, false, handle).is_err());
+    }
+    assert!(share.fsync(ctx(), other, false, other_handle).is_ok());
+    assert_eq!(share.held_fds(), 4);
+    assert_eq!(share.let_go(b"7").unwrap(), 0);
 }

@@ -111,6 +111,13 @@ pub enum Step {
         /// Longest wait in milliseconds.
         timeout_ms: u32,
     },
+    /// umount2(2).
+    Unmount {
+        /// Where.
+        target: Vec<u8>,
+        /// `MNT_*` and `UMOUNT_*` bits.
+        flags: u32,
+    },
 }
 
 impl Step {
@@ -176,6 +183,10 @@ impl Step {
             14 => Self::WaitPath {
                 path: r.byte_vec()?,
                 timeout_ms: r.u32()?,
+            },
+            15 => Self::Unmount {
+                target: r.byte_vec()?,
+                flags: r.u32()?,
             },
             other => {
                 return Err(CodecError::Unknown {
@@ -244,6 +255,7 @@ impl Step {
                 hard,
             } => (13, w.u32(*resource).u64(*soft).u64(*hard)).0,
             Self::WaitPath { path, timeout_ms } => (14, w.bytes(path).u32(*timeout_ms)).0,
+            Self::Unmount { target, flags } => (15, w.bytes(target).u32(*flags)).0,
         }
     }
 }

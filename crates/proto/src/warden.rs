@@ -45,6 +45,26 @@ pub enum ToWarden {
     },
     /// End PID 1 and everything with it.
     Shutdown,
+    /// Mount what the packet's descriptor refers to in the tree of a running process.
+    Mount {
+        /// The supervisor's number for this request.
+        request: u32,
+        /// Number given with SPAWN.
+        id: u32,
+        /// Where: a new directory in one of the root's own.
+        path: Vec<u8>,
+        /// [`bind_flags`]: `READ_ONLY`, `NOSUID`, `NODEV`, `NOEXEC`, `RECURSIVE`.
+        flags: u32,
+    },
+    /// Take away what MOUNT has put there.
+    Unmount {
+        /// The supervisor's number for this request.
+        request: u32,
+        /// Number given with SPAWN.
+        id: u32,
+        /// Where.
+        path: Vec<u8>,
+    },
 }
 
 /// A message to the supervisor.
@@ -77,15 +97,33 @@ pub enum ToSupervisor {
         /// Status or signal number.
         value: u32,
     },
+    /// A MOUNT or UNMOUNT has been carried out, or has failed.
+    Done {
+        /// Number given with the request.
+        request: u32,
+        /// The error number; 0: it was carried out.
+        errno: u32,
+        /// The step that failed.
+        what: Vec<u8>,
+    },
 }
 
 const SPAWN: u8 = 1;
 const KILL: u8 = 2;
 const SHUTDOWN: u8 = 3;
+const MOUNT: u8 = 4;
+const UNMOUNT: u8 = 5;
 const READY: u8 = 65;
 const SPAWNED: u8 = 66;
 const FAILED: u8 = 67;
 const EXITED: u8 = 68;
+const DONE: u8 = 69;
+/// The flags of a MOUNT.
+const MOUNT_FLAGS: u32 = bind_flags::READ_ONLY
+    | bind_flags::NOSUID
+    | bind_flags::NODEV
+    | bind_flags::NOEXEC
+    | bind_flags::RECURSIVE;
 
 impl ToWarden {
     /// Decodes one packet.
@@ -101,6 +139,20 @@ impl ToWarden {
                 signo: r.u32()?,
             },
             SHUTDOWN => Self::Shutdown,
+            MOUNT => Self::Mount {
+                request: r.u32()?,
+                id: r.u32()?,
+                path: r.byte_vec()?,
+                flags: match r.u32()? {
+                    flags if flags & !MOUNT_FLAGS == 0 => flags,
+                    _ => return Err(CodecError::Invalid("flags")),
+                },
+            },
+            UNMOUNT => Self::Unmount {
+                request: r.u32()?,
+                id: r.u32()?,
+                path: r.byte_vec()?,
+            },
             other => return Err(unknown("message type", other)),
         };
         r.finish()?;
@@ -125,6 +177,21 @@ impl ToWarden {
             }
             Self::Shutdown => {
                 w.u8(SHUTDOWN);
+            }
+            Self::Mount {
+                request,
+                id,
+                path,
+                flags,
+            } => {
+                if flags & !MOUNT_FLAGS != 0 {
+                    return Err(CodecError::Invalid("flags"));
+                }
+                w.u8(MOUNT).u32(*request).u32(*id);
+                w.bytes(path).u32(*flags);
+            }
+            Self::Unmount { request, id, path } => {
+                w.u8(UNMOUNT).u32(*request).u32(*id).bytes(path);
             }
         }
         w.finish()
@@ -157,6 +224,11 @@ impl ToSupervisor {
                 },
                 value: r.u32()?,
             },
+            DONE => Self::Done {
+                request: r.u32()?,
+                errno: r.u32()?,
+                what: r.byte_vec()?,
+            },
             other => return Err(unknown("message type", other)),
         };
         r.finish()?;
@@ -174,6 +246,11 @@ impl ToSupervisor {
             Self::Spawned { id, pid } => w.u8(SPAWNED).u32(*id).u32(*pid),
             Self::Failed { id, errno, what } => w.u8(FAILED).u32(*id).u32(*errno).bytes(what),
             Self::Exited { id, kind, value } => w.u8(EXITED).u32(*id).u8(*kind).u32(*value),
+            Self::Done {
+                request,
+                errno,
+                what,
+            } => w.u8(DONE).u32(*request).u32(*errno).bytes(what),
         };
         w.finish()
     }

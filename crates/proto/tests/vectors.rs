@@ -150,7 +150,7 @@ fn messages() {
     assert_covers(
         &seen,
         "BIND_DEVICE MKDIR MOUNT SWITCH_ROOT WRITE_FILE SYMLINK COPY_TREE HOSTNAME CLOCK ENTROPY LOOPBACK SYSCTL \
-         RLIMIT WAIT_PATH",
+         RLIMIT WAIT_PATH UNMOUNT",
     );
     assert_covers(
         &seen,
@@ -162,7 +162,8 @@ fn messages() {
 #[test]
 fn warden() {
     let seen = check("warden.json", read_packet);
-    assert_covers(&seen, "SPAWN KILL SHUTDOWN READY SPAWNED FAILED EXITED");
+    assert_covers(&seen, "SPAWN KILL SHUTDOWN MOUNT UNMOUNT");
+    assert_covers(&seen, "READY SPAWNED FAILED EXITED DONE");
     assert_covers(&seen, "DIR BIND FILE SYMLINK TMPFS PROC DEV BIND_FD");
 }
 

@@ -50,6 +50,15 @@ impl Failure {
             what: self.what,
         }
     }
+
+    /// As the answer to a request to change a tree; an error number of 0 says that it was done.
+    pub fn done(self, request: u32) -> ToSupervisor {
+        ToSupervisor::Done {
+            request,
+            errno: self.errno.0.unsigned_abs(),
+            what: self.what,
+        }
+    }
 }
 
 /// Names the step a system call belongs to.

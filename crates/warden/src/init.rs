@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use cloche_proto::warden::{Spawn, ToSupervisor, ToWarden};
 
+use crate::errand::{self, Errand};
 use crate::failure::{Failure, Outcome, Step};
 use crate::keys;
 use crate::socket::Socket;
@@ -15,6 +16,8 @@ use crate::WARDEN_ID;
 pub const GO: u8 = 1;
 /// Most processes that PID 1 keeps account of at a time.
 const MAX_CHILDREN: usize = 1024;
+/// Most changes of trees that are under way at a time.
+const MAX_ERRANDS: usize = 16;
 
 /// What PID 1 dies with, besides the supervisor's socket.
 pub struct Lifelines {
@@ -41,10 +44,17 @@ struct Child {
     starting: Option<(OwnedFd, OwnedFd)>,
 }
 
+/// A process that changes the tree of another one; it is reaped as an orphan is.
+struct Errandsman {
+    request: u32,
+    pipe: OwnedFd,
+}
+
 struct Init<'a> {
     socket: &'a mut Socket,
     null: OwnedFd,
     children: Vec<Child>,
+    errands: Vec<Errandsman>,
 }
 
 /// Runs PID 1 until the supervisor or the outer process is gone. Leaving ends every process of the domain.
@@ -87,6 +97,7 @@ fn serve(socket: &mut Socket, lifelines: &Lifelines) -> Outcome {
         socket,
         null,
         children: Vec::new(),
+        errands: Vec::new(),
     };
     init.socket.send(&ToSupervisor::Ready, None).step("send")?;
     init.serve(lifelines, &signals)
@@ -105,12 +116,14 @@ impl Init<'_> {
                 .iter()
                 .filter_map(|child| child.starting.as_ref());
             fds.extend(starting.map(|(pipe, _)| readable(pipe)));
+            fds.extend(self.errands.iter().map(|errand| readable(&errand.pipe)));
             sys::poll(&mut fds).step("poll")?;
             if fds.get(1).is_some_and(|fd| fd.revents != 0) && !cfg!(feature = "mutant-no-lifeline")
             {
                 return Ok(());
             }
             self.settle_children()?;
+            self.settle_errands()?;
             if fds.get(2).is_some_and(|fd| fd.revents != 0) {
                 self.reap(signals)?;
             }
@@ -147,6 +160,19 @@ impl Init<'_> {
                     .err()
                     .map(|failure| failure.message(id))
             }
+            Ok(ToWarden::Mount {
+                request,
+                id,
+                path,
+                flags,
+            }) => self
+                .mount(request, id, path, flags, fds, cut)
+                .err()
+                .map(|failure| failure.done(request)),
+            Ok(ToWarden::Unmount { request, id, path }) => self
+                .send_on_errand(request, id, &Errand::Unmount { path })
+                .err()
+                .map(|failure| failure.done(request)),
             Err(error) => {
                 let what = format!("message: {error}").into_bytes();
                 Some(Failure::new(what, Errno(libc::EBADMSG)).message(WARDEN_ID))
@@ -184,6 +210,65 @@ impl Init<'_> {
                 Ok(())
             }
         }
+    }
+
+    fn mount(
+        &mut self,
+        request: u32,
+        id: u32,
+        path: Vec<u8>,
+        flags: u32,
+        fds: Vec<OwnedFd>,
+        cut: bool,
+    ) -> Outcome {
+        let source = <[OwnedFd; 1]>::try_from(fds).ok().filter(|_| !cut);
+        let [source] =
+            source.ok_or_else(|| Failure::new("descriptors were lost", Errno(libc::EMFILE)))?;
+        let errand = Errand::Mount {
+            source,
+            path,
+            flags,
+        };
+        self.send_on_errand(request, id, &errand)
+    }
+
+    /// Forks a process that changes the tree of the process `id`, and does not wait for it.
+    fn send_on_errand(&mut self, request: u32, id: u32, errand: &Errand) -> Outcome {
+        if self.errands.len() >= MAX_ERRANDS {
+            return Err(Failure::new("too many requests", Errno(libc::EAGAIN)));
+        }
+        let child = self.children.iter().find(|child| child.id == id);
+        // One that was not started yet has no tree of its own to be changed.
+        let child = child.filter(|child| child.starting.is_none());
+        let child = child.ok_or_else(|| Failure::new("process", Errno(libc::ESRCH)))?;
+        // It is not reaped yet, so the number is still its own.
+        let pidfd = sys::pidfd_open(child.pid).step("process")?;
+        let (reader, writer) = sys::pipe().step("pipe")?;
+        match sys::fork(0, false).step("fork")? {
+            Forked::Child => errand::run(errand, &pidfd, &writer),
+            Forked::Parent(..) => {
+                sys::set_nonblocking(reader.as_fd()).step("pipe")?;
+                let pipe = reader;
+                self.errands.push(Errandsman { request, pipe });
+                Ok(())
+            }
+        }
+    }
+
+    /// Reports the errands that are done.
+    fn settle_errands(&mut self) -> Outcome {
+        let mut index = 0;
+        while let Some(errand) = self.errands.get(index) {
+            let Some(result) = errand::read_report(&errand.pipe) else {
+                index += 1;
+                continue;
+            };
+            let failure = result.err().unwrap_or_else(|| Failure::new("", Errno(0)));
+            let done = failure.done(errand.request);
+            self.errands.swap_remove(index);
+            self.socket.send(&done, None).step("send")?;
+        }
+        Ok(())
     }
 
     /// A process that is not there (any more) is no error: its EXITED may be on the way.

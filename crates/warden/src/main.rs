@@ -4,6 +4,7 @@
 //! over descriptor 3. With `--terminal` the outer process also keeps the supervisor's terminal ([`keeper`]), which it is
 //! told of over descriptor 4. The messages are specified in `protocol/warden.md`.
 
+mod errand;
 mod failure;
 mod init;
 mod jail;

@@ -79,11 +79,6 @@ fn step_aside(host: &OwnedFd) -> Outcome {
     sys::pivot_root(c".", OLD).step(what)
 }
 
-/// Opens a directory to refer to it.
-fn open_directory(path: &CStr) -> Outcome<OwnedFd> {
-    sys::open_at(sys::CWD, path, libc::O_PATH | libc::O_DIRECTORY, 0).step(path.to_bytes())
-}
-
 struct Root {
     top: OwnedFd,
     /// The root of the host's tree.
@@ -129,7 +124,7 @@ impl Root {
                     .ok()
                     .and_then(|index| fds.get(index));
                 let fd = fd.ok_or_else(|| Failure::new(what.as_slice(), Errno(libc::EBADF)))?;
-                let source = self.reopen(fd.as_fd(), own_process).step(what.as_slice())?;
+                let source = reopen(fd.as_fd(), &self.host, own_process).step(what.as_slice())?;
                 self.bind_opened(source.as_fd(), &path, *flags, &what)
             }
         }
@@ -181,21 +176,6 @@ impl Root {
         }
     }
 
-    /// Opens what `fd` refers to once more, through this mount namespace: the kernel binds only what is mounted in the
-    /// caller's own. The path is taken from /proc and must lead to the very same file, else `ESTALE`.
-    fn reopen(&self, fd: BorrowedFd<'_>, own_process: &OwnedFd) -> sys::Result<OwnedFd> {
-        let link = sys::c_string(format!("fd/{}", fd.as_raw_fd()).as_bytes())?;
-        let path = sys::c_string(&sys::read_link_at(own_process.as_fd(), &link)?)?;
-        let again = sys::open_in_root(self.host.as_fd(), &path, libc::O_PATH | libc::O_NOFOLLOW)?;
-        let (device, inode, _) = sys::stat(fd)?;
-        let (same_device, same_inode, _) = sys::stat(again.as_fd())?;
-        if (device, inode) == (same_device, same_inode) {
-            Ok(again)
-        } else {
-            Err(Errno(libc::ESTALE))
-        }
-    }
-
     fn bind_opened(
         &self,
         source: BorrowedFd<'_>,
@@ -203,14 +183,8 @@ impl Root {
         flags: u32,
         what: &[u8],
     ) -> Outcome {
-        let (_, _, mode) = sys::stat(source).step(what)?;
-        if mode & libc::S_IFMT == libc::S_IFLNK {
-            return Err(Failure::new(what, Errno(libc::ELOOP)));
-        }
-        let recursive = flags & bind_flags::RECURSIVE != 0;
-        let mount = sys::clone_mount(source, recursive).step(what)?;
-        sys::add_mount_attributes(mount.as_fd(), attributes(flags), recursive).step(what)?;
-        self.attach(&mount, path, mode & libc::S_IFMT == libc::S_IFDIR, what)
+        let (mount, is_directory) = copy_mount(source, flags).step(what)?;
+        self.attach(&mount, path, is_directory, what)
     }
 
     fn mount_tmpfs(
@@ -341,13 +315,59 @@ impl Root {
     }
 }
 
+/// Opens what `fd` refers to once more, through this mount namespace, whose root `host` is: the kernel binds only what
+/// is mounted in the caller's own. The path is taken from /proc and must lead to the very same file, else `ESTALE`.
+///
+/// # Errors
+/// The kernel's; `ENOENT` and `ESTALE` when the file is not there, or not here.
+pub fn reopen(fd: BorrowedFd<'_>, host: &OwnedFd, own_process: &OwnedFd) -> sys::Result<OwnedFd> {
+    let link = sys::c_string(format!("fd/{}", fd.as_raw_fd()).as_bytes())?;
+    let path = sys::c_string(&sys::read_link_at(own_process.as_fd(), &link)?)?;
+    let again = sys::open_in_root(host.as_fd(), &path, libc::O_PATH | libc::O_NOFOLLOW)?;
+    let (device, inode, _) = sys::stat(fd)?;
+    let (same_device, same_inode, _) = sys::stat(again.as_fd())?;
+    if (device, inode) == (same_device, same_inode) {
+        Ok(again)
+    } else {
+        Err(Errno(libc::ESTALE))
+    }
+}
+
+/// A detached copy of what is mounted at `source`, with the attributes that [`bind_flags`] name, and whether it is a
+/// directory.
+///
+/// # Errors
+/// `ELOOP` for a symbolic link, else the kernel's.
+pub fn copy_mount(source: BorrowedFd<'_>, flags: u32) -> sys::Result<(OwnedFd, bool)> {
+    let (_, _, mode) = sys::stat(source)?;
+    if mode & libc::S_IFMT == libc::S_IFLNK {
+        return Err(Errno(libc::ELOOP));
+    }
+    let recursive = flags & bind_flags::RECURSIVE != 0;
+    let mount = sys::clone_mount(source, recursive)?;
+    sys::add_mount_attributes(mount.as_fd(), attributes(flags), recursive)?;
+    Ok((mount, mode & libc::S_IFMT == libc::S_IFDIR))
+}
+
+/// Opens a directory to refer to it.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_directory(path: &CStr) -> Outcome<OwnedFd> {
+    sys::open_at(sys::CWD, path, libc::O_PATH | libc::O_DIRECTORY, 0).step(path.to_bytes())
+}
+
 /// An absolute path without `.` and `..`.
-struct Path<'a> {
+pub struct Path<'a> {
     names: Vec<&'a [u8]>,
 }
 
 impl<'a> Path<'a> {
-    fn new(bytes: &'a [u8]) -> Outcome<Self> {
+    /// Takes a path apart.
+    ///
+    /// # Errors
+    /// `EINVAL` when it is relative, leads to the root, or holds `.` or `..`.
+    pub fn new(bytes: &'a [u8]) -> Outcome<Self> {
         let names: Vec<&[u8]> = bytes
             .split(|byte| *byte == b'/')
             .filter(|name| !name.is_empty())
@@ -367,7 +387,11 @@ impl<'a> Path<'a> {
         [b"/".as_slice(), &self.names.join(&b'/')].concat()
     }
 
-    fn name(&self) -> sys::Result<CString> {
+    /// As a C string.
+    ///
+    /// # Errors
+    /// `EINVAL` when it holds a NUL.
+    pub fn name(&self) -> sys::Result<CString> {
         sys::c_string(&self.bytes())
     }
 
@@ -386,7 +410,8 @@ impl<'a> Path<'a> {
         [self.bytes().as_slice(), b"/", name.as_bytes()].concat()
     }
 
-    fn what(&self, step: &str) -> Vec<u8> {
+    /// The name of a step that has to do with it.
+    pub fn what(&self, step: &str) -> Vec<u8> {
         [step.as_bytes(), &self.bytes()].concat()
     }
 

@@ -80,7 +80,15 @@ class Exited(Record):
     signal: int = 0
 
 
-Event = Ready | Spawned | Failed | Exited
+class Done(Record):
+    """A ``mount`` or ``unmount`` was carried out (``errno`` 0), or the step ``what`` of it failed."""
+
+    request: int
+    errno: int
+    what: str
+
+
+Event = Ready | Spawned | Failed | Exited | Done
 
 
 class Warden:
@@ -164,6 +172,40 @@ class Warden:
         writer.u8(2)
         writer.u32(ident)
         writer.u32(signo)
+        self._send(writer.finish(), ())
+
+    def send_mount(self, request: int, ident: int, path: bytes, flags: int, source: int) -> None:
+        """Show the directory behind ``source`` at a new place of a running process; a Done follows.
+
+        Args:
+            request: The caller's number for this.
+            ident: The process's id.
+            path: A directory that does not exist yet, in one of the process's own root.
+            flags: BindFlag bits.
+            source: A descriptor; the caller keeps (and closes) it.
+
+        Raises:
+            LaunchError: The warden is gone.
+        """
+        writer = Writer()
+        writer.u8(4)
+        writer.u32(request)
+        writer.u32(ident)
+        writer.blob(path)
+        writer.u32(flags)
+        self._send(writer.finish(), (source,))
+
+    def send_unmount(self, request: int, ident: int, path: bytes) -> None:
+        """Take away what ``send_mount`` has put at ``path``; a Done follows. Nothing there is no error.
+
+        Raises:
+            LaunchError: The warden is gone.
+        """
+        writer = Writer()
+        writer.u8(5)
+        writer.u32(request)
+        writer.u32(ident)
+        writer.blob(path)
         self._send(writer.finish(), ())
 
     def shutdown(self) -> None:
@@ -393,6 +435,8 @@ def _decode(data: bytes, fds: list[int], message_flags: int) -> Event:
         if how > 1:
             raise ProtocolError(f"the warden reported an unknown kind of end ({how})")
         event = Exited(ident, value) if how == 0 else Exited(ident, -1, value)
+    elif kind == 69:
+        event = Done(reader.u32(), reader.u32(), reader.blob().decode("utf-8", "backslashreplace"))
     else:
         raise ProtocolError(f"the warden sent an unknown message ({kind})")
     reader.end()

@@ -16,7 +16,7 @@ class BindDevice(Record):
 
 
 class Mkdir(Record):
-    """Make a directory and its missing parents (those 0755, root's)."""
+    """Make a directory and its missing parents (those 0755, root's). One that exists is left as it is."""
 
     path: bytes
     mode: int = 0o755
@@ -110,6 +110,13 @@ class WaitPath(Record):
     timeout_ms: int
 
 
+class Unmount(Record):
+    """umount2(2) in the guest; ``flags`` are the MNT_* and UMOUNT_* bits."""
+
+    target: bytes
+    flags: int = 0
+
+
 Step = (
     BindDevice
     | Mkdir
@@ -125,6 +132,7 @@ Step = (
     | Sysctl
     | Rlimit
     | WaitPath
+    | Unmount
 )
 
 #: Flags of mount(2) that plans use (linux/mount.h).
@@ -135,6 +143,9 @@ MS_REMOUNT = 32
 MS_NOATIME = 1024
 MS_BIND = 4096
 MS_REC = 16384
+#: Flags of umount2(2).
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 
 
 class GuestCommand(Record):

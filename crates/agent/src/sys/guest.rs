@@ -54,6 +54,12 @@ pub fn mount(source: &CStr, target: &CStr, fstype: &CStr, flags: u64, data: &CSt
     .map(drop)
 }
 
+/// umount2(2).
+pub fn unmount(target: &CStr, flags: u32) -> Result<()> {
+    // SAFETY: the path is a C string.
+    check(unsafe { libc::umount2(target.as_ptr(), flags as i32) }).map(drop)
+}
+
 /// chroot(2).
 pub fn chroot(path: &CStr) -> Result<()> {
     // SAFETY: a C string.

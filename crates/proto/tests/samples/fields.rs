@@ -111,6 +111,9 @@ fn step_fields(step: &Step) -> Value {
         Step::WaitPath { path, timeout_ms } => {
             json!({"op": "WAIT_PATH", "path": hex(path), "timeout_ms": timeout_ms})
         }
+        Step::Unmount { target, flags } => {
+            json!({"op": "UNMOUNT", "target": hex(target), "flags": flags})
+        }
     }
 }
 
@@ -235,6 +238,17 @@ pub fn to_warden_fields(message: &ToWarden) -> Value {
         }),
         ToWarden::Kill { id, signo } => json!({"type": "KILL", "id": id, "signo": signo}),
         ToWarden::Shutdown => json!({"type": "SHUTDOWN"}),
+        ToWarden::Mount {
+            request,
+            id,
+            path,
+            flags,
+        } => {
+            json!({"type": "MOUNT", "request": request, "id": id, "path": hex(path), "flags": flags})
+        }
+        ToWarden::Unmount { request, id, path } => {
+            json!({"type": "UNMOUNT", "request": request, "id": id, "path": hex(path)})
+        }
     }
 }
 
@@ -248,6 +262,11 @@ pub fn to_supervisor_fields(message: &ToSupervisor) -> Value {
         ToSupervisor::Exited { id, kind, value } => {
             json!({"type": "EXITED", "id": id, "kind": kind, "value": value})
         }
+        ToSupervisor::Done {
+            request,
+            errno,
+            what,
+        } => json!({"type": "DONE", "request": request, "errno": errno, "what": hex(what)}),
     }
 }
 

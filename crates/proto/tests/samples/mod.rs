@@ -181,6 +181,10 @@ fn steps() -> Vec<Step> {
             path: bytes("/dev/vda"),
             timeout_ms: 5000,
         },
+        Step::Unmount {
+            target: bytes("/srv/data"),
+            flags: 8,
+        },
     ]
 }
 
@@ -434,6 +438,23 @@ pub fn packets() -> Vec<Named> {
         ),
         ("kill", ToWarden::Kill { id: 2, signo: 9 }),
         ("shutdown", ToWarden::Shutdown),
+        (
+            "mount",
+            ToWarden::Mount {
+                request: 7,
+                id: 2,
+                path: b"/stage/12".to_vec(),
+                flags: 23,
+            },
+        ),
+        (
+            "unmount",
+            ToWarden::Unmount {
+                request: 8,
+                id: 2,
+                path: b"/stage/12".to_vec(),
+            },
+        ),
     ];
     let to_supervisor = [
         ("ready", ToSupervisor::Ready),
@@ -452,6 +473,14 @@ pub fn packets() -> Vec<Named> {
                 id: 2,
                 kind: 1,
                 value: 15,
+            },
+        ),
+        (
+            "done",
+            ToSupervisor::Done {
+                request: 7,
+                errno: 0,
+                what: Vec::new(),
             },
         ),
     ];

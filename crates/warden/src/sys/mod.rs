@@ -11,8 +11,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use libc::{c_char, c_int, c_long, c_uint, c_ulong, pid_t};
 
 pub use mount::{
-    add_mount_attributes, attach_mount, clone_mount, detach_mount, new_mount, pivot_root,
-    set_propagation,
+    add_mount_attributes, attach_mount, clone_mount, detach_mount, enter_mount_namespace,
+    make_writable, new_mount, pivot_root, set_propagation,
 };
 pub use packet::{receive_packet, send_packet};
 pub use rights::{
@@ -197,6 +197,12 @@ pub fn fork(namespaces: c_int, pidfd: bool) -> Result<Forked> {
     Ok(Forked::Parent(pid, pidfd.then(|| adopt_fd(fd))))
 }
 
+/// A pidfd of a process that was not reaped yet.
+pub fn pidfd_open(pid: pid_t) -> Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    check_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
 /// unshare(2).
 pub fn unshare(namespaces: c_int) -> Result<()> {
     // SAFETY: takes an integer only.
@@ -362,6 +368,12 @@ pub fn read_link_at(dir: BorrowedFd<'_>, path: &CStr) -> Result<Vec<u8>> {
 pub fn mkdir_at(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
     // SAFETY: `name` ends with NUL.
     check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }).map(drop)
+}
+
+/// Removes an empty directory.
+pub fn rmdir_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    // SAFETY: `name` ends with NUL.
+    check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), libc::AT_REMOVEDIR) }).map(drop)
 }
 
 /// symlinkat(2).

@@ -85,9 +85,18 @@ pub fn clone_mount(fd: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
 
 /// Adds `MOUNT_ATTR_*` flags to a mount. None is ever taken away, so flags that the kernel has locked stay.
 pub fn add_mount_attributes(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -> Result<()> {
+    change_mount(mount, attributes, 0, recursive)
+}
+
+/// Makes a detached mount, and not the one it is a copy of, writable.
+pub fn make_writable(mount: BorrowedFd<'_>) -> Result<()> {
+    change_mount(mount, 0, libc::MOUNT_ATTR_RDONLY, false)
+}
+
+fn change_mount(mount: BorrowedFd<'_>, set: u64, clear: u64, recursive: bool) -> Result<()> {
     let change = libc::mount_attr {
-        attr_set: attributes,
-        attr_clr: 0,
+        attr_set: set,
+        attr_clr: clear,
         propagation: 0,
         userns_fd: 0,
     };
@@ -128,8 +137,15 @@ pub fn pivot_root(new: &CStr, old: &CStr) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_pivot_root, new.as_ptr(), old.as_ptr()) }).map(drop)
 }
 
-/// Takes a mount and everything below it out of the tree.
+/// Takes a mount and everything below it out of the tree. A link in the last component is not followed.
 pub fn detach_mount(path: &CStr) -> Result<()> {
+    let flags = libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW;
     // SAFETY: the path ends with NUL.
-    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }).map(drop)
+    check(unsafe { libc::umount2(path.as_ptr(), flags) }).map(drop)
+}
+
+/// Moves the calling process into the mount namespace of the process behind `pidfd`, to the root there.
+pub fn enter_mount_namespace(pidfd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::setns(pidfd.as_raw_fd(), libc::CLONE_NEWNS) }).map(drop)
 }
