@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cloche.cli.audit import as_json, in_words
-from cloche.domain import audit as audits
-from cloche.domain.audit import Audit, capability_names, find_domain, judge
+from cloche.domain import find
+from cloche.domain.audit import Audit, capability_names, judge
+from cloche.domain.find import find_domain
 from cloche.drivers.qemu.board import RECONNECT_DIRECTORY
 from cloche.drivers.registry import find_driver
 from cloche.errors import DomainError
@@ -351,7 +352,7 @@ def test_a_domain_is_found(
     running: tuple[Running, ...], wanted: str | None, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its name, by a beginning of it that no other has, or because there is no other."""
-    monkeypatch.setattr(audits, "find_running", lambda: running)
+    monkeypatch.setattr(find, "find_running", lambda: running)
     assert find_domain(wanted).ident == found
 
 
@@ -370,7 +371,7 @@ def test_no_domain_is_guessed(
     running: tuple[Running, ...], wanted: str | None, message: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without one that is meant for certain, those there are are listed."""
-    monkeypatch.setattr(audits, "find_running", lambda: running)
+    monkeypatch.setattr(find, "find_running", lambda: running)
     with pytest.raises(DomainError) as caught:
         find_domain(wanted)
     assert caught.value.message == message

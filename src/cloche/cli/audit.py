@@ -6,7 +6,8 @@ import json
 import os
 import sys
 
-from cloche.domain.audit import Audit, Audited, audit_domain, capability_names, find_domain
+from cloche.domain.audit import Audit, Audited, audit_domain, capability_names
+from cloche.domain.find import find_domain
 from cloche.errors import UsageError
 from cloche.host.procfs import CAPABILITY_SETS, NAMESPACES
 from cloche.host.text import escape_untrusted

@@ -100,6 +100,7 @@ def build_request(parsed: Parsed) -> RunRequest:
             "agent_log",
             "shell_on_failure",
             "strace",
+            "share_later",
         )
         if key in given
     }

@@ -14,7 +14,11 @@ from cloche.host.reactor import READ, Reactor
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloche.cli.parser import Parsed
+    from cloche.domain.sharing import GuestAnswer
+    from cloche.model.guest import Step
     from cloche.model.plan import LaunchPlan
 
 
@@ -41,6 +45,10 @@ class _Supervisor:
         self._connection = connection
         self._launcher = Launcher(reactor, plan, Timings())
         self._launcher.ended = self._ended
+        self._launcher.ask_guest = self._ask_guest
+        self._launcher.is_remote = True
+        self._asked_guest: dict[int, Callable[[GuestAnswer], None]] = {}
+        self._questions = 0
         self._over = False
 
     def serve(self) -> int:
@@ -70,6 +78,17 @@ class _Supervisor:
             self._verify()
         elif message[0] == "console":
             self._tell(("console", self._launcher.console_tail(int(str(message[1])))))
+
+        elif message[0] == "guest":
+            answer = self._asked_guest.pop(message[1], None)
+            if answer is not None:
+                answer(message[2])
+
+    def _ask_guest(self, steps: tuple[Step, ...], sync: bool, answer: Callable[[GuestAnswer], None]) -> None:
+        """Let the host program do something in the guest: it is the one that talks to the agent."""
+        self._questions += 1
+        self._asked_guest[self._questions] = answer
+        self._tell(("guest", self._questions, steps, sync))
 
     def _connect(self) -> None:
         try:

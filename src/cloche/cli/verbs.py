@@ -18,6 +18,7 @@ RUN_OPTIONS = (
         metavar="DIR[:ro|:rw][:at=PATH]",
         repeat=True,
     ),
+    Option(("--share-later",), "Get ready for `cloche share add`, which a run without any share is not."),
     Option(("--here",), "Share the working directory, read-write, at the same path."),
     Option(
         ("-i", "--include"),
@@ -105,6 +106,32 @@ VERBS = (
             Verb("list", "List the kernels there are.", "kernel:list_", (_JSON,)),
             Verb("use", "Make a kernel the default.", "kernel:use", operands="NAME"),
             Verb("remove", "Delete a kernel.", "kernel:remove", operands="NAME"),
+        ),
+    ),
+    Verb("ps", "List your running domains.", "ps:main", (_JSON,)),
+    Verb(
+        "share",
+        "Share directories with a running domain, or take them away.",
+        verbs=(
+            Verb(
+                "add",
+                "Show directories of the host in a running guest; read-only unless :rw is said.",
+                "share:add",
+                operands="DOMAIN DIR[:ro|:rw][:at=PATH]...",
+            ),
+            Verb(
+                "remove",
+                "Take shared directories away again, by their place in the guest or on the host.",
+                "share:remove",
+                (
+                    Option(
+                        ("-f", "--force"),
+                        "Take it away although a program uses it, or the guest does not answer.",
+                    ),
+                ),
+                operands="DOMAIN DIR...",
+            ),
+            Verb("list", "List what is shared with a running domain.", "share:list_", (_JSON,), operands="[DOMAIN]"),
         ),
     ),
     Verb(

@@ -14,7 +14,6 @@ from cloche.host.bpf import count_allowed
 from cloche.host.fdlook import read_sockets
 from cloche.host.pids import start_time
 from cloche.host.procfs import CAPABILITY_SETS, NAMESPACES, Process, descendants, read_process
-from cloche.host.rundir import Running, find_running
 from cloche.host.text import escape_untrusted
 from cloche.host.tools import read_filter
 from cloche.model.audit import ALL, CONTAINED, INIT, WARDEN, Hold, hold_of_program
@@ -22,6 +21,8 @@ from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from cloche.host.rundir import Running
 
 #: linux/capability.h, by number.
 CAPABILITY_WORDS = (
@@ -68,32 +69,6 @@ class Audit(Record):
         """One line for each thing that does not hold."""
         lines = [f"{one.role} ({one.process.pid}) {what}" for one in self.processes for what in one.failures]
         return tuple(lines)
-
-
-def find_domain(wanted: str | None) -> Running:
-    """Return the running domain of this name (or with a name that begins so), or the only one there is.
-
-    Raises:
-        DomainError: There is none, or more than one.
-    """
-    running = find_running()
-    names = tuple(domain.ident for domain in running)
-    if wanted is not None:
-        chosen = [domain for domain in running if domain.ident == wanted]
-        chosen = chosen or [domain for domain in running if wanted and domain.ident.startswith(wanted)]
-        text = escape_untrusted(os.fsencode(wanted), 80)
-        if len(chosen) == 1:
-            return chosen[0]
-        if chosen:
-            hint = f"Say more of it: {', '.join(domain.ident for domain in chosen)}."
-            raise DomainError(f"more than one of your running domains begins with {text}", hint=hint)
-        hint = f"Running: {', '.join(names)}." if names else "None is running."
-        raise DomainError(f"you have no running domain {text}", hint=hint)
-    if len(running) == 1:
-        return running[0]
-    if running:
-        raise DomainError(f"{len(running)} domains are running", hint=f"Name one: {', '.join(names)}.")
-    raise DomainError("no domain of yours is running", hint="Start one, for example: cloche run -- sleep 60")
 
 
 def audit_domain(running: Running) -> Audit:

@@ -11,6 +11,8 @@ Whatever happens, ``close`` ends it: every process, socket and file of the domai
 
 from __future__ import annotations
 
+import errno
+
 from cloche.domain.launcher import Launcher
 from cloche.domain.timings import Timings
 from cloche.errors import BootTimeoutError, ClocheError, DomainError, LaunchError, ProtocolError
@@ -23,11 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloche.domain.remote import RemoteLauncher
+    from cloche.domain.sharing import GuestAnswer
     from cloche.guest.job import Job
     from cloche.guest.messages import Ready, SetupDone, SetupFailed
     from cloche.guest.session import AgentSession, Keys, Sink, Source
     from cloche.host.reactor import Reactor, Timer
-    from cloche.model.guest import GuestCommand
+    from cloche.model.guest import GuestCommand, Step
     from cloche.model.plan import LaunchPlan
 
 #: A guest that does not answer a request to write back its files within this time is ended all the same, in seconds.
@@ -75,6 +78,8 @@ class Domain:
         self._reactor = reactor
         self._launcher = launcher(reactor, plan, self.timings)
         self._launcher.ended = self._ended
+        self._launcher.ask_guest = self._ask_guest
+        self._must_sync = plan.writable_shares
         self._session: AgentSession | None = None
         self._deadline: Timer | None = None
 
@@ -102,7 +107,7 @@ class Domain:
 
     def watch_console(self, sink: Callable[[bytes], None]) -> None:
         """Hand the guest's console output to ``sink`` as it comes (raw bytes of the guest: escape before showing)."""
-        self._launcher.console_sink = sink
+        self._launcher.watch_console(sink)
 
     def start(self) -> None:
         """Start every process of the plan and greet the agent.
@@ -199,7 +204,7 @@ class Domain:
 
     def finish(self, then: Callable[[], None], *, wait: bool = True) -> None:
         """End the domain in an orderly way: what programs wrote to shares is on the host before ``then`` is called."""
-        if self.state is not State.OPEN or self._session is None or not self.plan.writable_shares:
+        if self.state is not State.OPEN or self._session is None or not self._must_sync:
             self.close(wait=wait)
             then()
             return
@@ -215,6 +220,27 @@ class Domain:
 
         timer = self._reactor.call_later(_SYNC_TIMEOUT_S, once)
         self._session.sync(once)
+
+    def _ask_guest(self, steps: tuple[Step, ...], sync: bool, answer: Callable[[GuestAnswer], None]) -> None:
+        """Do more steps in a guest that runs; for the launcher, which knows when."""
+        from cloche.domain.sharing import GuestAnswer
+        from cloche.guest.messages import SetupFailed
+
+        if self.state is not State.OPEN or self._session is None:
+            answer(GuestAnswer(errno.EAGAIN, b"the guest is not set up"))
+            return
+        # What is shared now may be writable.
+        self._must_sync = True
+        session = self._session
+
+        def answered(said: SetupDone | SetupFailed) -> None:
+            failed = isinstance(said, SetupFailed)
+            answer(GuestAnswer(said.errno or errno.EIO, said.what, said.step) if failed else GuestAnswer(0))
+
+        if sync:
+            session.sync(lambda: session.setup(steps, answered))
+        else:
+            session.setup(steps, answered)
 
     def close(self, *, wait: bool = True) -> None:
         """End the domain now. Harmless when it has ended.

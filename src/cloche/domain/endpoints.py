@@ -42,7 +42,7 @@ class Endpoints:
         path = self._directory.file(socket_name(name))
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sides[name, "listen"] = listener
-        with _Reach(path) as reachable:
+        with Reach(path) as reachable:
             listener.bind(reachable)
             if os.geteuid() == 0 and endpoint.kind == EndpointKind.LISTEN:
                 # Who is to connect is not root. The run directory lets nobody else come here.
@@ -65,7 +65,7 @@ class Endpoints:
             return here
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _Reach(self._directory.file(socket_name(name))) as reachable:
+            with Reach(self._directory.file(socket_name(name))) as reachable:
                 connected.connect(reachable)
         except OSError:
             connected.close()
@@ -93,7 +93,7 @@ class Endpoints:
         self._sides.clear()
 
 
-class _Reach:
+class Reach:
     """A path of any length for a Unix socket, whose address holds 107 bytes: through a descriptor of its directory."""
 
     def __init__(self, path: str) -> None:

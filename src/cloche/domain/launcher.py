@@ -7,18 +7,18 @@ is told to go, and the kernel takes everything in its namespace with it.
 
 from __future__ import annotations
 
-import errno
 import os
 
 from cloche import log
 from cloche.domain.complaints import Complaints
+from cloche.domain.console import Console
+from cloche.domain.control.door import Door
 from cloche.domain.endpoints import Endpoints
 from cloche.errors import DiskError, DomainError, LaunchError
 from cloche.host.reactor import READ
 from cloche.host.rundir import RunDirectory
-from cloche.host.text import escape_untrusted
 from cloche.host.tools import require_own_binary
-from cloche.host.warden import WARDEN_ID, Exited, Failed, Ready, Spawned, Warden
+from cloche.host.warden import WARDEN_ID, Done, Failed, Ready, Spawned, Warden
 from cloche.model.jail import OWN, Bind, File, SpawnSpec
 from cloche.model.plan import RUN_DIRECTORY
 from cloche.record import TYPE_CHECKING
@@ -28,33 +28,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloche.domain.restarts import Restarts
+    from cloche.domain.sharing import GuestAnswer, Sharing
     from cloche.domain.timings import Timings
     from cloche.host.reactor import Reactor
-    from cloche.host.warden import Event
+    from cloche.host.warden import Event, Exited
+    from cloche.model.guest import Step
     from cloche.model.jail import Jail, RootOp
     from cloche.model.plan import LaunchPlan, OpenFile, ProcessPlan
 
 _STDERR = 2
-_SIGKILL = 9
-_SIGSYS = 31
 #: Exit status of a device process that cannot use what it was given (crates/device).
 _UNUSABLE = 4
-#: What the kernel says when a program has called reboot(2), each a line of its own (kernel/reboot.c).
-_REBOOT_LINES = {
-    b"reboot: Restarting system": "restarted",
-    b"reboot: Power down": "switched off",
-    b"reboot: Power off not available: System halted instead": "switched off",
-    b"reboot: System halted": "halted",
-}
-#: As much of the console as is kept to explain a failed boot, in bytes.
-_CONSOLE_KEPT = 16 * 1024
 
 
 class Launcher:
     """The processes of one domain.
 
     Attributes:
+        reactor: What drives it.
         ended: Called once, with an error that says why the domain ended by itself.
+        ask_guest: Does steps in the guest, after a sync if that is asked for, and calls back with the answer.
+        is_remote: Whether it works for a program that uses the API and has the guest to itself.
     """
 
     def __init__(
@@ -63,11 +57,12 @@ class Launcher:
         """Take over ``warden``, one that nothing was asked of yet; without one, ``start`` starts it."""
         self.plan = plan
         self.ended: Callable[[LaunchError | DomainError | DiskError], None] = _raise
-        self.console_sink: Callable[[bytes], None] | None = None
-        self._reactor = reactor
+        self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
+        self.is_remote = False
+        self.console = Console(reactor)
+        self.console.stands_still = self._stands_still
+        self.reactor = reactor
         self._timings = timings
-        self._console = bytearray()
-        self._console_socket: socket.socket | None = None
         self._warden = warden
         self._endpoints: Endpoints | None = None
         self._directory: RunDirectory | None = None
@@ -77,6 +72,10 @@ class Launcher:
         self._pidfds: dict[int, int] = {}
         self._check_filters: Callable[[LaunchPlan, dict[int, int]], None] | None = None
         self._verified = False
+        self._door: Door | None = None
+        self._sharing: Sharing | None = None
+        self._requests: dict[int, Callable[[Done], None]] = {}
+        self._last_request = 0
         self._closed = False
 
     @property
@@ -99,13 +98,11 @@ class Launcher:
         # The warden needs nothing of the others: it comes up while they are made.
         self._warden = self._warden or Warden.start(require_own_binary("cloche-warden"))
         self._directory.record_warden(self._warden.pid, self.plan.insecure)
-        self._reactor.register(self._warden.fileno(), READ, self._hear)
+        self.reactor.register(self._warden.fileno(), READ, self._hear)
         self._endpoints = Endpoints(self.plan.endpoints, self._directory)
         self._timings.mark("sockets and warden")
         if self.plan.console:
-            self._console_socket = self._endpoints.connect(self.plan.console)
-            self._console_socket.setblocking(False)
-            self._reactor.register(self._console_socket.fileno(), READ, self._read_console)
+            self.console.listen(self._endpoints.connect(self.plan.console))
         machine_id = os.urandom(16).hex().encode()
         for ident, process in enumerate(self.plan.processes):
             self._spawn(ident, process, machine_id)
@@ -118,6 +115,8 @@ class Launcher:
         from cloche.domain.filters import check_filters
 
         self._check_filters = check_filters
+        # Nobody has anything to ask before; and now the machine boots meanwhile.
+        self._door = Door(self.reactor, self._directory, self)
 
     def connect(self) -> socket.socket:
         """Connect to the agent's byte stream."""
@@ -125,12 +124,49 @@ class Launcher:
             raise DomainError("the domain was not started")
         return self._endpoints.connect(self.plan.control)
 
+    def take_endpoint(self, name: str) -> socket.socket:
+        """Return the supervisor's side of a PAIR, once."""
+        assert self._endpoints is not None
+        return self._endpoints.connect(name)
+
+    def watch_console(self, sink: Callable[[bytes], None]) -> None:
+        """Hand what the guest says on its console to ``sink`` as it comes."""
+        self.console.sink = sink
+
+    # Shares that come and go
+
+    @property
+    def sharing(self) -> Sharing:
+        """What is shared, and how that is changed."""
+        if self._sharing is None:
+            from cloche.domain.sharing import Sharing
+
+            self._sharing = Sharing(self)
+        return self._sharing
+
+    def mount(self, ident: int, place: bytes, flags: int, source: int, done: Callable[[Done], None]) -> None:
+        """Have the warden show the directory behind a descriptor in the tree of a process (``Warden.send_mount``)."""
+        assert self._warden is not None
+        self._warden.send_mount(self._take_request(done), ident, place, flags, source)
+
+    def unmount(self, ident: int, place: bytes, done: Callable[[Done], None]) -> None:
+        """Have the warden take that away again."""
+        assert self._warden is not None
+        self._warden.send_unmount(self._take_request(done), ident, place)
+
+    def _take_request(self, done: Callable[[Done], None]) -> int:
+        self._last_request = (self._last_request + 1) & 0xFFFF_FFFF
+        self._requests[self._last_request] = done
+        return self._last_request
+
+    # Starting
+
     def _spawn(self, ident: int, process: ProcessPlan, machine_id: bytes = b"") -> None:
         assert self._warden is not None
         assert self._endpoints is not None
         assert self._directory is not None
         program = _open_program(process.executable) if process.executable else None
-        complaints = self._complaints[ident] = Complaints(self._reactor)
+        complaints = self._complaints[ident] = Complaints(self.reactor)
         fds = [self._endpoints.descriptor(d) for d in process.descriptors]
         fds += [*(self._files[file] for file in process.files), complaints.theirs]
         numbers = [d.number for d in process.descriptors] + [file.number for file in process.files]
@@ -200,10 +236,19 @@ class Launcher:
             heard = self._warden.receive()
         except LaunchError:
             return error
+        from cloche.domain import reasons
+
         for event in heard:
             if isinstance(event, Spawned):
                 os.close(event.pidfd)
-        return next((self._not_started(event) for event in heard if isinstance(event, Failed)), error)
+        return next(
+            (
+                reasons.not_started(event, self._name(event.id))
+                for event in heard
+                if isinstance(event, Failed)
+            ),
+            error,
+        )
 
     # What is heard from the domain
 
@@ -232,8 +277,14 @@ class Launcher:
             if not self._verified:
                 self._pidfds[event.id] = event.pidfd
             self._timings.mark(f"{self._name(event.id)} started")
+        elif isinstance(event, Done):
+            done = self._requests.pop(event.request, None)
+            if done is not None:
+                done(event)
         elif isinstance(event, Failed):
-            self._end(self._not_started(event))
+            from cloche.domain import reasons
+
+            self._end(reasons.not_started(event, self._name(event.id)))
         else:
             self._process_ended(event)
 
@@ -244,43 +295,24 @@ class Launcher:
         if process.name.startswith("fs-") and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
         if process.restarts and event.status == _UNUSABLE:
-            self._end(self._unusable(event.id))
+            from cloche.domain import reasons
+
+            self._end(reasons.unusable(process, self._complaints[event.id].last_words()))
         elif process.restarts:
             self._start_again(event.id, how)
         elif process.essential:
-            self._end(self._why_ended(event, process, how))
+            from cloche.domain import reasons
 
-    def _why_ended(self, event: Exited, process: ProcessPlan, how: str) -> DomainError:
-        self._drain_console()
-        detail = self._complaints[event.id].last_words() or tuple(self.console_tail())
-        if process.name == "vmm" and event.status == 0:
-            if (done := self._rebooted()) is not None:
-                return _by_program(done)
-            return DomainError(
-                "the guest's kernel has stopped the machine",
-                detail=detail,
-                hint="--boot-log shows all it says; --kernel takes another kernel, `cloche kernel list` names them.",
-            )
-        hint = "`cloche doctor` tries every part on this host."
-        if event.signal == _SIGKILL:
-            hint = "Somebody or the kernel (for want of memory?) has ended it; `dmesg` tells the latter."
-        elif event.signal == _SIGSYS:
-            hint = (
-                "It made a system call that its policy does not allow: an attack, or a defect to be reported."
-            )
-        return DomainError(f"the domain ended: its process {process.name} {how}", detail=detail, hint=hint)
-
-    def _unusable(self, ident: int) -> DiskError:
-        """Return why a disk cannot be: its process looked at the file and would find the same again."""
-        path = self.plan.processes[ident].files[0].path
-        return DiskError(
-            f"cannot use {path} as a disk",
-            detail=self._complaints[ident].last_words(),
-            hint="Say its format: format=raw or format=qcow2, the latter without a backing file.",
-        )
+            self.console.drain()
+            if process.name == "vmm" and event.status == 0 and (done := self.console.rebooted()) is not None:
+                self._end(reasons.by_program(done))
+                return
+            said = self._complaints[event.id].last_words() or tuple(self.console.tail())
+            self._end(reasons.ended(event, process, how, said))
 
     def _start_again(self, ident: int, how: str) -> None:
         """Start a process that has died anew; who talked to it connects to the same socket again."""
+        from cloche.domain import reasons
         from cloche.domain.restarts import MOST, WITHIN_S, Restarts
 
         process = self.plan.processes[ident]
@@ -290,11 +322,8 @@ class Launcher:
         self._restarts = self._restarts or Restarts()
         if not self._restarts.may_restart(ident):
             self._end(
-                DomainError(
-                    f"the domain ended: its process {process.name} {how}, "
-                    f"the last of {MOST + 1} times within {WITHIN_S:g} seconds",
-                    detail=said,
-                    hint="`cloche doctor` tries every part on this host.",
+                reasons.died_often(
+                    process, f"{how}, the last of {MOST + 1} times within {WITHIN_S:g} seconds", said
                 )
             )
             return
@@ -304,27 +333,16 @@ class Launcher:
         except (LaunchError, DomainError) as error:
             self._end(error)
 
-    def _not_started(self, event: Failed) -> LaunchError:
-        what = "the domain" if event.id == WARDEN_ID else self._name(event.id)
-        hint = "`cloche doctor` says what this host allows."
-        if event.makes_namespaces:
-            from cloche.host.userns import namespace_remedy
-
-            hint = f"{namespace_remedy()} (`cloche doctor` tries it again)"
-            if event.what == "make namespaces":
-                hint += "; --insecure-no-jail=namespaces does without some of them"
-        elif event.what == "seccomp":
-            hint = (
-                "This kernel cannot filter system calls so; --insecure-no-jail=seccomp starts it unfiltered."
-            )
-        elif event.errno == errno.ENOENT and event.what.startswith("bind "):
-            hint = "It was there a moment ago: share a directory that stays."
-        elif event.what.startswith("exec "):
-            hint = "The program is damaged or not for this host: `make setup`, and `cloche doctor` tries it."
-        return LaunchError(f"cannot start {what}: {event.reason()}", hint=hint)
-
     def _name(self, ident: int) -> str:
+        if ident == WARDEN_ID:
+            return "the domain"
         return self.plan.processes[ident].name if ident < len(self.plan.processes) else f"process {ident}"
+
+    def _stands_still(self, done: str) -> None:
+        """A machine without ACPI cannot be switched off, and nothing but its console says so."""
+        from cloche.domain import reasons
+
+        self._end(reasons.by_program(done))
 
     def _end(self, error: LaunchError | DomainError | DiskError) -> None:
         if not self._closed:
@@ -332,54 +350,9 @@ class Launcher:
             self.close()
             ended(error)
 
-    # The console
-
-    def _read_console(self, events: int) -> None:
-        del events
-        assert self._console_socket is not None
-        try:
-            data = self._console_socket.recv(4096)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._close_console()
-            return
-        self._console += data
-        del self._console[:-_CONSOLE_KEPT]
-        if self.console_sink is not None:
-            self.console_sink(data)
-        # A machine without ACPI cannot be switched off: it stands still, and nothing else says so.
-        if b"\n" in data and (done := self._rebooted()) is not None and done != "restarted":
-            self._end(_by_program(done))
-
-    def _rebooted(self) -> str | None:
-        """Return what a program of the guest has done to its machine, if that is the kernel's last word.
-
-        Whoever can write such a line by other means is root of the guest, and could do the same.
-        """
-        last = bytes(self._console).replace(b"\r", b"").rstrip(b"\n").rpartition(b"\n")[2]
-        return _REBOOT_LINES.get(last.rpartition(b"] ")[2])
-
     def console_tail(self, lines: int = 8) -> list[str]:
         """Return the last lines of the guest's console, made safe to show."""
-        text = bytes(self._console).replace(b"\r", b"").split(b"\n")
-        return [escape_untrusted(line, 200) for line in text if line.strip()][-lines:]
-
-    def _drain_console(self) -> None:
-        """Read what the guest has said until now: its last words may still be in the socket."""
-        while self._console_socket is not None:
-            before = len(self._console), bytes(self._console[-64:])
-            self._read_console(READ)
-            if (len(self._console), bytes(self._console[-64:])) == before:
-                return
-
-    def _close_console(self) -> None:
-        if self._console_socket is not None:
-            self._reactor.unregister(self._console_socket.fileno())
-            self._console_socket.close()
-            self._console_socket = None
+        return self.console.tail(lines)
 
     # The end
 
@@ -392,12 +365,16 @@ class Launcher:
             return
         self._closed = True
         self._forget_pidfds()
-        self._drain_console()
-        self._close_console()
+        if self._door is not None:
+            self._door.close()
+        if self._sharing is not None:
+            self._sharing.close()
+        self.console.drain()
+        self.console.close()
         for complaints in self._complaints.values():
             complaints.close()
         if self._warden is not None:
-            self._reactor.unregister(self._warden.fileno())
+            self.reactor.unregister(self._warden.fileno())
             self._warden.close()
             if wait:
                 self._warden.wait()
@@ -407,13 +384,6 @@ class Launcher:
             self._endpoints.close()
         if self._directory is not None:
             self._directory.close()
-
-
-def _by_program(done: str) -> DomainError:
-    return DomainError(
-        f"a program in the guest has {done} its machine, and ended itself with it",
-        hint="A machine lives as long as the program it was started for: let that one end.",
-    )
 
 
 def _open_program(path: str) -> int:

@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 from contextlib import suppress
+from functools import partial
 
 from cloche import errors
 from cloche.errors import ClocheError, DomainError, HostError, LaunchError
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from cloche.domain.sharing import GuestAnswer
     from cloche.domain.timings import Timings
     from cloche.host.reactor import Reactor
+    from cloche.model.guest import Step
     from cloche.model.plan import LaunchPlan
 
 SUPERVISOR_FD = 3
@@ -90,7 +93,7 @@ class RemoteLauncher:
     def __init__(self, reactor: Reactor, plan: LaunchPlan, timings: Timings) -> None:
         self.plan = plan
         self.ended: Callable[[LaunchError | DomainError], None] = _raise
-        self.console_sink: Callable[[bytes], None] | None = None
+        self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
         self.ident = ""
         self._reactor = reactor
         self._timings = timings
@@ -140,6 +143,9 @@ class RemoteLauncher:
         send_message(self._socket, ("verify",))
         self._ask("verified")
 
+    def watch_console(self, sink: Callable[[bytes], None]) -> None:
+        """Do nothing: the console stays in the supervisor, which keeps its last lines."""
+
     def console_tail(self, lines: int = 8) -> list[str]:
         """Return the last lines of the guest's console, made safe to show."""
         if self._socket is not None:
@@ -150,6 +156,10 @@ class RemoteLauncher:
     def _ask(self, expected: str) -> tuple[Any, ...]:
         assert self._socket is not None
         message, fd = receive_message(self._socket)
+        while message is not None and message[0] == "guest":
+            # Asked for just before our own question came there.
+            self._reactor.call_soon(partial(self._serve_guest, message))
+            message, fd = receive_message(self._socket)
         if message is None:
             raise DomainError("the domain's supervisor is gone", hint=_GONE_HINT)
         if message[0] == "ended":
@@ -162,12 +172,26 @@ class RemoteLauncher:
         del events
         assert self._socket is not None
         message, _ = receive_message(self._socket)
+        if message is not None and message[0] == "guest":
+            self._serve_guest(message)
+            return
         error: ClocheError = DomainError("the domain's supervisor is gone", hint=_GONE_HINT)
         if message is not None and message[0] == "ended":
             error = unpack_error(message[1])
         ended = self.ended
         self.close()
         ended(error)  # type: ignore[arg-type]
+
+    def _serve_guest(self, message: tuple[Any, ...]) -> None:
+        """Do in the guest what somebody has asked the supervisor for."""
+        _, number, steps, sync = message
+
+        def answer(said: GuestAnswer) -> None:
+            if self._socket is not None:
+                with suppress(OSError):  # the supervisor is gone, which is heard elsewhere
+                    send_message(self._socket, ("guest", number, said))
+
+        self.ask_guest(steps, sync, answer)
 
     def close(self, *, wait: bool = True) -> None:
         """End the supervisor and the domain, and wait until both are gone. May be called twice."""

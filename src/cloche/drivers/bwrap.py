@@ -12,7 +12,7 @@ from cloche.errors import HostError, UsageError
 from cloche.model.guest import CopyTree, Step
 from cloche.model.jail import AS_IS, Bind, BindFlag, Dev, Dir, Jail, JailFlag, Namespace, Proc, Symlink
 from cloche.model.machine import Isolation
-from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, ProcessPlan
+from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, ProcessPlan, SharingPlan
 from cloche.plan.guest import build_command, build_copy_steps, resolve_user, shown_trees
 from cloche.plan.shares import check_places, contains
 from cloche.plan.stage import SYSTEM_TREES, below, build_stage
@@ -85,6 +85,7 @@ class BwrapDriver:
             writable_shares=False,
             boot_timeout_s=request.boot_timeout_s or 10.0,
             timeout_s=request.timeout_s,
+            sharing=SharingPlan(request.shares, request.includes, facts.user),
             notices=(
                 "the bwrap driver isolates by namespaces only: the program uses the host's own kernel.",
             ),
@@ -107,6 +108,7 @@ def _refuse_unsupported(request: RunRequest, facts: HostFacts) -> None:
         ("--accel", request.accelerator is not None),
         ("--boot-log", request.boot_log),
         ("--disk", bool(request.disks)),
+        ("--share-later", request.share_later),
         ("--insecure-no-jail", bool(request.insecure)),
         ("--privileged", request.privileged and facts.user.uid != 0),
         ("--user", request.user not in (None, facts.user.name, str(facts.user.uid))),

@@ -31,6 +31,28 @@ def resolve_share(word: str) -> Share:
     return Share(real, normalize_guest_path(target if target is not None else absolute), writable)
 
 
+def open_share(word: str) -> tuple[Share, int]:
+    """Turn the argument of ``share add`` into a share, and open its directory with the caller's rights.
+
+    The descriptor is the caller's to close. What it refers to is shared, whatever its name leads to later.
+
+    Raises:
+        UsageError: The word is malformed.
+        ShareError: As ``resolve_share``.
+    """
+    share = resolve_share(word)
+    try:
+        fd = os.open(share.source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise ShareError(f"cannot share {share.source}: {_reason(error)}", hint="Is it still there?") from None
+    try:
+        # The name may have come to lead elsewhere between the look and the opening: it is what was opened that counts.
+        return share._replace(source=_real_directory(os.readlink(f"/proc/self/fd/{fd}"))), fd
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 def share_here() -> Share:
     """Return the working directory as a writable share at the same path (``--here``).
 

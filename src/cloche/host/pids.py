@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 def stat_fields(pid: int) -> list[str]:
     """Return what follows the name in /proc/PID/stat (proc(5)): the state first, then the parent.
@@ -29,3 +31,10 @@ def start_time(pid: int) -> int | None:
         return int(stat_fields(pid)[19])
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def started_ago_s(start: int) -> float:
+    """Return how many seconds ago a process was started that has this ``start_time``."""
+    with open("/proc/uptime", "rb") as file:
+        uptime_s = float(file.read().split()[0])
+    return max(0.0, uptime_s - start / os.sysconf("SC_CLK_TCK"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
+    from cloche.model.facts import User
     from cloche.model.guest import GuestCommand, Step
     from cloche.model.jail import IdRange, Jail
     from cloche.model.machine import Machine
+    from cloche.model.request import Include, Share
 
 
 class EndpointKind:
@@ -88,6 +90,26 @@ class ProcessPlan(Record):
     restarts: bool = False
 
 
+class SharingPlan(Record):
+    """What is shared with a domain from its start, and how more can be.
+
+    Attributes:
+        shares: Those of the start; the k-th is in the stage of ``server`` under the number k.
+        includes: What was copied in: no share may be in its place.
+        user: Whose home the guest has.
+        server: The process that serves shares; empty when nothing can be added or taken away.
+        orders: The endpoint on which it is told what was taken away.
+        stage: Where it has its tree.
+    """
+
+    shares: tuple[Share, ...]
+    includes: tuple[Include, ...]
+    user: User
+    server: str = ""
+    orders: str = ""
+    stage: bytes = b""
+
+
 class LaunchPlan(Record):
     """A domain, before it exists.
 
@@ -105,6 +127,7 @@ class LaunchPlan(Record):
         boot_timeout_s: Until the agent must have answered, in seconds.
         notices: Lines the user should read (weaker isolation, slower accelerator).
         ids: What an id of a process's own (``model.jail.OWN``) is taken from; None where no jail asks for one.
+        sharing: What is shared with it, and how more can be.
         insecure: Parts of the jails that were given up because the user asked for it (``RunRequest.insecure``).
     """
 
@@ -121,6 +144,7 @@ class LaunchPlan(Record):
     writable_shares: bool
     boot_timeout_s: float
     timeout_s: float | None
+    sharing: SharingPlan
     notices: tuple[str, ...] = ()
     insecure: tuple[str, ...] = ()
     ids: IdRange | None = None

@@ -59,6 +59,7 @@ class RunRequest(Record):
         kernel: A kernel's name; None lets cloche choose.
         accelerator: ``kvm``, ``tcg`` or None for what was found to work.
         insecure: Parts of the jails to leave out (``model.jail.INSECURE_PARTS``), for hosts that cannot have them.
+        share_later: Be ready to take shares while it runs, although there is none at the start.
         temporary, cold: Accepted and true by nature until profiles and templates exist.
     """
 
@@ -83,5 +84,6 @@ class RunRequest(Record):
     shell_on_failure: bool = False
     strace: bool = False
     insecure: tuple[str, ...] = ()
+    share_later: bool = False
     temporary: bool = True
     cold: bool = True

@@ -146,10 +146,10 @@ def _bind_shares(shares: tuple[Share, ...], user: User, source: bytes, prefix: b
         inside_another = any(
             other.target != share.target and contains(other.target, share.target) for other in shares
         )
-        target = prefix + _encode(share.target)
+        target = prefix + encode(share.target)
         if not inside_another:
             # Made here it would get this owner and mode on the host; the other share has it (``shares.check_places``).
-            steps += _make_directory(share.target, user, prefix)
+            steps += make_directory(share.target, user, prefix)
         steps.append(Mount(b"", source % index, target, MS_BIND | MS_REC))
         if not share.writable:
             steps.append(Mount(b"", b"", target, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV))
@@ -171,8 +171,8 @@ def build_copy_steps(
     steps: list[Step] = []
     for index, include in enumerate(includes):
         directory = include.target.rpartition("/")[0] or "/"
-        steps += _make_directory(directory, user, prefix)
-        steps.append(CopyTree(source % index, prefix + _encode(directory), person.uid, person.gid))
+        steps += make_directory(directory, user, prefix)
+        steps.append(CopyTree(source % index, prefix + encode(directory), person.uid, person.gid))
     return steps
 
 
@@ -184,7 +184,7 @@ def build_home_steps(
     What the home begins with is sent along: through the file server it would take a dozen round trips. Only where it
     is not known (None) it is copied from the /etc/skel below ``system``.
     """
-    place = home + _encode(user.home)
+    place = home + encode(user.home)
     steps: list[Step] = [Mkdir(place, 0o700, user.uid, user.gid)]
     if skeleton is None:
         return (*steps, CopyTree(system + b"/etc/skel", place, user.uid, user.gid))
@@ -199,20 +199,21 @@ def build_home_steps(
     return tuple(steps)
 
 
-def _make_directory(path: str, user: User, prefix: bytes) -> list[Step]:
+def make_directory(path: str, user: User, prefix: bytes) -> list[Step]:
     """Return the steps that make a directory: below the home it is the user's with all above it, else root's."""
     if path in _PRESENT or contains(path, user.home):
         return []
     if not contains(user.home, path):
-        return [Mkdir(prefix + _encode(path))]
+        return [Mkdir(prefix + encode(path))]
     steps: list[Step] = []
     for part in path[len(user.home) :].strip("/").split("/"):
-        before = steps[-1].path if steps and isinstance(steps[-1], Mkdir) else prefix + _encode(user.home)
-        steps.append(Mkdir(before + b"/" + _encode(part), 0o755, user.uid, user.gid))
+        before = steps[-1].path if steps and isinstance(steps[-1], Mkdir) else prefix + encode(user.home)
+        steps.append(Mkdir(before + b"/" + encode(part), 0o755, user.uid, user.gid))
     return steps
 
 
-def _encode(path: str) -> bytes:
+def encode(path: str) -> bytes:
+    """Return a path as the guest gets it."""
     return path.encode("utf-8", "surrogateescape")
 
 
@@ -269,9 +270,9 @@ def build_environment(
     """
     host = facts.environment
     env = {name: host[name] for name in _PASSED_ON if name in host}
-    env[b"HOME"] = _encode(person.home)
-    env[b"USER"] = env[b"LOGNAME"] = _encode(person.name)
-    env[b"SHELL"] = _encode(person.shell)
+    env[b"HOME"] = encode(person.home)
+    env[b"USER"] = env[b"LOGNAME"] = encode(person.name)
+    env[b"SHELL"] = encode(person.shell)
     env[b"PATH"] = guest_path(host.get(b"PATH", b""), person, shown)
     env.setdefault(b"TERM", b"dumb")
     env.update(request.env)
@@ -288,7 +289,7 @@ def build_environment(
 def guest_path(caller_path: bytes, person: User, shown: tuple[str, ...]) -> bytes:
     """Return the PATH of the guest: the caller's directories that the guest has, then the usual ones."""
     usual = (_ROOT_PATH if person.uid == 0 else _USER_PATH).split(b":")
-    roots = tuple(_encode(path) for path in shown)
+    roots = tuple(encode(path) for path in shown)
     kept = [
         part for part in caller_path.split(b":") if is_below(part, roots) and b".." not in part.split(b"/")
     ]
@@ -324,7 +325,7 @@ def build_command(
     return GuestCommand(
         argv=request.argv,
         env=build_environment(request, facts, person, shown),
-        cwd=_encode(cwd),
+        cwd=encode(cwd),
         uid=person.uid,
         gid=person.gid,
         groups=(person.gid,),
@@ -339,7 +340,7 @@ def build_command(
 
 def _starting_place(request: RunRequest, here: str, person: User, shown: tuple[str, ...]) -> str:
     """Return where the program starts: the caller's directory if the guest has it, maybe elsewhere, else the home."""
-    if is_below(_encode(here), tuple(_encode(path) for path in shown)):
+    if is_below(encode(here), tuple(encode(path) for path in shown)):
         return here
     # The innermost share wins.
     for share in sorted(request.shares, key=lambda share: len(share.source), reverse=True):

@@ -7,7 +7,7 @@ import os
 from cloche.drivers.qemu.board import DeviceParts
 from cloche.drivers.qemu.jails import device_jail
 from cloche.model.jail import AS_IS, Bind, BindFlag, Dir, Proc
-from cloche.model.plan import Descriptor, Endpoint, EndpointKind, ProcessPlan
+from cloche.model.plan import Descriptor, Endpoint, EndpointKind, ProcessPlan, SharingPlan
 from cloche.plan.stage import below, build_stage
 from cloche.record import TYPE_CHECKING
 
@@ -22,8 +22,9 @@ MACHINE_ID_PLACEHOLDER = "0" * 32
 
 #: The descriptors by which QEMU is connected to the servers.
 _SYSTEM_FD, _SHARES_FD = 11, 12
-#: The descriptor on which a server listens.
-_SERVER_FD = 3
+#: The descriptor on which a server listens, and the one on which the supervisor tells it what was taken away.
+_SERVER_FD, _ORDERS_FD = 3, 4
+_ORDERS = "shares-orders"
 _STAGE = b"/stage"
 #: What a file server of root's needs to give every file its owner: chown, dac_override, fowner, fsetid, setgid, setuid.
 _OWNER_CAPS = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7
@@ -56,7 +57,7 @@ def plan_shares(board: Board, request: RunRequest, facts: HostFacts) -> DevicePa
         ops.append(Bind(source, b"%s/i%d/%s" % (_STAGE, index, name), flags))
     user = facts.user
     ids = b"host" if user.uid == 0 else b"caller:%d:%d" % (user.uid, user.gid)
-    arguments: tuple[bytes, ...] = (b"--cache", b"coherent", b"--ids", ids)
+    arguments: tuple[bytes, ...] = (b"--cache", b"coherent", b"--ids", ids, b"--orders", b"%d" % _ORDERS_FD)
     writable = any(share.writable for share in request.shares)
     if not writable:
         arguments = (*arguments, b"--readonly")
@@ -66,7 +67,18 @@ def plan_shares(board: Board, request: RunRequest, facts: HostFacts) -> DevicePa
         jail = jail._replace(uid=AS_IS, gid=AS_IS, keep_caps=_OWNER_CAPS)
     elif user.uid == 0:
         jail = jail._replace(keep_caps=_READER_CAPS)
-    return _server(board, "shares", _SHARES_FD, _process("shares", arguments, jail, facts))
+    process = _process("shares", arguments, jail, facts)
+    process = process._replace(
+        descriptors=(*process.descriptors, Descriptor(_ORDERS, "there", _ORDERS_FD))
+    )
+    parts = _server(board, "shares", _SHARES_FD, process)
+    return parts._replace(endpoints=(*parts.endpoints, Endpoint(_ORDERS, EndpointKind.PAIR)))
+
+
+def plan_sharing(request: RunRequest, facts: HostFacts, *, served: bool) -> SharingPlan:
+    """Return how shares come and go while the machine runs; not at all unless they are ``served``."""
+    sharing = SharingPlan(request.shares, request.includes, facts.user)
+    return sharing._replace(server="fs-shares", orders=_ORDERS, stage=_STAGE) if served else sharing
 
 
 def _server_jail(facts: HostFacts, ops: tuple[RootOp, ...], *, keep_caps: int = 0) -> Jail:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cloche.drivers.qemu.board import Board
 from cloche.drivers.qemu.command import plan_control
-from cloche.drivers.qemu.files import plan_shares, plan_system_tree
+from cloche.drivers.qemu.files import plan_shares, plan_sharing, plan_system_tree
 from cloche.drivers.qemu.jails import check_insecure, give_up
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.qemu.vmm import plan_vmm
@@ -54,7 +54,8 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     check_places(request.shares, request.includes)
     board = Board(microvm=kernel.machine == "microvm")
     devices = [plan_control(board), plan_system_tree(board, facts, ident)]
-    if request.shares or request.includes:
+    shared = bool(request.shares or request.includes or request.share_later)
+    if shared:
         devices.append(plan_shares(board, request, facts))
     if request.disks:
         from cloche.drivers.qemu.disk import plan_disks
@@ -87,6 +88,7 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         or any(disk.writable for disk in request.disks),
         boot_timeout_s=request.boot_timeout_s or _BOOT_TIMEOUT_S[machine.accelerator],
         timeout_s=request.timeout_s,
+        sharing=plan_sharing(request, facts, served=shared),
         notices=notices,
         insecure=request.insecure,
         ids=facts.ids,

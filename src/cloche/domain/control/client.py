@@ -1,0 +1,82 @@
+"""Asking a running domain something (layer 5), from any process of its owner's."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TypeVar
+
+from cloche.domain.control import wire
+from cloche.domain.control.door import DOOR
+from cloche.domain.endpoints import Reach
+from cloche.errors import DomainError, ProtocolError
+from cloche.host import xdg
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Self
+
+    from cloche.host.codec import Reader
+
+    T = TypeVar("T")
+
+#: A supervisor that says nothing for so long is taken for stuck, in seconds. A guest has half as long to answer it.
+PATIENCE_S = 90.0
+
+
+class Control:
+    """A connection to a domain's supervisor. A context manager.
+
+    Raises:
+        DomainError: The domain has ended, or its supervisor does not listen.
+    """
+
+    def __init__(self, ident: str, patience_s: float = PATIENCE_S) -> None:
+        self._ident = ident
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(patience_s)
+        path = os.path.join(xdg.runtime_dir(), ident, DOOR)
+        try:
+            with Reach(path) as reachable:
+                self._socket.connect(reachable)
+        except OSError as error:
+            self._socket.close()
+            raise DomainError(
+                f"the domain {ident} cannot be asked: {error.strerror or error}",
+                hint="It may be starting or ending: `cloche ps` lists those that run.",
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._socket.close()
+
+    def ask(self, request: wire.Request, read: Callable[[Reader], T], fds: Sequence[int] = ()) -> T:
+        """Ask something and wait for the answer, which ``read`` takes apart.
+
+        Raises:
+            ClocheError: What the supervisor has raised, or that it is gone.
+        """
+        packet = wire.encode_request(request)
+        try:
+            socket.send_fds(self._socket, [packet], list(fds))
+            answer = self._socket.recv(wire.MAX_PACKET + 1)
+        except OSError as error:
+            why = "it does not answer" if isinstance(error, TimeoutError) else str(error.strerror)
+            raise DomainError(
+                f"the supervisor of the domain {self._ident} cannot be heard: {why}",
+                hint="`cloche ps` lists the domains that run.",
+            ) from None
+        if not answer:
+            raise DomainError(
+                f"the domain {self._ident} has ended, or has too much to do",
+                hint="`cloche ps` lists those that run.",
+            )
+        if len(answer) > wire.MAX_PACKET:
+            raise ProtocolError("the domain's supervisor gives an answer that is too long")
+        reader = wire.decode_answer(answer)
+        result = read(reader)
+        reader.end()
+        return result

@@ -1,0 +1,159 @@
+"""The supervisor's side of the control socket (layer 5): takes requests, never waits for a client.
+
+A client has one request under way at a time and is not read from before it has taken the answer, so that what is
+kept for it is one packet. One that goes away meanwhile changes nothing: what it has asked for is carried out.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+from cloche import log
+from cloche.domain.control import wire
+from cloche.errors import ClocheError, ProtocolError
+from cloche.host.reactor import ERROR, HANGUP, READ, WRITE
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import _socket
+    from collections.abc import Callable
+
+    from cloche.domain.launcher import Launcher
+    from cloche.host.reactor import Reactor
+
+#: More clients at once are sent away.
+MAX_CLIENTS = 16
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Server:
+    """Everybody who is connected to a domain's control socket."""
+
+    def __init__(self, reactor: Reactor, launcher: Launcher) -> None:
+        self._reactor = reactor
+        self._launcher = launcher
+        self._clients: set[_Client] = set()
+
+    def accept(self, listener: socket.socket | _socket.socket) -> None:
+        """Let in who waits, if it is the owner."""
+        while True:
+            try:
+                fd, _ = listener._accept()  # type: ignore[union-attr]  # noqa: SLF001 - what accept() is made of
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.debug(f"control: nobody can be let in: {error.strerror}")
+                return
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fd)
+            connection.setblocking(False)
+            owner = _CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )[1]
+            # The directory lets in nobody else but root, who may ask by becoming the owner.
+            if owner != os.geteuid() or len(self._clients) >= MAX_CLIENTS:
+                log.debug(f"control: a client of the user {owner} is sent away")
+                connection.close()
+                continue
+            self._clients.add(_Client(self._reactor, self._launcher, connection, self._clients.discard))
+
+    def close(self) -> None:
+        """Send everybody away."""
+        for client in list(self._clients):
+            client.close()
+
+
+class _Client:
+    def __init__(
+        self,
+        reactor: Reactor,
+        launcher: Launcher,
+        connection: socket.socket,
+        gone: Callable[[_Client], None],
+    ) -> None:
+        self._reactor = reactor
+        self._launcher = launcher
+        self._socket = connection
+        self._gone = gone
+        self._fds: list[int] = []
+        self._busy = False
+        self._unsent: bytes | None = None
+        reactor.register(connection.fileno(), READ, self._event)
+
+    def close(self) -> None:
+        """Forget it. Its descriptors are closed when what it has asked for is over."""
+        if self._socket.fileno() >= 0:
+            self._reactor.unregister(self._socket.fileno())
+            self._socket.close()
+            self._gone(self)
+        if not self._busy:
+            self._close_fds()
+
+    def _event(self, events: int) -> None:
+        if self._unsent is not None and events & WRITE:
+            self._send(self._unsent)
+        elif events & READ and not self._busy:
+            self._receive()
+        elif events & (HANGUP | ERROR):
+            self.close()
+
+    def _receive(self) -> None:
+        try:
+            packet, self._fds, flags, _ = socket.recv_fds(
+                self._socket, wire.MAX_PACKET + 1, wire.MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        for fd in self._fds:
+            os.set_inheritable(fd, False)
+        if not packet:
+            self.close()
+            return
+        self._busy = True
+        self._reactor.modify(self._socket.fileno(), 0)
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(packet) > wire.MAX_PACKET:
+                raise ProtocolError("the request is too long")
+            request = wire.decode_request(packet)
+            if len(self._fds) != request.DESCRIPTORS:
+                raise ProtocolError(f"the request comes with {len(self._fds)} descriptors")
+            request.serve(self._launcher, self._fds, self._answer, self._fail)
+        except ClocheError as error:
+            self._fail(error)
+
+    def _answer(self, answer: wire.Answer) -> None:
+        try:
+            packet = wire.encode_answer(answer)
+        except ProtocolError as error:
+            self._fail(error)
+            return
+        self._finish(packet)
+
+    def _fail(self, error: ClocheError) -> None:
+        self._finish(wire.encode_failure(error))
+
+    def _finish(self, packet: bytes) -> None:
+        self._busy = False
+        self._close_fds()
+        if self._socket.fileno() >= 0:
+            self._send(packet)
+
+    def _send(self, packet: bytes) -> None:
+        try:
+            self._socket.send(packet, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            self._unsent = packet
+            self._reactor.modify(self._socket.fileno(), WRITE)
+        except OSError:
+            self.close()
+        else:
+            self._unsent = None
+            self._reactor.modify(self._socket.fileno(), READ)
+
+    def _close_fds(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())

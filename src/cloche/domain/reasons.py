@@ -1,0 +1,72 @@
+"""Why a domain did not start, or has ended (layer 5)."""
+
+from __future__ import annotations
+
+import errno
+
+from cloche.errors import DiskError, DomainError, LaunchError
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.host.warden import Exited, Failed
+    from cloche.model.plan import ProcessPlan
+
+_SIGKILL = 9
+_SIGSYS = 31
+_DOCTOR = "`cloche doctor` tries every part on this host."
+
+
+def ended(event: Exited, process: ProcessPlan, how: str, said: tuple[str, ...]) -> DomainError:
+    """Return why a domain has ended together with a process that ``said`` something before."""
+    if process.name == "vmm" and event.status == 0:
+        return DomainError(
+            "the guest's kernel has stopped the machine",
+            detail=said,
+            hint="--boot-log shows all it says; --kernel takes another kernel, `cloche kernel list` names them.",
+        )
+    hint = _DOCTOR
+    if event.signal == _SIGKILL:
+        hint = "Somebody or the kernel (for want of memory?) has ended it; `dmesg` tells the latter."
+    elif event.signal == _SIGSYS:
+        hint = "It made a system call that its policy does not allow: an attack, or a defect to be reported."
+    return DomainError(f"the domain ended: its process {process.name} {how}", detail=said, hint=hint)
+
+
+def by_program(done: str) -> DomainError:
+    """Return why a domain has ended whose machine was ``done`` (switched off, say) by a program in it."""
+    return DomainError(
+        f"a program in the guest has {done} its machine, and ended itself with it",
+        hint="A machine lives as long as the program it was started for: let that one end.",
+    )
+
+
+def died_often(process: ProcessPlan, how: str, said: tuple[str, ...]) -> DomainError:
+    """Return why a process that has died is not started again."""
+    return DomainError(f"the domain ended: its process {process.name} {how}", detail=said, hint=_DOCTOR)
+
+
+def unusable(process: ProcessPlan, said: tuple[str, ...]) -> DiskError:
+    """Return why a disk cannot be: its process looked at the file and would find the same again."""
+    return DiskError(
+        f"cannot use {process.files[0].path} as a disk",
+        detail=said,
+        hint="Say its format: format=raw or format=qcow2, the latter without a backing file.",
+    )
+
+
+def not_started(event: Failed, what: str) -> LaunchError:
+    """Return why a process, or with it the domain, was not started."""
+    hint = "`cloche doctor` says what this host allows."
+    if event.makes_namespaces:
+        from cloche.host.userns import namespace_remedy
+
+        hint = f"{namespace_remedy()} (`cloche doctor` tries it again)"
+        if event.what == "make namespaces":
+            hint += "; --insecure-no-jail=namespaces does without some of them"
+    elif event.what == "seccomp":
+        hint = "This kernel cannot filter system calls so; --insecure-no-jail=seccomp starts it unfiltered."
+    elif event.errno == errno.ENOENT and event.what.startswith("bind "):
+        hint = "It was there a moment ago: share a directory that stays."
+    elif event.what.startswith("exec "):
+        hint = "The program is damaged or not for this host: `make setup`, and `cloche doctor` tries it."
+    return LaunchError(f"cannot start {what}: {event.reason()}", hint=hint)
