@@ -73,6 +73,22 @@ class Sandbox:
         """End the machine."""
         await asyncio.to_thread(self._sandbox.close)
 
+    async def share(self, *words: Word) -> tuple[str, ...]:
+        """Share more directories while the machine runs (``cloche.Sandbox.share``).
+
+        Raises:
+            ClocheError: One cannot be shared, or the sandbox does not run.
+        """
+        return await asyncio.to_thread(self._sandbox.share, *words)
+
+    async def unshare(self, *places: Word, force: bool = False) -> None:
+        """Take shared directories away (``cloche.Sandbox.unshare``).
+
+        Raises:
+            ClocheError: Nothing is shared there, or it is in use, or the sandbox does not run.
+        """
+        await asyncio.to_thread(partial(self._sandbox.unshare, *places, force=force))
+
     async def create_subprocess_exec(
         self,
         program: Word,

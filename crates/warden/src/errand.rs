@@ -3,7 +3,8 @@
 //! The process itself has no right to mount anything and needs none. A child of PID 1 enters its mount namespace, does
 //! one thing there and ends; PID 1 stays where it is, and never waits for a file system that does not answer.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::failure::{Failure, Outcome, Step};
 use crate::namespace;
@@ -62,7 +63,7 @@ fn mount(source: &OwnedFd, path: &[u8], flags: u32, pidfd: &OwnedFd) -> Outcome 
     let tree = writable_tree(&what)?;
     let name = relative(&place)?;
     sys::mkdir_at(tree.as_fd(), &name, 0o755).step(what.as_slice())?;
-    let attached = target(&place, &what)
+    let attached = target(&place, &tree, &name, &what)
         .and_then(|target| sys::attach_mount(copy.as_fd(), target.as_fd()).step(what.as_slice()));
     if attached.is_err() {
         // Nothing was mounted, so it is empty; the reason why is what counts.
@@ -96,14 +97,20 @@ fn writable_tree(what: &[u8]) -> Outcome<OwnedFd> {
     Ok(tree)
 }
 
-fn target(place: &Path<'_>, what: &[u8]) -> Outcome<OwnedFd> {
-    let root = root::open_directory(c"/")?;
+/// The new directory where everybody there sees it. In what was bound from the host it would be another one: `EROFS`.
+fn target(place: &Path<'_>, tree: &OwnedFd, name: &CStr, what: &[u8]) -> Outcome<OwnedFd> {
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
-    sys::open_in_root(root.as_fd(), &place.name().step(what)?, flags).step(what)
+    let made = sys::open_at(tree.as_raw_fd(), name, flags, 0).step(what)?;
+    let root = root::open_directory(c"/")?;
+    let seen = sys::open_in_root(root.as_fd(), &place.name().step(what)?, flags);
+    match (seen, sys::stat(made.as_fd())) {
+        (Ok(seen), Ok(made)) if sys::stat(seen.as_fd()) == Ok(made) => Ok(seen),
+        _ => Err(Failure::new(what, Errno(libc::EROFS))),
+    }
 }
 
 /// The place as seen from the root.
-fn relative(place: &Path<'_>) -> Outcome<std::ffi::CString> {
+fn relative(place: &Path<'_>) -> Outcome<CString> {
     let name = place.name().step("path")?;
     sys::c_string(name.to_bytes().get(1..).unwrap_or_default()).step("path")
 }

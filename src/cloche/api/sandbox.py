@@ -79,6 +79,7 @@ class Sandbox:
 
     Args:
         share: Host directories the guest sees: paths, ``"DIR:rw"``, or ``"DIR:ro:at=PATH"`` as on the command line.
+        share_later: Be ready for ``share`` although nothing is shared at the start.
         include: Host files copied into the guest: a mapping of guest path to host path.
         memory_mib: The most memory it may use, in MiB; None for the default.
         cpus: Virtual CPUs; None for one.
@@ -98,6 +99,7 @@ class Sandbox:
         self,
         *,
         share: Sequence[Word] = (),
+        share_later: bool = False,
         include: Mapping[str, Word] | None = None,
         memory_mib: int | None = None,
         cpus: int | None = None,
@@ -112,6 +114,7 @@ class Sandbox:
             argv=(b"true",),
             driver=driver,
             shares=_shares(share),
+            share_later=share_later,
             includes=_includes(include or {}),
             memory_mib=memory_mib,
             cpus=cpus,
@@ -160,6 +163,39 @@ class Sandbox:
         if self._loop is not None:
             self._finalizer.detach()
             self._loop.close()
+
+    def share(self, *words: Word) -> tuple[str, ...]:
+        """Share more directories while the machine runs; returns their places in the guest.
+
+        Args:
+            words: As for the option ``share``: paths, ``"DIR:rw"``, ``"DIR:ro:at=PATH"``.
+
+        Raises:
+            ShareError: One cannot be shared; those before it are. Or the sandbox was started without any share and
+                without ``share_later``.
+            ClocheError: The sandbox does not run.
+        """
+        from cloche.domain.control.shares import add_share
+
+        ident = self._ident()
+        return tuple(add_share(ident, os.fsdecode(word)) for word in words)
+
+    def unshare(self, *places: Word, force: bool = False) -> None:
+        """Take shared directories away, named by their place in the guest or on the host.
+
+        Raises:
+            ShareError: Nothing is shared there, or a program uses it and ``force`` was not given.
+            ClocheError: The sandbox does not run.
+        """
+        from cloche.domain.control.shares import remove_share
+
+        ident = self._ident()
+        for place in places:
+            remove_share(ident, os.fsdecode(place), force=force)
+
+    def _ident(self) -> str:
+        """Return the name by which the domain is found, as any other process would."""
+        return str(self._require_loop().call(lambda domain: domain.ident))
 
     def popen(
         self,
