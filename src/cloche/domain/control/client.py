@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from typing import TypeVar
 
 from cloche.domain.control import wire
@@ -35,11 +36,14 @@ class Control:
     def __init__(self, ident: str, patience_s: float = PATIENCE_S) -> None:
         self._ident = ident
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(patience_s)
+        # Where many wait to be let in, connecting takes its time too.
+        seconds = int(patience_s)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, 0))
         path = os.path.join(xdg.runtime_dir(), ident, DOOR)
         try:
             with Reach(path) as reachable:
                 self._socket.connect(reachable)
+            self._socket.settimeout(patience_s)
         except OSError as error:
             self._socket.close()
             raise DomainError(

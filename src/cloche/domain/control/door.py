@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Its name in the run directory, which only its owner can enter.
 DOOR = "supervisor.sock"
-_WAITING = 8
+_WAITING = 64
 
 
 class Door:
