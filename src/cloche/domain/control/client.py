@@ -67,6 +67,8 @@ class Control:
         try:
             socket.send_fds(self._socket, [packet], list(fds))
             answer = self._socket.recv(wire.MAX_PACKET + 1)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""
         except OSError as error:
             why = "it does not answer" if isinstance(error, TimeoutError) else str(error.strerror)
             raise DomainError(
@@ -75,7 +77,7 @@ class Control:
             ) from None
         if not answer:
             raise DomainError(
-                f"the domain {self._ident} has ended, or has too much to do",
+                f"the domain {self._ident} has ended",
                 hint="`cloche ps` lists those that run.",
             )
         if len(answer) > wire.MAX_PACKET:

@@ -50,13 +50,14 @@ class Door:
         del events
         from cloche.domain.control.server import Server
 
-        self._server = self._server or Server(self._reactor, self._launcher)
-        self._server.accept(self._listener)
+        self._server = self._server or Server(self._reactor, self._launcher, self._listener)
+        self._server.accept()
 
     def close(self) -> None:
         """Let nobody in any more, and everybody out. May be called twice."""
         if self._server is not None:
             self._server.close()
+            self._server = None
         if self._listener.fileno() >= 0:
             self._reactor.unregister(self._listener.fileno())
             self._listener.close()

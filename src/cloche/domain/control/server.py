@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cloche.domain.launcher import Launcher
     from cloche.host.reactor import Reactor
 
-#: More clients at once are sent away.
+#: More clients at once wait in the kernel until one of these has gone.
 MAX_CLIENTS = 16
 _CREDENTIALS = struct.Struct("3i")
 
@@ -31,16 +31,19 @@ _CREDENTIALS = struct.Struct("3i")
 class Server:
     """Everybody who is connected to a domain's control socket."""
 
-    def __init__(self, reactor: Reactor, launcher: Launcher) -> None:
+    def __init__(
+        self, reactor: Reactor, launcher: Launcher, listener: socket.socket | _socket.socket
+    ) -> None:
         self._reactor = reactor
         self._launcher = launcher
+        self._listener = listener
         self._clients: set[_Client] = set()
 
-    def accept(self, listener: socket.socket | _socket.socket) -> None:
+    def accept(self) -> None:
         """Let in who waits, if it is the owner."""
-        while True:
+        while len(self._clients) < MAX_CLIENTS:
             try:
-                fd, _ = listener._accept()  # type: ignore[union-attr]  # noqa: SLF001 - what accept() is made of
+                fd, _ = self._listener._accept()  # type: ignore[union-attr]  # noqa: SLF001 - what accept() is made of
             except BlockingIOError:
                 return
             except OSError as error:
@@ -52,11 +55,17 @@ class Server:
                 connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             )[1]
             # The directory lets in nobody else but root, who may ask by becoming the owner.
-            if owner != os.geteuid() or len(self._clients) >= MAX_CLIENTS:
+            if owner != os.geteuid():
                 log.debug(f"control: a client of the user {owner} is sent away")
                 connection.close()
                 continue
-            self._clients.add(_Client(self._reactor, self._launcher, connection, self._clients.discard))
+            self._clients.add(_Client(self._reactor, self._launcher, connection, self._gone))
+        self._reactor.modify(self._listener.fileno(), 0)
+
+    def _gone(self, client: _Client) -> None:
+        self._clients.discard(client)
+        if self._listener.fileno() >= 0:
+            self._reactor.modify(self._listener.fileno(), READ)
 
     def close(self) -> None:
         """Send everybody away."""
