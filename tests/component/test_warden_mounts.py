@@ -14,7 +14,18 @@ import pytest
 
 from cloche.host.warden import Done, Spawned, Warden
 from cloche.model.jail import BindFlag, Dir, Namespace
-from support.wardens import ALONE, ROLES, Role, descendants, domain, make_role, next_events, read_line, shell, small_jail
+from support.wardens import (
+    ALONE,
+    ROLES,
+    Role,
+    descendants,
+    domain,
+    make_role,
+    next_events,
+    read_line,
+    shell,
+    small_jail,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +108,7 @@ def test_a_directory_appears_and_goes(role: Role) -> None:
             assert inside.unmount(b"/stage/0") == Done(8, 0, "")
 
 
-@pytest.mark.parametrize(("flags", "written"), [(READ_ONLY, False), (WRITABLE, True)])
+@pytest.mark.parametrize("flags, written", [(READ_ONLY, False), (WRITABLE, True)])
 def test_read_only_is_the_kernel_s(role: Role, flags: int, written: bool) -> None:
     """The process cannot write to a read-only one, nor to the root it lies in; to a writable one it can."""
 
@@ -137,7 +148,7 @@ def test_what_was_opened_is_mounted_and_not_what_its_name_leads_to(role: Role) -
 
 
 def test_a_mount_that_the_warden_does_not_see_is_refused(role: Role) -> None:
-    """A descriptor of what is mounted elsewhere is not taken for what lies under that name in the warden's namespace."""
+    """A descriptor of what is mounted elsewhere is not taken for what lies there in the warden's namespace."""
 
     @role.run
     def _() -> None:
@@ -174,7 +185,7 @@ def open_elsewhere(place: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("path", "ident", "code"),
+    "path, ident, code",
     [
         (b"/tmp", 1, errno.EEXIST),
         (b"/stage", 1, errno.EEXIST),

@@ -99,7 +99,7 @@ def test_names_of_any_bytes(domain: Live, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    "word, message",
     [
         ("/missing", "cannot share /missing: No such file or directory"),
         ("/", "the whole root directory cannot be shared"),
@@ -234,7 +234,9 @@ def test_a_domain_without_a_server_says_what_provides_one(runner: Runner, folder
 def test_a_container_refuses_with_the_reason(cloche: Runner, tmp_path: Path) -> None:
     """The bwrap driver has no server whose tree could be changed."""
     with live(cloche, "--driver", "bwrap") as domain:
-        assert "the bwrap driver cannot change what is shared" in domain.share("add", str(tmp_path.anchor + "tmp"))
+        assert "the bwrap driver cannot change what is shared" in domain.share(
+            "add", str(tmp_path.anchor + "tmp")
+        )
     refused = cloche("--driver", "bwrap", "--share-later", "true")
     assert (refused.returncode, b"--share-later" in refused.stderr) == (125, True)
 

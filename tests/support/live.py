@@ -68,7 +68,9 @@ class Live:
 def live(runner: Runner, *options: str) -> Iterator[Live]:
     """Provide a domain with a shell, started with these options of ``run``."""
     mark = f"live-{os.urandom(6).hex()}"
-    process = runner.popen("run", *options, "--", "sh", "-c", "exec 2>&1; exec sh", mark, stdin=subprocess.PIPE)
+    process = runner.popen(
+        "run", *options, "--", "sh", "-c", "exec 2>&1; exec sh", mark, stdin=subprocess.PIPE
+    )
     try:
         yield Live(runner, process, mark)
     finally:

@@ -87,7 +87,15 @@ def _row(running: Running, status: Status | None) -> tuple[str, ...]:
         return (running.ident, "(does not answer)", "-", "-", since, "-", "-")
     program = escape_untrusted(b" ".join(status.program), _LONGEST_PROGRAM) if status.program else "(API)"
     memory = f"{status.memory_mib} MiB" if status.memory_mib else "-"
-    return (running.ident, program, status.driver, status.accelerator or "-", since, memory, str(status.shares))
+    return (
+        running.ident,
+        program,
+        status.driver,
+        status.accelerator or "-",
+        since,
+        memory,
+        str(status.shares),
+    )
 
 
 def _since(ago_s: float) -> str:

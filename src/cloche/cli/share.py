@@ -70,7 +70,8 @@ def _operands(parsed: Parsed) -> tuple[str, tuple[str, ...]]:
     if len(parsed.operands) < 2:
         verb = " ".join(parsed.path)
         raise UsageError(
-            f"`cloche {verb}` needs a domain and a directory", hint=f"Write: cloche {verb} {parsed.verb.operands}"
+            f"`cloche {verb}` needs a domain and a directory",
+            hint=f"Write: cloche {verb} {parsed.verb.operands}",
         )
     return find_domain(parsed.operands[0]).ident, parsed.operands[1:]
 

@@ -131,7 +131,13 @@ VERBS = (
                 ),
                 operands="DOMAIN DIR...",
             ),
-            Verb("list", "List what is shared with a running domain.", "share:list_", (_JSON,), operands="[DOMAIN]"),
+            Verb(
+                "list",
+                "List what is shared with a running domain.",
+                "share:list_",
+                (_JSON,),
+                operands="[DOMAIN]",
+            ),
         ),
     ),
     Verb(

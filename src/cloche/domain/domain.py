@@ -234,8 +234,10 @@ class Domain:
         session = self._session
 
         def answered(said: SetupDone | SetupFailed) -> None:
-            failed = isinstance(said, SetupFailed)
-            answer(GuestAnswer(said.errno or errno.EIO, said.what, said.step) if failed else GuestAnswer(0))
+            if isinstance(said, SetupFailed):
+                answer(GuestAnswer(said.errno or errno.EIO, said.what, said.step))
+            else:
+                answer(GuestAnswer(0))
 
         if sync:
             session.sync(lambda: session.setup(steps, answered))

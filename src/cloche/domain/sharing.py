@@ -143,12 +143,15 @@ class Sharing:
 
     # Adding
 
-    def _add(
-        self, source: int, target: str, writable: bool, done: Callable[[], None], fail: Fail
-    ) -> None:
+    def _add(self, source: int, target: str, writable: bool, done: Callable[[], None], fail: Fail) -> None:
         server = self._require_server()
         if not stat.S_ISDIR(os.fstat(source).st_mode):
             raise ShareError("what is to be shared is not a directory")
+        if writable and not self._plan.writable:
+            raise ShareError(
+                "this domain was started with nothing writable, and its file server cannot write",
+                hint="Start it with --share-later or a writable share, or share this one read-only.",
+            )
         share = Share(os.readlink(f"/proc/self/fd/{source}"), target, writable)
         others = tuple(one.share for one in self.shares)
         check_places((*others, share), self._plan.includes)

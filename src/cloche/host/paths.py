@@ -44,7 +44,9 @@ def open_share(word: str) -> tuple[Share, int]:
     try:
         fd = os.open(share.source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise ShareError(f"cannot share {share.source}: {_reason(error)}", hint="Is it still there?") from None
+        raise ShareError(
+            f"cannot share {share.source}: {_reason(error)}", hint="Is it still there?"
+        ) from None
     try:
         # The name may have come to lead elsewhere between the look and the opening: it is what was opened that counts.
         return share._replace(source=_real_directory(os.readlink(f"/proc/self/fd/{fd}"))), fd

@@ -97,6 +97,7 @@ class SharingPlan(Record):
         shares: Those of the start; the k-th is in the stage of ``server`` under the number k.
         includes: What was copied in: no share may be in its place.
         user: Whose home the guest has.
+        writable: Whether the server can change files; where nothing was to be writable it cannot.
         server: The process that serves shares; empty when nothing can be added or taken away.
         orders: The endpoint on which it is told what was taken away.
         stage: Where it has its tree.
@@ -105,6 +106,7 @@ class SharingPlan(Record):
     shares: tuple[Share, ...]
     includes: tuple[Include, ...]
     user: User
+    writable: bool = False
     server: str = ""
     orders: str = ""
     stage: bytes = b""

@@ -127,9 +127,7 @@ class _Client:
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(packet) > wire.MAX_PACKET:
                 raise ProtocolError("the request is too long")
-            request = wire.decode_request(packet)
-            if len(self._fds) != request.DESCRIPTORS:
-                raise ProtocolError(f"the request comes with {len(self._fds)} descriptors")
+            request = wire.decode_request(packet, len(self._fds))
             request.serve(self._launcher, self._fds, self._answer, self._fail)
         except ClocheError as error:
             self._fail(error)

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 class ShareAdd(Record):
     """Show the directory behind the one descriptor at ``target`` in the guest."""
 
-    NAME = "share-add"
-    DESCRIPTORS = 1
     target: str
     writable: bool
+
+    @property
+    def name(self) -> str:
+        """Its name on the wire."""
+        return "share-add"
 
     def write(self, writer: Writer) -> None:
         """Put the fields one after the other."""

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 class ShareList(Record):
     """What is shared?"""
 
-    NAME = "share-list"
-    DESCRIPTORS = 0
+    @property
+    def name(self) -> str:
+        """Its name on the wire."""
+        return "share-list"
 
     def write(self, writer: Writer) -> None:
         """There is nothing more to say."""

@@ -19,10 +19,13 @@ class ShareRemove(Record):
     ``forced``: whether or not a program uses it, and whatever the guest says.
     """
 
-    NAME = "share-remove"
-    DESCRIPTORS = 0
     place: str
     forced: bool
+
+    @property
+    def name(self) -> str:
+        """Its name on the wire."""
+        return "share-remove"
 
     def write(self, writer: Writer) -> None:
         """Put the fields one after the other."""

@@ -40,7 +40,9 @@ def remove_share(ident: str, place: str, *, force: bool = False) -> None:
     """
     source, _, target = parse_share(place)
     if target is not None or source != place:
-        raise UsageError(f"{place!r} has options, and a share is taken away as it is", hint="Name its directory.")
+        raise UsageError(
+            f"{place!r} has options, and a share is taken away as it is", hint="Name its directory."
+        )
     with Control(ident) as control:
         control.ask(ShareRemove(os.path.abspath(os.path.expanduser(place)), force), Removed.read)
 

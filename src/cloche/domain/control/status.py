@@ -19,8 +19,10 @@ _TOLD = 4096
 class Ask(Record):
     """What are you?"""
 
-    NAME = "status"
-    DESCRIPTORS = 0
+    @property
+    def name(self) -> str:
+        """Its name on the wire."""
+        return "status"
 
     def write(self, writer: Writer) -> None:
         """There is nothing more to say."""

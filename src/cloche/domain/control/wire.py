@@ -13,7 +13,7 @@ from cloche.record import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import ClassVar, Self
+    from typing import Self
 
     from cloche.domain.launcher import Launcher
 
@@ -25,12 +25,12 @@ MAX_DESCRIPTORS = 4
 #: What an answer begins with.
 DONE, FAILED = 0, 1
 
-#: Every request, and the module that knows it.
+#: Every request: the module that knows it, and how many descriptors come with it.
 REQUESTS = {
-    "share-add": "share_add",
-    "share-list": "share_list",
-    "share-remove": "share_remove",
-    "status": "status",
+    "share-add": ("share_add", 1),
+    "share-list": ("share_list", 0),
+    "share-remove": ("share_remove", 0),
+    "status": ("status", 0),
 }
 
 
@@ -43,15 +43,12 @@ class Answer(Protocol):
 
 
 class Request(Protocol):
-    """Something to be asked.
+    """Something to be asked."""
 
-    Attributes:
-        NAME: Its name in ``REQUESTS``.
-        DESCRIPTORS: How many descriptors come with it.
-    """
-
-    NAME: ClassVar[str]
-    DESCRIPTORS: ClassVar[int]
+    @property
+    def name(self) -> str:
+        """Its name in ``REQUESTS``."""
+        raise NotImplementedError
 
     def write(self, writer: Writer) -> None:
         """Put the fields one after the other."""
@@ -67,7 +64,11 @@ class Request(Protocol):
         raise NotImplementedError
 
     def serve(
-        self, launcher: Launcher, fds: list[int], answer: Callable[[Answer], None], fail: Callable[[ClocheError], None]
+        self,
+        launcher: Launcher,
+        fds: list[int],
+        answer: Callable[[Answer], None],
+        fail: Callable[[ClocheError], None],
     ) -> None:
         """Carry it out, in the supervisor; ``answer`` or ``fail`` is called once, now or later.
 
@@ -87,13 +88,13 @@ def encode_request(request: Request) -> bytes:
     """
     writer = Writer()
     writer.u8(VERSION)
-    writer.blob(request.NAME.encode())
+    writer.blob(request.name.encode())
     request.write(writer)
     return _bounded(writer.finish())
 
 
-def decode_request(packet: bytes) -> Request:
-    """Return what a packet asks.
+def decode_request(packet: bytes, descriptors: int) -> Request:
+    """Return what a packet asks that has come with so many descriptors.
 
     Raises:
         DomainError: A request that this version does not know.
@@ -109,9 +110,12 @@ def decode_request(packet: bytes) -> Request:
         )
     from importlib import import_module
 
-    kind: type[Request] = import_module(f"cloche.domain.control.{REQUESTS[name]}").REQUEST
+    module, expected = REQUESTS[name]
+    kind: type[Request] = import_module(f"cloche.domain.control.{module}").REQUEST
     request = kind.read(reader)
     reader.end()
+    if descriptors != expected:
+        raise ProtocolError(f"the request comes with {descriptors} descriptors and not {expected}")
     return request
 
 
@@ -150,7 +154,9 @@ def decode_answer(packet: bytes) -> Reader:
     reader = Reader(packet)
     version, outcome = reader.u8(), reader.u8()
     if version != VERSION or outcome > FAILED:
-        raise ProtocolError("the domain's supervisor gives an answer that this version of cloche does not know")
+        raise ProtocolError(
+            "the domain's supervisor gives an answer that this version of cloche does not know"
+        )
     if outcome == DONE:
         return reader
     kind = getattr(errors, reader.blob().decode("ascii", "replace"), ClocheError)
@@ -188,5 +194,7 @@ def read_flag(reader: Reader) -> bool:
 
 def _bounded(packet: bytes) -> bytes:
     if len(packet) > MAX_PACKET:
-        raise ProtocolError(f"a message of {len(packet)} bytes is longer than the {MAX_PACKET} of the protocol")
+        raise ProtocolError(
+            f"a message of {len(packet)} bytes is longer than the {MAX_PACKET} of the protocol"
+        )
     return packet

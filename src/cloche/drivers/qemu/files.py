@@ -58,7 +58,7 @@ def plan_shares(board: Board, request: RunRequest, facts: HostFacts) -> DevicePa
     user = facts.user
     ids = b"host" if user.uid == 0 else b"caller:%d:%d" % (user.uid, user.gid)
     arguments: tuple[bytes, ...] = (b"--cache", b"coherent", b"--ids", ids, b"--orders", b"%d" % _ORDERS_FD)
-    writable = any(share.writable for share in request.shares)
+    writable = _is_writable(request)
     if not writable:
         arguments = (*arguments, b"--readonly")
     jail = _server_jail(facts, tuple(ops))
@@ -68,16 +68,19 @@ def plan_shares(board: Board, request: RunRequest, facts: HostFacts) -> DevicePa
     elif user.uid == 0:
         jail = jail._replace(keep_caps=_READER_CAPS)
     process = _process("shares", arguments, jail, facts)
-    process = process._replace(
-        descriptors=(*process.descriptors, Descriptor(_ORDERS, "there", _ORDERS_FD))
-    )
+    process = process._replace(descriptors=(*process.descriptors, Descriptor(_ORDERS, "there", _ORDERS_FD)))
     parts = _server(board, "shares", _SHARES_FD, process)
     return parts._replace(endpoints=(*parts.endpoints, Endpoint(_ORDERS, EndpointKind.PAIR)))
 
 
+def _is_writable(request: RunRequest) -> bool:
+    """Whether the guest may change anything of what is shared with it, now or later."""
+    return request.share_later or any(share.writable for share in request.shares)
+
+
 def plan_sharing(request: RunRequest, facts: HostFacts, *, served: bool) -> SharingPlan:
     """Return how shares come and go while the machine runs; not at all unless they are ``served``."""
-    sharing = SharingPlan(request.shares, request.includes, facts.user)
+    sharing = SharingPlan(request.shares, request.includes, facts.user, _is_writable(request))
     return sharing._replace(server="fs-shares", orders=_ORDERS, stage=_STAGE) if served else sharing
 
 
