@@ -71,9 +71,5 @@ def live(runner: Runner, *options: str) -> Iterator[Live]:
     process = runner.popen(
         "run", *options, "--", "sh", "-c", "exec 2>&1; exec sh", mark, stdin=subprocess.PIPE
     )
-    try:
+    with process:
         yield Live(runner, process, mark)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait(60)
