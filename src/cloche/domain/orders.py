@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from cloche.host.reactor import Reactor
+    from cloche.host.reactor import Reactor, Timer
 
     Answered = Callable[[str], None]
 
@@ -31,6 +31,7 @@ class Orders:
         self._socket.setblocking(False)
         self._begun = b""
         self._answered: Answered | None = None
+        self._timer: Timer | None = None
         self._number = 0
         reactor.register(connection.fileno(), READ, self._hear)
 
@@ -72,6 +73,8 @@ class Orders:
 
     def _over(self, reason: str) -> None:
         answered, self._answered = self._answered, None
-        if answered is not None:
+        if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+        if answered is not None:
             answered(reason)
