@@ -56,8 +56,9 @@ pub fn mount(source: &CStr, target: &CStr, fstype: &CStr, flags: u64, data: &CSt
 
 /// umount2(2).
 pub fn unmount(target: &CStr, flags: u32) -> Result<()> {
+    let flags = i32::from_ne_bytes(flags.to_ne_bytes());
     // SAFETY: the path is a C string.
-    check(unsafe { libc::umount2(target.as_ptr(), flags as i32) }).map(drop)
+    check(unsafe { libc::umount2(target.as_ptr(), flags) }).map(drop)
 }
 
 /// chroot(2).
