@@ -22,7 +22,7 @@ use crate::inherited::file_type;
 use crate::memory::{DirtyLog, Region, Table, MAX_REGIONS};
 use crate::process::set_nonblocking;
 use crate::vring::{Progress, Vring};
-use crate::{Device, StateTransfer};
+use crate::{Device, Over, StateTransfer};
 
 /// What every device offers beside its own features.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
@@ -31,6 +31,9 @@ const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     | VhostUserVirtioFeatures::LOG_ALL.bits();
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+
+/// What the device's own descriptor is known by in the loop; queues are known by their numbers.
+pub(crate) const DEVICE: u64 = u64::MAX - 2;
 
 /// The device, its queues, and what has been agreed with the frontend.
 pub(crate) struct Frontend {
@@ -46,6 +49,8 @@ pub(crate) struct Frontend {
     transfer: Option<(StateTransfer, File)>,
     transferred: Option<io::Result<()>>,
     epoll: Arc<Epoll>,
+    /// What is waited for on the device's own account: the descriptor, and whether for reading and for writing.
+    watched: Option<(RawFd, EventSet)>,
 }
 
 impl Frontend {
@@ -66,6 +71,7 @@ impl Frontend {
             transfer: None,
             transferred: None,
             epoll,
+            watched: None,
         })
     }
 
@@ -82,7 +88,7 @@ impl Frontend {
         self.transfer = None;
         self.transferred = None;
         self.device.reset();
-        Ok(())
+        self.rewatch()
     }
 
     /// Whether a queue has to be looked at although nobody kicked.
@@ -113,6 +119,57 @@ impl Frontend {
                 self.update(index);
             }
         }
+    }
+
+    /// Takes in that what the device waits for beside its queues has come.
+    pub fn woken(&mut self, events: EventSet) {
+        let Some(watch) = self.device.watch() else {
+            return;
+        };
+        // A descriptor that is at its end, or broken, can be read and written: that is where it shows.
+        let is_over = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
+        for (queue, event) in [(watch.read, EventSet::IN), (watch.write, EventSet::OUT)] {
+            if let Some(pending) = queue.and_then(|queue| self.pending.get_mut(queue)) {
+                *pending |= is_over || events.contains(event);
+            }
+        }
+    }
+
+    /// Waits for what the device wants to wait for, as far as the queue that it is for runs.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the device cannot go on.
+    pub fn rewatch(&mut self) -> io::Result<()> {
+        let wanted = self.device.watch().and_then(|watch| {
+            let runs = |queue: Option<usize>| {
+                queue.is_some_and(|queue| self.awaited.get(queue).is_some_and(Option::is_some))
+            };
+            let mut events = EventSet::empty();
+            events.set(EventSet::IN, runs(watch.read));
+            events.set(EventSet::OUT, runs(watch.write));
+            // Not for nothing either: that it is at its end would be reported again and again.
+            (!events.is_empty()).then_some((watch.fd, events))
+        });
+        if wanted == self.watched {
+            return Ok(());
+        }
+        let (operation, fd, events) = match (self.watched, wanted) {
+            (Some((before, _)), Some((fd, events))) if before == fd => {
+                (ControlOperation::Modify, fd, events)
+            }
+            (_, Some((fd, events))) => (ControlOperation::Add, fd, events),
+            (Some((fd, _)), None) => (ControlOperation::Delete, fd, EventSet::empty()),
+            (None, None) => return Ok(()),
+        };
+        self.epoll
+            .ctl(operation, fd, EpollEvent::new(events, DEVICE))?;
+        self.watched = wanted;
+        Ok(())
+    }
+
+    /// Why the device cannot go on, if it cannot.
+    pub fn over(&mut self) -> Option<Over> {
+        self.device.over()
     }
 
     /// Looks once at every queue that has to be looked at.

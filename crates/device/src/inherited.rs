@@ -6,9 +6,11 @@ use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use crate::landlock::Reach;
 use crate::options::{Options, SOCKET};
+use crate::process::set_nonblocking;
 
 /// Descriptors taken over from whoever started the process, and what it will reach by name.
 #[derive(Debug)]
@@ -75,15 +77,30 @@ impl Inherited {
         std::mem::take(&mut self.reach)
     }
 
+    /// The connected Unix stream socket behind an option, if it was given; it does not block.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn take_stream(&mut self, option: &'static str) -> io::Result<Option<UnixStream>> {
+        let Some(fd) = self.take(option) else {
+            return Ok(None);
+        };
+        if !is_stream(&fd) || socket_option(&fd, libc::SO_ACCEPTCONN) != Some(0) {
+            return Err(io::Error::other(format!(
+                "{option} names no connected Unix stream socket"
+            )));
+        }
+        set_nonblocking(&fd)?;
+        Ok(Some(fd.into()))
+    }
+
     /// The frontend's socket.
     ///
     /// # Errors
     /// When it is no Unix stream socket.
     pub(crate) fn take_socket(&mut self) -> io::Result<Socket> {
         let fd = self.require(SOCKET)?;
-        let is_stream = socket_option(&fd, libc::SO_DOMAIN) == Some(libc::AF_UNIX)
-            && socket_option(&fd, libc::SO_TYPE) == Some(libc::SOCK_STREAM);
-        if !is_stream {
+        if !is_stream(&fd) {
             return Err(io::Error::other(format!(
                 "{SOCKET} names no Unix stream socket"
             )));
@@ -105,9 +122,14 @@ impl Inherited {
 #[derive(Debug)]
 pub(crate) enum Socket {
     /// It will connect.
-    Listening(std::os::unix::net::UnixListener),
+    Listening(UnixListener),
     /// It has been connected by whoever started this process.
-    Connected(std::os::unix::net::UnixStream),
+    Connected(UnixStream),
+}
+
+fn is_stream(fd: &OwnedFd) -> bool {
+    socket_option(fd, libc::SO_DOMAIN) == Some(libc::AF_UNIX)
+        && socket_option(fd, libc::SO_TYPE) == Some(libc::SOCK_STREAM)
 }
 
 fn close_others(named: impl Iterator<Item = RawFd>) -> io::Result<()> {

@@ -24,8 +24,10 @@ mod vring;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::process::ExitCode;
+
+use thiserror::Error;
 
 pub use inflight::{create as create_inflight, Inflight, InflightError};
 pub use inherited::Inherited;
@@ -50,6 +52,31 @@ impl std::fmt::Display for Unusable {
 }
 
 impl std::error::Error for Unusable {}
+
+/// Exit status when whoever the device was connected with has gone: another start with another connection would help.
+const PEER_GONE: u8 = 5;
+
+/// Why a device cannot go on.
+#[derive(Debug, Error)]
+pub enum Over {
+    /// Whoever it was connected with, beside the frontend, has gone.
+    #[error("whoever it was connected with has gone")]
+    PeerGone,
+    /// They said what makes no sense.
+    #[error("{0}")]
+    PeerWrong(String),
+}
+
+/// What a device waits for beside its queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watch {
+    /// A descriptor that stays the same.
+    pub fd: RawFd,
+    /// The queue to be looked at when something can be read; `None` when the device does not want to read now.
+    pub read: Option<usize>,
+    /// The queue to be looked at when something can be written; `None` when it does not want to write now.
+    pub write: Option<usize>,
+}
 
 /// What is done when the frontend is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +133,16 @@ pub trait Device: Send {
     /// # Errors
     /// [`Broken`] when the guest broke the queue. It is logged, and the device goes on.
     fn process(&mut self, queue: usize, vring: &mut Vring) -> Result<Progress, Broken>;
+
+    /// What it waits for beside its queues; asked again whenever it has looked at them. Only queues that run are looked at.
+    fn watch(&self) -> Option<Watch> {
+        None
+    }
+
+    /// Why it cannot go on, once it cannot: the process ends then, with a sentence.
+    fn over(&mut self) -> Option<Over> {
+        None
+    }
 
     /// The guest has reset the device, or the frontend is gone.
     fn reset(&mut self) {}
@@ -180,9 +217,13 @@ impl Program {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{}: {error}", self.name);
-                match error.get_ref() {
-                    Some(cause) if cause.is::<Unusable>() => ExitCode::from(UNUSABLE),
-                    _ => ExitCode::FAILURE,
+                let cause = error.get_ref();
+                if cause.is_some_and(|cause| cause.is::<Unusable>()) {
+                    ExitCode::from(UNUSABLE)
+                } else if let Some(Over::PeerGone) = cause.and_then(|cause| cause.downcast_ref()) {
+                    ExitCode::from(PEER_GONE)
+                } else {
+                    ExitCode::FAILURE
                 }
             }
         }

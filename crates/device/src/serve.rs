@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vhost::vhost_user::{BackendReqHandler, Error};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::frontend::Frontend;
+use crate::frontend::{Frontend, DEVICE};
 use crate::inherited::Socket;
-use crate::{Device, Reconnect};
+use crate::{Device, Over, Reconnect};
 
 const SIGNAL: u64 = u64::MAX;
 const SOCKET: u64 = u64::MAX - 1;
@@ -21,6 +21,7 @@ const EVENTS: usize = 16;
 enum End {
     Frontend,
     Signal,
+    Device(Over),
 }
 
 /// A device that waits for its frontend.
@@ -48,13 +49,17 @@ impl Server {
     /// Serves until a signal asks for the end, or the frontend is gone and no other may come.
     pub fn run(&self, socket: Socket, reconnect: Reconnect) -> io::Result<()> {
         match socket {
-            Socket::Connected(stream) => self.serve(stream).map(drop),
+            Socket::Connected(stream) => match self.serve(stream)? {
+                End::Device(over) => Err(io::Error::other(over)),
+                End::Frontend | End::Signal => Ok(()),
+            },
             Socket::Listening(listener) => loop {
                 if matches!(self.wait_for(&listener)?, End::Signal) {
                     return Ok(());
                 }
                 let stream = listener.accept()?.0;
                 match (self.serve(stream), reconnect) {
+                    (Ok(End::Device(over)), _) => return Err(io::Error::other(over)),
                     (Ok(End::Frontend), Reconnect::AcceptAgain) => {}
                     (Err(error), Reconnect::AcceptAgain) => log::warn!("{error}"),
                     (Ok(_), _) => return Ok(()),
@@ -117,12 +122,18 @@ impl Server {
                             return Err(io::Error::other(format!("the frontend: {error}")))
                         }
                     },
+                    DEVICE => self.lock().woken(event.event_set()),
                     queue => self
                         .lock()
                         .kicked(usize::try_from(queue).unwrap_or(usize::MAX)),
                 }
             }
-            self.lock().process();
+            let mut frontend = self.lock();
+            frontend.process();
+            if let Some(over) = frontend.over() {
+                return Ok(End::Device(over));
+            }
+            frontend.rewatch()?;
         }
     }
 

@@ -129,24 +129,16 @@ impl Vring {
     /// [`Broken`] when the guest's rings make no sense; what was answered until then has been given back.
     pub fn serve(
         &mut self,
-        answer: impl FnMut(Request<'_>) -> Written,
-    ) -> Result<Progress, Broken> {
-        let served = self.serve_queue_full(answer);
-        // The last write was to the used ring: until when the guest need not kick.
-        self.log_used();
-        served
-    }
-
-    fn serve_queue_full(
-        &mut self,
         mut answer: impl FnMut(Request<'_>) -> Written,
     ) -> Result<Progress, Broken> {
-        let memory = self.memory.clone();
         let mut looked_again = false;
         loop {
-            self.queue.disable_notification(&*memory)?;
-            let answered = self.answer_waiting(&memory, &mut answer)?;
-            match (self.queue.enable_notification(&*memory)?, answered) {
+            self.want_no_kicks()?;
+            let mut answered = 0;
+            while answered < self.queue.size() && self.serve_one(&mut answer)? {
+                answered += 1;
+            }
+            match (self.want_kicks()?, answered) {
                 (false, _) => return Ok(Progress::Idle),
                 (true, 1..) => return Ok(Progress::More),
                 // It came after the look at the empty queue: there is a kick for it only if the guest was told to in time.
@@ -157,34 +149,63 @@ impl Vring {
         }
     }
 
-    /// Answers what waits, up to a queue full; returns how many requests that were.
-    fn answer_waiting(
+    /// Has one request answered, if there is one; returns whether there was. For devices that cannot always take the next
+    /// one, and tell the guest themselves when it need not kick.
+    ///
+    /// # Errors
+    /// As for [`Vring::serve`].
+    pub fn serve_one(
         &mut self,
-        memory: &Arc<Memory>,
-        answer: &mut impl FnMut(Request<'_>) -> Written,
-    ) -> Result<u16, Broken> {
-        let mut answered = 0;
-        while answered < self.queue.size() {
-            let Some((head, chain)) = self.take()? else {
-                break;
-            };
-            let request = Request {
-                memory,
-                table: GuestAddress(self.queue.desc_table()),
-                size: self.queue.size(),
-                head,
-                chain,
-            };
-            // A guest that changes the descriptors meanwhile deceives only its own copy.
-            let places = self.log.is_some().then(|| request.lent().into_places());
-            let written = answer(request);
-            self.log_places(&places.unwrap_or_default(), written);
-            self.give_back(head, written.count())?;
-            self.log_used();
-            self.tell()?;
-            answered += 1;
-        }
-        Ok(answered)
+        answer: impl FnOnce(Request<'_>) -> Written,
+    ) -> Result<bool, Broken> {
+        let Some((head, chain)) = self.take()? else {
+            return Ok(false);
+        };
+        let memory = self.memory.clone();
+        let request = Request {
+            memory: &memory,
+            table: GuestAddress(self.queue.desc_table()),
+            size: self.queue.size(),
+            head,
+            chain,
+        };
+        // A guest that changes the descriptors meanwhile deceives only its own copy.
+        let places = self.log.is_some().then(|| request.lent().into_places());
+        let written = answer(request);
+        self.log_places(&places.unwrap_or_default(), written);
+        self.give_back(head, written.count())?;
+        self.log_used();
+        self.tell()?;
+        Ok(true)
+    }
+
+    /// Tells the guest that it need not kick: the device comes back by itself.
+    ///
+    /// # Errors
+    /// As for [`Vring::serve`].
+    pub fn want_no_kicks(&mut self) -> Result<(), Broken> {
+        let memory = self.memory.clone();
+        let told = self.queue.disable_notification(&*memory);
+        self.log_used();
+        Ok(told?)
+    }
+
+    /// Tells the guest to kick when it has put something in; returns whether something is in it already, for which it
+    /// may not have kicked.
+    ///
+    /// # Errors
+    /// As for [`Vring::serve`].
+    pub fn want_kicks(&mut self) -> Result<bool, Broken> {
+        let memory = self.memory.clone();
+        let told = self.queue.enable_notification(&*memory);
+        self.log_used();
+        Ok(told?)
+    }
+
+    /// How many entries it has.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Takes the next request, and notes that it was taken; one that is done again is only known by its head.
@@ -331,8 +352,14 @@ impl Vring {
 
     pub(crate) fn set_call(&mut self, call: Option<File>) {
         self.call = call;
-        if self.inflight.is_some() {
-            // A process before this one may have died between giving a request back and saying so.
+        self.tell_for_another();
+    }
+
+    /// Tells the guest of what a process before this one may have given back without saying so: it died in between. Which
+    /// of the call, the rings and the start comes last is the frontend's choice.
+    fn tell_for_another(&mut self) {
+        let is_used = self.inflight.is_some() || self.queue.next_used() != 0;
+        if self.queue.ready() && is_used {
             self.ring_call();
         }
     }
@@ -354,6 +381,7 @@ impl Vring {
         }
         self.kick = Some(kick);
         self.queue.set_ready(true);
+        self.tell_for_another();
         Ok(())
     }
 

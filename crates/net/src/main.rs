@@ -1,0 +1,40 @@
+//! `cloche-net`: the network of one guest, handed on to whoever is at the other end of a socket.
+
+use std::io;
+use std::process::ExitCode;
+
+use cloche_device::{Device, Inherited, Options, OptionsError, Program, Reconnect, Syntax};
+use cloche_net::device::Front;
+use cloche_net::frame::{Mac, Rules, DEFAULT_MTU, MOST_MTU};
+
+const PEER: &str = "--peer-fd";
+
+fn main() -> ExitCode {
+    let program = Program {
+        name: "cloche-net",
+        syntax: Syntax {
+            values: &["--mac", "--mtu"],
+            flags: &[],
+            fds: &[PEER],
+        },
+        filter: include_bytes!(concat!(env!("OUT_DIR"), "/inner.filter")),
+        reconnect: Reconnect::AcceptAgain,
+    };
+    program.run(read_args, open)
+}
+
+fn read_args(options: &Options) -> Result<Rules, OptionsError> {
+    let mac = options.required("--mac", Mac::parse)?;
+    let mtu = options.optional("--mtu", |text| {
+        // What IPv4 asks of every link (RFC 791).
+        text.parse()
+            .ok()
+            .filter(|mtu| (68..=MOST_MTU).contains(mtu))
+    })?;
+    Ok(Rules::new(mac, mtu.unwrap_or(DEFAULT_MTU)))
+}
+
+fn open(rules: Rules, inherited: &mut Inherited) -> io::Result<Box<dyn Device>> {
+    let peer = inherited.take_stream(PEER)?;
+    Ok(Box::new(Front::new(rules, peer)))
+}
