@@ -65,6 +65,10 @@ class DiskError(ClocheError):
     """A disk cannot be given to a guest as asked."""
 
 
+class NetworkError(ClocheError):
+    """A guest cannot be given a network as asked."""
+
+
 class LaunchError(ClocheError):
     """A machine or one of its processes did not come up."""
 

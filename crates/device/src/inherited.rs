@@ -77,11 +77,12 @@ impl Inherited {
         std::mem::take(&mut self.reach)
     }
 
-    /// The connected Unix stream socket behind an option, if it was given; it does not block.
+    /// The connected Unix stream socket behind an option, if it was given. It does not block, and is read and written as a
+    /// file is: a filter need not allow what only sockets can do.
     ///
     /// # Errors
     /// When it is none.
-    pub fn take_stream(&mut self, option: &'static str) -> io::Result<Option<UnixStream>> {
+    pub fn take_stream(&mut self, option: &'static str) -> io::Result<Option<File>> {
         let Some(fd) = self.take(option) else {
             return Ok(None);
         };

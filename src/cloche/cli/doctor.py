@@ -131,6 +131,7 @@ def _tools(facts: HostFacts) -> list[Finding]:
         ("agent", facts.tools.agent),
         ("fs", facts.tools.fs),
         ("disk", facts.tools.disk),
+        ("net", facts.tools.net),
     )
     for name, path in own:
         findings.append(

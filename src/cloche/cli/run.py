@@ -85,6 +85,11 @@ def build_request(parsed: Parsed) -> RunRequest:
             shares = (*shares, share_here())
         includes = tuple(resolve_include(word) for word in given.get("include", ()))  # type: ignore[attr-defined]
         disks = tuple(resolve_disk(word) for word in given.get("disk", ()))  # type: ignore[attr-defined]
+    network = None
+    if "net" in given:
+        from cloche.host.networks import resolve_network
+
+        network = resolve_network(given["net"])  # type: ignore[arg-type]
     plain = {
         key: given[key]
         for key in (
@@ -109,6 +114,7 @@ def build_request(parsed: Parsed) -> RunRequest:
         shares=shares,
         includes=includes,
         disks=disks,
+        network=network,
         env=tuple(_variable(word) for word in given.get("env", ())),  # type: ignore[attr-defined]
         memory_mib=given.get("memory"),  # type: ignore[arg-type]
         timeout_s=given.get("timeout"),  # type: ignore[arg-type]

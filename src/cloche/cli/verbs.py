@@ -33,6 +33,11 @@ RUN_OPTIONS = (
         repeat=True,
     ),
     Option(
+        ("--net",),
+        "Connect the guest's network card to a socket that carries frames (passt's, another's); without it there is none.",
+        metavar="none|socket:PATH[,mac=MAC]",
+    ),
+    Option(
         ("-u", "--user"), "Run as this user of the guest (root, nobody, you, or a number).", metavar="USER"
     ),
     Option(("--privileged",), "Run as root inside."),

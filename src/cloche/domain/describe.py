@@ -74,6 +74,8 @@ def _describe_process(process: ProcessPlan) -> list[str]:
         lines.append(
             f"    fd {file.number:<4} {_text(file.path)} ({'read-write' if file.writable else 'read-only'})"
         )
+    for connection in process.connections:
+        lines.append(f"    fd {connection.number:<4} connected with {_text(connection.path)}")
     namespaces = ", ".join(flag.name.lower() for flag in Namespace if jail.namespaces & flag and flag.name)
     flags = ", ".join(flag.name.lower() for flag in JailFlag if jail.flags & flag and flag.name)
     lines.append(f"    jail    namespaces: {namespaces}; {flags}; capabilities {jail.keep_caps:#x}")

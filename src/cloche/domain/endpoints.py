@@ -63,14 +63,7 @@ class Endpoints:
         here = self._sides.pop((name, "here"), None)
         if here is not None:
             return here
-        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with Reach(self._directory.file(socket_name(name))) as reachable:
-                connected.connect(reachable)
-        except OSError:
-            connected.close()
-            raise
-        return connected
+        return connect_to(self._directory.file(socket_name(name)))
 
     def descriptor(self, descriptor: Descriptor) -> int:
         """Return the descriptor that a process is to receive."""
@@ -91,6 +84,27 @@ class Endpoints:
         for sock in self._sides.values():
             sock.close()
         self._sides.clear()
+
+
+def connect_to(path: str, *, wait: bool = True) -> socket.socket:
+    """Connect to the Unix stream socket at ``path``, however long that is.
+
+    Args:
+        path: Where somebody listens.
+        wait: Whether to wait for one who has no time for another connection yet; else that is an error.
+
+    Raises:
+        OSError: Nobody listens there, or the path cannot be reached.
+    """
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connected.setblocking(wait)
+        with Reach(path) as reachable:
+            connected.connect(reachable)
+    except BaseException:
+        connected.close()
+        raise
+    return connected
 
 
 class Reach:

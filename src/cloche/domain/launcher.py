@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from cloche.domain.peers import Peers
     from cloche.domain.restarts import Restarts
     from cloche.domain.sharing import GuestAnswer, Sharing
     from cloche.domain.timings import Timings
@@ -76,6 +77,7 @@ class Launcher:
         self._sharing: Sharing | None = None
         self._requests: dict[int, Callable[[Done], None]] = {}
         self._last_request = 0
+        self._peers: Peers | None = None
         self._closed = False
 
     @property
@@ -89,11 +91,19 @@ class Launcher:
         Raises:
             HostError: The run directory, the warden or a binary is missing.
             DiskError: A disk's file cannot be opened.
+            NetworkError: Nobody listens where the guest is to be connected to.
         """
         if any(process.files for process in self.plan.processes):
             from cloche.domain.files import open_files
 
             self._files = open_files(self.plan.processes)
+        if any(process.connections for process in self.plan.processes):
+            from cloche.domain.peers import Peers
+
+            self._peers = Peers(self.reactor, self._kill)
+            for ident, process in enumerate(self.plan.processes):
+                if process.connections:
+                    self._peers.first(ident, process)
         self._directory = RunDirectory.create()
         # The warden needs nothing of the others: it comes up while they are made.
         self._warden = self._warden or Warden.start(require_own_binary("cloche-warden"))
@@ -168,12 +178,20 @@ class Launcher:
         program = _open_program(process.executable) if process.executable else None
         complaints = self._complaints[ident] = Complaints(self.reactor)
         fds = [self._endpoints.descriptor(d) for d in process.descriptors]
-        fds += [*(self._files[file] for file in process.files), complaints.theirs]
+        fds += [self._files[file] for file in process.files]
         numbers = [d.number for d in process.descriptors] + [file.number for file in process.files]
+        argv = process.argv
+        peer = self._peers.take(ident, process) if self._peers and process.connections else None
+        if peer is not None:
+            connection = process.connections[0]
+            fds.append(peer.fileno())
+            numbers.append(connection.number)
+            argv += connection.words
+        fds.append(complaints.theirs)
         spec = SpawnSpec(
             id=ident,
             name=process.name.encode(),
-            argv=process.argv,
+            argv=argv,
             env=process.env,
             jail=self._own_ids(ident, process.jail)._replace(
                 root=_fresh(process.jail.root, machine_id, self._directory.path)
@@ -190,6 +208,9 @@ class Launcher:
             raise LaunchError(f"cannot start {process.name}: {error}", hint="Share fewer things.") from None
         finally:
             complaints.sent()
+            if peer is not None:
+                # The process's alone: its death is to be the connection's end.
+                peer.close()
             if program is not None:
                 os.close(program)
 
@@ -228,6 +249,13 @@ class Launcher:
     def _forget_pidfds(self) -> None:
         while self._pidfds:
             os.close(self._pidfds.popitem()[1])
+
+    def _kill(self, ident: int, signo: int) -> None:
+        assert self._warden is not None
+        try:
+            self._warden.kill(ident, signo)
+        except LaunchError as error:
+            self._end(error)
 
     def _why_gone(self, error: LaunchError) -> LaunchError:
         """Return what the warden said before it went, if it said anything."""
@@ -294,12 +322,12 @@ class Launcher:
         log.debug(f"{process.name} {how}")
         if process.name.startswith("fs-") and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
-        if process.restarts and event.status == _UNUSABLE:
+        if process.files and event.status == _UNUSABLE:
             from cloche.domain import reasons
 
             self._end(reasons.unusable(process, self._complaints[event.id].last_words()))
         elif process.restarts:
-            self._start_again(event.id, how)
+            self._start_again(event, how)
         elif process.essential:
             from cloche.domain import reasons
 
@@ -310,16 +338,19 @@ class Launcher:
             said = self._complaints[event.id].last_words() or tuple(self.console.tail())
             self._end(reasons.ended(event, process, how, said))
 
-    def _start_again(self, ident: int, how: str) -> None:
+    def _start_again(self, event: Exited, how: str) -> None:
         """Start a process that has died anew; who talked to it connects to the same socket again."""
         from cloche.domain import reasons
         from cloche.domain.restarts import MOST, WITHIN_S, Restarts
 
-        process = self.plan.processes[ident]
+        ident, process = event.id, self.plan.processes[event.id]
         complaints = self._complaints.pop(ident)
         said = complaints.last_words()
         complaints.close()
         self._restarts = self._restarts or Restarts()
+        if self._peers and process.connections and self._peers.explain(event, process):
+            self._try_spawn(ident, process)
+            return
         if not self._restarts.may_restart(ident):
             self._end(
                 reasons.died_often(
@@ -328,6 +359,9 @@ class Launcher:
             )
             return
         log.notice(f"{process.name} {how} and is started again" + (f": {said[-1]}" if said else ""))
+        self._try_spawn(ident, process)
+
+    def _try_spawn(self, ident: int, process: ProcessPlan) -> None:
         try:
             self._spawn(ident, process)
         except (LaunchError, DomainError) as error:
@@ -378,6 +412,8 @@ class Launcher:
             self._warden.close()
             if wait:
                 self._warden.wait()
+        if self._peers is not None:
+            self._peers.close()
         while self._files:
             os.close(self._files.popitem()[1])
         if self._endpoints is not None:

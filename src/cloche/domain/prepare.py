@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from cloche.model.plan import LaunchPlan
     from cloche.model.request import RunRequest
 
-_OWN = (("agent", "cloche-agent"), ("warden", "cloche-warden"), ("fs", "cloche-fs"), ("disk", "cloche-disk"))
+_OWN = (
+    ("agent", "cloche-agent"),
+    ("warden", "cloche-warden"),
+    ("fs", "cloche-fs"),
+    ("disk", "cloche-disk"),
+    ("net", "cloche-net"),
+)
 
 
 def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) -> LaunchPlan:

@@ -109,6 +109,7 @@ def _refuse_unsupported(request: RunRequest, facts: HostFacts) -> None:
         ("--boot-log", request.boot_log),
         ("--disk", bool(request.disks)),
         ("--share-later", request.share_later),
+        ("--net", request.network is not None),
         ("--insecure-no-jail", bool(request.insecure)),
         ("--privileged", request.privileged and facts.user.uid != 0),
         ("--user", request.user not in (None, facts.user.name, str(facts.user.uid))),

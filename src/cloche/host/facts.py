@@ -41,22 +41,28 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
             agent=tools.find_own_binary("cloche-agent"),
             fs=tools.find_own_binary("cloche-fs"),
             disk=tools.find_own_binary("cloche-disk"),
+            net=tools.find_own_binary("cloche-net"),
         ),
         cpus=len(os.sched_getaffinity(0)),
         memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024),
         kvm=accel.kvm_result(),
         nofile_hard=_nofile_hard(),
         skeleton=read_skeleton("/etc/skel"),
-        filters={
-            name: tools.read_filter(name)
-            for name in ("cloche-fs", "cloche-rng", "cloche-disk", "qemu", "qemu-reconnect")
-        },
+        filters=_Filters(),
         tsc_khz=tsc_khz(warden, remember=remember) if warden else 0,
         ignored=_ignored_signals(),
         nice=os.getpriority(os.PRIO_PROCESS, 0),
         ids=_ids(),
         kvm_group=accel.kvm_group(),
     )
+
+
+class _Filters(dict[str, bytes]):
+    """The filters of system calls by the names of their programs, each read at the first look."""
+
+    def __missing__(self, name: str) -> bytes:
+        self[name] = found = tools.read_filter(name)
+        return found
 
 
 def _caller() -> User:

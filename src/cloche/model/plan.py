@@ -68,11 +68,27 @@ class OpenFile(Record):
     number: int
 
 
+class Connection(Record):
+    """A connection to somebody on the host, made anew at each start of the process that gets it.
+
+    Attributes:
+        path: Where they listen: a Unix stream socket.
+        number: The descriptor's number in the process.
+        words: What the process is told of it, behind its other arguments. When nobody listens at a later start, the process
+            gets neither, and another start when somebody does.
+    """
+
+    path: str
+    number: int
+    words: tuple[bytes, ...]
+
+
 class ProcessPlan(Record):
     """One process of a domain, with its jail.
 
     Attributes:
         files: What it has open when it starts.
+        connections: Whom it is connected with.
         restarts: It is started anew when it dies, with the same descriptors, and whoever talked to it connects again.
         executable: A static program of the host, passed as a descriptor and so invisible in the jail; empty when
             ``argv[0]`` is a path inside the jail.
@@ -87,6 +103,7 @@ class ProcessPlan(Record):
     executable: str = ""
     essential: bool = True
     files: tuple[OpenFile, ...] = ()
+    connections: tuple[Connection, ...] = ()
     restarts: bool = False
 
 

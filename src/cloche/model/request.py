@@ -44,11 +44,27 @@ class Disk(Record):
     most_bytes: int | None = 0
 
 
+class Network(Record):
+    """A network card of the guest, whose frames go to a socket of the host.
+
+    Attributes:
+        path: Absolute path of a Unix stream socket. Whoever listens there speaks frames, each behind its length in four
+            bytes, highest first, as QEMU's ``-netdev stream`` and passt do.
+        mac: The card's address.
+        mtu: Bytes that a frame carries, at most.
+    """
+
+    path: str
+    mac: str
+    mtu: int = 1500
+
+
 class RunRequest(Record):
     """One run, as asked for.
 
     Attributes:
         argv: The program and its arguments, bytes as the host's kernel would pass them.
+        network: None means none but the guest's own loopback.
         env: Variables added to or replacing the guest's own.
         workdir: Directory to start in; None: the caller's if the guest has it, else the home.
         user: Name or number to run as; None: the caller.
@@ -68,6 +84,7 @@ class RunRequest(Record):
     shares: tuple[Share, ...] = ()
     includes: tuple[Include, ...] = ()
     disks: tuple[Disk, ...] = ()
+    network: Network | None = None
     env: tuple[tuple[bytes, bytes], ...] = ()
     workdir: str | None = None
     user: str | None = None

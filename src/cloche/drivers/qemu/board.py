@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from cloche.errors import UsageError
+from cloche.model.jail import Bind, BindFlag
+from cloche.model.plan import RUN_DIRECTORY, socket_name
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
+    from cloche.model.facts import HostFacts
     from cloche.model.jail import RootOp
     from cloche.model.plan import Descriptor, Endpoint, ProcessPlan
 
@@ -18,6 +23,11 @@ _PCI_DEVICES = 19
 
 #: Where the VMM's jail shows the sockets to which it connects again when a device process has died.
 RECONNECT_DIRECTORY = "/run/devices"
+
+
+#: How long QEMU waits before it connects to a process again, in milliseconds (whole seconds where it knows no others).
+_RECONNECT_MS = 50
+_RECONNECT_MS_SINCE = (9, 2)
 
 
 class DeviceParts(Record):
@@ -80,6 +90,24 @@ class Board:
             return f"{model}-pci"
         self.taken = (*self.taken, slot)
         return f"{model}{suffix},bus=virtio-mmio-bus.{slot}"
+
+
+def reconnecting_socket(endpoint: str, facts: HostFacts) -> str:
+    """Return QEMU's words for a socket of a device's process, to which it connects again when that has died.
+
+    It is named by its path and not by a descriptor: only so can QEMU connect again.
+    """
+    path = f"{RECONNECT_DIRECTORY}/{endpoint}"
+    again = f"reconnect-ms={_RECONNECT_MS}"
+    if facts.tools.qemu_version < _RECONNECT_MS_SINCE:
+        again = "reconnect=1"
+    return f"socket,id={endpoint},path={path},{again}"
+
+
+def reconnect_bind(endpoint: str) -> Bind:
+    """Return what QEMU's jail shows of a LISTEN endpoint, so that QEMU can connect to it again."""
+    source = RUN_DIRECTORY + b"/" + os.fsencode(socket_name(endpoint))
+    return Bind(source, f"{RECONNECT_DIRECTORY}/{endpoint}".encode(), BindFlag.NOSUID | BindFlag.NODEV)
 
 
 def transport_parameters(slots: tuple[int, ...]) -> list[str]:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
-from cloche.drivers.qemu.board import RECONNECT_DIRECTORY, DeviceParts
+from cloche.drivers.qemu.board import DeviceParts, reconnect_bind, reconnecting_socket
 from cloche.drivers.qemu.jails import device_jail
-from cloche.model.jail import Bind, BindFlag
 from cloche.model.plan import (
-    RUN_DIRECTORY,
     Descriptor,
     Endpoint,
     EndpointKind,
     OpenFile,
     ProcessPlan,
-    socket_name,
 )
 from cloche.plan.disks import check_disks
 from cloche.record import TYPE_CHECKING
@@ -33,10 +28,6 @@ _NOTES_BYTES = 32 << 10
 #: What virtio-mmio offers a guest whatever the device is set to; the notes on requests in flight must have as many.
 _QUEUE = 1024
 
-#: How long QEMU waits before it connects to a process again, in milliseconds (whole seconds where it knows no others).
-_RECONNECT_MS = 50
-_RECONNECT_MS_SINCE = (9, 2)
-
 
 def plan_disks(board: Board, disks: tuple[Disk, ...], facts: HostFacts) -> tuple[DeviceParts, ...]:
     """Return the parts of a machine's disks, in the order in which the guest is to find them.
@@ -49,12 +40,10 @@ def plan_disks(board: Board, disks: tuple[Disk, ...], facts: HostFacts) -> tuple
 
 
 def _plan_disk(board: Board, disk: Disk, name: str, facts: HostFacts) -> DeviceParts:
-    # By path and not by descriptor: only so can QEMU connect again when the disk's process has died.
-    path = f"{RECONNECT_DIRECTORY}/{name}"
     place = board.place("vhost-user-blk", suffix="")
     return DeviceParts(
         argv=(
-            *("-chardev", f"socket,id={name},path={path},{reconnect(facts)}"),
+            *("-chardev", reconnecting_socket(name, facts)),
             *("-device", f"{place},chardev={name},num-queues=1,queue-size={_QUEUE},config-wce=off"),
         ),
         endpoints=(Endpoint(name, EndpointKind.LISTEN),),
@@ -62,19 +51,6 @@ def _plan_disk(board: Board, disk: Disk, name: str, facts: HostFacts) -> DeviceP
         root=(reconnect_bind(name),),
         reconnects=True,
     )
-
-
-def reconnect(facts: HostFacts) -> str:
-    """Return QEMU's words for connecting again soon to a process that has died."""
-    if facts.tools.qemu_version >= _RECONNECT_MS_SINCE:
-        return f"reconnect-ms={_RECONNECT_MS}"
-    return "reconnect=1"
-
-
-def reconnect_bind(endpoint: str) -> Bind:
-    """Return what QEMU's jail shows of a LISTEN endpoint, so that QEMU can connect to it again."""
-    source = RUN_DIRECTORY + b"/" + os.fsencode(socket_name(endpoint))
-    return Bind(source, f"{RECONNECT_DIRECTORY}/{endpoint}".encode(), BindFlag.NOSUID | BindFlag.NODEV)
 
 
 def _plan_process(disk: Disk, endpoint: str, facts: HostFacts) -> ProcessPlan:

@@ -53,7 +53,7 @@ def device_jail(facts: HostFacts, policy: str, root: tuple[RootOp, ...] = (), *,
 
 def _filter(facts: HostFacts, name: str) -> bytes:
     """Return the filter of system calls for a program; a jail without one is none."""
-    found = facts.filters.get(name, b"")
+    found = facts.filters[name]
     if not found:
         raise HostError(
             f"the filter of system calls for {name} is missing",

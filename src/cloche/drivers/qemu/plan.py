@@ -61,6 +61,10 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         from cloche.drivers.qemu.disk import plan_disks
 
         devices += plan_disks(board, request.disks, facts)
+    if request.network:
+        from cloche.drivers.qemu.network import plan_network
+
+        devices.append(plan_network(board, request.network, facts))
     vmm = plan_vmm(facts, machine, board, tuple(devices), boot_log=request.boot_log)
     processes = [process for device in devices for process in device.processes]
     return LaunchPlan(

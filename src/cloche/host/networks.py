@@ -1,0 +1,42 @@
+"""What ``--net`` names on this host (layer 3a)."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cloche.errors import NetworkError
+from cloche.model.request import Network
+from cloche.plan.networks import parse_network
+
+#: Set in addresses that no maker of cards has given out.
+_LOCAL = 2
+
+
+def resolve_network(word: str) -> Network | None:
+    """Turn the argument of ``--net`` into a network; a card without an address gets a random one.
+
+    Raises:
+        UsageError: The word is malformed.
+        NetworkError: There is no such socket.
+    """
+    parsed = parse_network(word)
+    if parsed is None:
+        return None
+    path, mac = parsed
+    try:
+        real = os.path.realpath(os.path.expanduser(path), strict=True)
+        mode = os.stat(real).st_mode
+    except OSError as error:
+        raise NetworkError(
+            f"cannot connect the guest to {path}: {error.strerror}",
+            hint=f"Start what is to listen there first, for instance `passt --socket {path}`.",
+        ) from None
+    if not stat.S_ISSOCK(mode):
+        raise NetworkError(f"cannot connect the guest to {path}: it is no socket")
+    return Network(real, mac or _random_address())
+
+
+def _random_address() -> str:
+    first, *rest = os.urandom(6)
+    return ":".join(f"{byte:02x}" for byte in (first & 0xFC | _LOCAL, *rest))
