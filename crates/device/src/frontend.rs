@@ -91,6 +91,11 @@ impl Frontend {
         self.rewatch()
     }
 
+    /// Whether the frontend has said which features it takes.
+    pub fn has_features(&self) -> bool {
+        self.features != 0
+    }
+
     /// Whether a queue has to be looked at although nobody kicked.
     pub fn is_pending(&self) -> bool {
         self.pending.contains(&true)

@@ -8,6 +8,7 @@
 //!
 //! A [`Device`] sees queues and memory, and no socket.
 
+mod early;
 mod frontend;
 #[cfg(feature = "hostile")]
 mod hostile;

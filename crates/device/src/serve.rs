@@ -5,9 +5,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vhost::vhost_user::{BackendReqHandler, Error};
+use vhost::vhost_user::{BackendReqHandler, Error, VhostUserBackendReqHandlerMut};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::early::Early;
 use crate::frontend::{Frontend, DEVICE};
 use crate::inherited::Socket;
 use crate::{Device, Over, Reconnect};
@@ -113,6 +114,7 @@ impl Server {
                             drop(side.take());
                         }
                     }
+                    SOCKET if self.take_early(&requests)? => {}
                     SOCKET => match requests.handle_request() {
                         Ok(()) | Err(Error::SocketRetry(_)) => self.lock().transfer(),
                         Err(
@@ -135,6 +137,20 @@ impl Server {
             }
             frontend.rewatch()?;
         }
+    }
+
+    /// Takes a message that comes too early for the library, if it is the next; returns whether it was.
+    fn take_early(&self, socket: &impl AsRawFd) -> io::Result<bool> {
+        let mut frontend = self.lock();
+        if frontend.has_features() {
+            return Ok(false);
+        }
+        let Some(early) = Early::take(socket)? else {
+            return Ok(false);
+        };
+        let done = frontend.set_vring_enable(early.index, early.is_enabled);
+        early.answer(socket, done.is_ok())?;
+        Ok(true)
     }
 
     /// Waits for a socket as long as what this gives back lives.

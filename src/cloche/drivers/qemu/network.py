@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 _NAME = "net0"
 _SOCKET_FD, _PEER_FD = 3, 4
+#: QEMU would carry these out itself: the queue for commands, and what a guest believes in only if it has that.
+_COMMANDS = (
+    "ctrl_vq",
+    "ctrl_rx",
+    "ctrl_vlan",
+    "ctrl_rx_extra",
+    "ctrl_mac_addr",
+    "ctrl_guest_offloads",
+    "guest_announce",
+)
 
 
 def plan_network(board: Board, network: Network, facts: HostFacts) -> DeviceParts:
@@ -23,9 +33,8 @@ def plan_network(board: Board, network: Network, facts: HostFacts) -> DevicePart
         UsageError: There is no place for it.
         HostError: The filter for its front was not built.
     """
-    # No queue for commands: what could be commanded (filters, another address, announcements) is not the guest's to say.
     # What the card carries at most is told, so that the guest cannot set more.
-    words = f"mac={network.mac},host_mtu={network.mtu},ctrl_vq=off"
+    words = ",".join((f"mac={network.mac}", f"host_mtu={network.mtu}", *(f"{word}=off" for word in _COMMANDS)))
     if not board.microvm:
         # Nobody boots from it.
         words += ",romfile="
