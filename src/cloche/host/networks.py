@@ -33,7 +33,10 @@ def resolve_network(word: str) -> Network | None:
             hint=f"Start what is to listen there first, for instance `passt --socket {path}`.",
         ) from None
     if not stat.S_ISSOCK(mode):
-        raise NetworkError(f"cannot connect the guest to {path}: it is no socket")
+        raise NetworkError(
+            f"cannot connect the guest to {path}: it is no socket",
+            hint="Name a Unix socket where somebody listens who speaks frames, as passt does.",
+        )
     return Network(real, mac or _random_address())
 
 
