@@ -24,6 +24,7 @@ from cloche.host.landlock import landlock_version
 from cloche.host.paths import resolve_disk
 from cloche.host.warden import Exited, Failed, Spawned, Warden
 from cloche.model.jail import AS_IS, Bind, BindFlag, Jail, JailFlag, Namespace, SpawnSpec
+from cloche.model.request import Network
 from support.disks import empty_qcow2
 from support.plans import KERNEL, request, share
 from support.wardens import (
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from support.users import OrdinaryUser
 
-PROGRAMS = ("cloche-fs", "cloche-rng", "cloche-disk")
+PROGRAMS = ("cloche-fs", "cloche-rng", "cloche-disk", "cloche-net")
 #: Each kind of device process, and its program.
 KINDS = {
     "system": "cloche-fs",
@@ -52,6 +53,7 @@ KINDS = {
     "rng": "cloche-rng",
     "disk": "cloche-disk",
     "disk-qcow2": "cloche-disk",
+    "net": "cloche-net",
 }
 #: The kinds of disks, and how their bytes are kept.
 FORMATS = {"disk": "raw", "disk-qcow2": "qcow2"}
@@ -87,7 +89,7 @@ ATTACKS = {
     # Opening files is a file server's work: that it cannot name the host's is its root's doing.
     **{
         (kind, name): attack
-        for kind in ("rng", *FORMATS)
+        for kind in ("rng", "net", *FORMATS)
         for name, attack in {
             "open": Attack(("filters", "root", "landlock")),
             "write": Attack(("filters", "read-only", "landlock")),
@@ -154,6 +156,10 @@ def real_jail(kind: str, shared: Path) -> Jail:
         disk = resolve_disk(f"home={image_in(shared)},format={FORMATS[kind]}")
         plan = find_driver("qemu").plan(request(disks=(disk,)), facts, KERNEL)
         return next(process.jail for process in plan.processes if process.name == "disk-home")
+    if kind == "net":
+        network = Network("/nowhere", "02:00:00:00:00:01")
+        plan = find_driver("qemu").plan(request(network=network), facts, KERNEL)
+        return next(process.jail for process in plan.processes if process.name == "net")
     asked = request(shares=(share(str(shared), writable=True),))
     plan = find_driver("qemu").plan(asked, facts, KERNEL)
     return next(process.jail for process in plan.processes if process.name == f"fs-{kind}")
@@ -207,6 +213,8 @@ def launch(warden: Warden, victim: Victim, jail: Jail, attack: str, target: str,
     if victim.kind in FORMATS:
         image = [os.open(image_in(victim.shared), os.O_RDWR | os.O_CLOEXEC)]
         words += ["--image-fd", str(IMAGE_FD), "--format", FORMATS[victim.kind]]
+    elif victim.kind == "net":
+        words += ["--mac", "02:00:00:00:00:01"]
     elif path.name == "cloche-fs":
         words += ["--root", "/stage" if jail.root else "/usr", "--cache", "forever", "--ids", "host"]
     spec = SpawnSpec(

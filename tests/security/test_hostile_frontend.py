@@ -50,6 +50,7 @@ DEVICES = {
     "fs-share": ("cloche-fs", 2, ("--cache", "coherent", "--ids", "host")),
     "disk": ("cloche-disk", 1, ("--format", "raw")),
     "disk-qcow2": ("cloche-disk", 1, ("--format", "qcow2")),
+    "net": ("cloche-net", 2, ("--mac", "02:00:00:00:00:01")),
 }
 DISKS = pytest.mark.parametrize("victim", ["disk", "disk-qcow2"], indirect=True)
 ALL_PROTOCOL = 1 << vhost.P_MQ | 1 << vhost.P_LOG_SHMFD | 1 << vhost.P_RESET | 1 << vhost.P_SLOTS
@@ -83,6 +84,12 @@ def started(
             image.write_bytes(empty_qcow2(DISK) if "qcow2" in words else bytes(DISK))
             fds = [stack.enter_context(image.open("r+b")).fileno()]
             words = (*words, "--image-fd", str(fds[0]))
+        if program == "cloche-net":
+            # Its peer hears nothing and says nothing.
+            ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
+            theirs.set_inheritable(True)
+            fds = [theirs.fileno()]
+            words = (*words, "--peer-fd", str(fds[0]))
         yield stack.enter_context(device(program, *words, pass_fds=fds, built_in=built_in)), queues
 
 

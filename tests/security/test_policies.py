@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 #: The device programs, and the tests that are their whole workload.
 WORKLOADS = {
     "cloche-disk": ("tests/component/test_disk_device.py",),
+    "cloche-net": ("tests/component/test_net_device.py",),
     "cloche-rng": ("tests/component/test_rng_device.py",),
     "cloche-fs": ("tests/component/test_fs_operations.py", "tests/component/test_fs_server.py"),
 }

@@ -25,11 +25,13 @@ TOOLS = Tools(
     "/bin/agent",
     "/bin/fs",
     "/bin/disk",
+    "/bin/net",
 )
 #: Any program will do: it is passed on and not looked at.
 FILTERS = {
     "cloche-fs": b"filter..",
     "cloche-disk": b"disks...",
+    "cloche-net": b"network.",
     "qemu": b"another.",
     "qemu-reconnect": b"sockets.",
 }

@@ -22,7 +22,7 @@ from cloche.host.procfs import NAMESPACES, Mount, Process
 from cloche.host.rundir import Running
 from cloche.model.audit import ALL, hold_of_program
 from cloche.model.jail import AS_IS, OWN, Bind, BindFlag, JailFlag, Namespace
-from cloche.model.request import Disk
+from cloche.model.request import Disk, Network
 from support.plans import ALICE, KERNEL, ROOT, facts, request, share
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ DOCS = Path(__file__).resolve().parents[2] / "docs/audit.md"
 
 
 def planned(driver: str, *, as_root: bool) -> tuple[ProcessPlan, ...]:
-    """Return the processes of a plan with a writable share, and with a disk where there can be one."""
+    """Return the processes of a plan with a writable share, and with a disk and a network where there can be some."""
     disks = (Disk("home", "/disk.img"),) if driver == "qemu" else ()
-    asked = request(shares=(share("/data", writable=True),), disks=disks)
+    network = Network("/peer.sock", "02:00:00:00:00:01") if driver == "qemu" else None
+    asked = request(shares=(share("/data", writable=True),), disks=disks, network=network)
     kernel = KERNEL if driver == "qemu" else None
     return find_driver(driver).plan(asked, facts(ROOT if as_root else ALICE), kernel).processes
 
@@ -55,7 +56,7 @@ PLANNED = [
 def test_a_plan_gives_what_its_policy_asks(driver: str, process: ProcessPlan, *, as_root: bool) -> None:
     """What audit asks of a process is what its planned jail gives it: no less, and in capabilities no more either."""
     program = Path(process.executable or process.argv[0].decode()).name
-    binaries = {"fs": "cloche-fs", "disk": "cloche-disk"}
+    binaries = {"fs": "cloche-fs", "disk": "cloche-disk", "net": "cloche-net"}
     hold = hold_of_program(binaries.get(program, program), process.argv, as_root=as_root)
     assert hold is not None
     assert hold.role == {"disk-home": "disk"}.get(process.name, process.name)

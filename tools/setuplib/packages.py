@@ -47,6 +47,7 @@ TEST = (
     "e2fsprogs",
     "file",
     "git",
+    "iproute2",  # addresses for a guest's network card
     "less",
     "man-db",
     "perl",
@@ -54,6 +55,7 @@ TEST = (
     "shellcheck",
     "strace",
     "tmux",
+    "util-linux",  # `unshare`: a namespace with a network for a guest to speak with
     "vim-tiny",
 )
 #: For `make check`.
