@@ -195,7 +195,7 @@ def test_without_a_peer_frames_are_dropped() -> None:
         made.frontend.shake_hands()
         for _ in range(200):
             made.send(frame(OTHER, OWN))
-        made.frontend.wait(SEND)
+            made.frontend.wait(SEND)
         made.frontend.close()
         assert running.process.wait(PATIENCE_S) == 0
 

@@ -33,10 +33,20 @@ def spoken(frame: bytes) -> bytes:
 
 def receive_frame(connection: socket.socket) -> bytes:
     """Receive one frame; nothing at the end of the stream."""
+    head = _receive(connection, 4)
+    return _receive(connection, struct.unpack(">I", head)[0]) if head else b""
+
+
+def _receive(connection: socket.socket, length: int) -> bytes:
+    """Receive so many bytes (on a socket with a timeout MSG_WAITALL does not wait); nothing at the end."""
+    data = b""
     with suppress(ConnectionResetError):
-        head = connection.recv(4, socket.MSG_WAITALL)
-        if len(head) == 4:
-            return connection.recv(struct.unpack(">I", head)[0], socket.MSG_WAITALL)
+        while len(data) < length:
+            piece = connection.recv(length - len(data))
+            if not piece:
+                return b""
+            data += piece
+        return data
     return b""
 
 
