@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import struct
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,10 @@ import pytest
 from support.domains import domain_processes
 from support.errors import check_error
 from support.frames import BRING_UP, ECHO_PORT, STACK, listener, receive_frame, spoken, stack
+from support.netload import GUEST, SMALL, count_sent, flood
 from support.vhost import PATIENCE_S
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
     from support.runs import Runner
@@ -318,3 +319,24 @@ while True:
             assert heard == b"hello\n"
             assert calling.wait(PATIENCE_S) == 0
             mirror.kill()
+
+
+def test_the_load_of_the_benchmarks(cloche: Runner, peer: tuple[Path, socket.socket]) -> None:
+    """What the benchmarks measure with arrives whole: every packet a guest sends, and every one that it is sent."""
+    path, listening = peer
+    for mode in ("send", "receive"):
+        words = ("--privileged", f"--net=socket:{path}", "python3", "-c", GUEST, mode, str(SMALL), "2000")
+        with cloche.popen(*words, stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with listening.accept()[0] as connection:
+                own = bytes.fromhex(process.stdout.readline().split()[1].decode())
+                process.stdin.write(b"go\n")
+                process.stdin.flush()
+                if mode == "send":
+                    rate = count_sent(connection, SMALL, 2000)
+                else:
+                    rate = flood(connection, own, SMALL, 2000)
+                assert rate.packets >= 2000
+                # A card whose socket has no room drops what comes for it: the guest counts what it got.
+                assert 0 < int(process.stdout.readline()) <= 2000

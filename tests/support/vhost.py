@@ -227,16 +227,19 @@ def device(
     """Provide a device process that is connected with a socket pair.
 
     Args:
-        program: Its name.
+        program: Its name, or a path.
         words: Its arguments but ``--fd``.
         wrapper: A program, with its arguments, that executes it.
         pass_fds: Descriptors that it has besides its socket.
         built_in: A directory with another build of it.
     """
+    if built_in:
+        executable = str(built_in / program)
+    else:
+        executable = program if "/" in program else require_own_binary(program)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        path = str(built_in / program) if built_in else require_own_binary(program)
-        argv = [*wrapper, *traced(program), path, "--fd", str(theirs.fileno()), *words]
+        argv = [*wrapper, *traced(program), executable, "--fd", str(theirs.fileno()), *words]
         process = subprocess.Popen(argv, pass_fds=[theirs.fileno(), *pass_fds], stderr=subprocess.PIPE)
         theirs.close()
         try:
