@@ -1,4 +1,4 @@
-"""The network front's process with an honest frontend: frames, its log of written pages, both ends, the command line."""
+"""The network front's process with an honest frontend: frames, its log of written pages, both ends, its options."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_what_is_written_into_the_guest_is_logged() -> None:
 
 
 def test_the_next_frontend_goes_on_where_the_last_one_left() -> None:
-    """A front that is connected with anew carries frames for queues that others have used before, and says so at once."""
+    """A front that is connected with anew goes on with queues that others have used, and tells the guest to look."""
     peer, theirs = socket.socketpair()
     peer.settimeout(PATIENCE_S)
     with peer, theirs, front(theirs.fileno()) as running:

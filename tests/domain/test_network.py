@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 import signal
-import socket
 import struct
 import subprocess
 from pathlib import Path
@@ -21,6 +20,7 @@ from support.netload import GUEST, SMALL, count_sent, flood
 from support.vhost import PATIENCE_S
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from support.runs import Runner
@@ -115,7 +115,9 @@ def test_without_a_network_there_is_no_card(cloche: Runner) -> None:
         assert b"cloche-net" not in cloche(*words, "--dry-run", "true").stdout
 
 
-def test_the_card_has_its_name_its_address_and_is_down(cloche: Runner, peer: tuple[Path, socket.socket]) -> None:
+def test_the_card_has_its_name_its_address_and_is_down(
+    cloche: Runner, peer: tuple[Path, socket.socket]
+) -> None:
     """The guest finds eth0 with the address it was given, carrying 1500 bytes, and nothing of it is set up."""
     show = "cd /sys/class/net/eth0; cat address mtu; cat carrier 2>/dev/null || echo down"
     ended = cloche.sh(show, f"--net=socket:{peer[0]},mac={MAC}")
@@ -125,7 +127,7 @@ def test_the_card_has_its_name_its_address_and_is_down(cloche: Runner, peer: tup
 def test_frames_go_both_ways_and_only_the_guests_own(
     cloche: Runner, peer: tuple[Path, socket.socket]
 ) -> None:
-    """A guest gets the frames for it and for all, no others, and whatever it sends under another address stays inside."""
+    """A guest gets the frames for it and for all, no others, and what it sends under another address stays inside."""
     path, listening = peer
     script = f"ip link set eth0 up; exec python3 -c '{MIRROR}'"
     with cloche.popen("--privileged", f"--net=socket:{path},mac={MAC}", "sh", "-c", script) as process:
@@ -212,9 +214,7 @@ def test_a_front_that_dies_again_and_again_ends_the_domain(
         assert process.stderr is not None
         errors = process.stderr.read()
     assert process.returncode == 125
-    assert (
-        b"cloche: the domain ended: its process net was killed by signal 9, the last of 6 times" in errors
-    )
+    assert b"cloche: the domain ended: its process net was killed by signal 9, the last of 6 times" in errors
 
 
 def test_a_peer_that_sends_garbage_ends_the_domain(cloche: Runner, peer: tuple[Path, socket.socket]) -> None:

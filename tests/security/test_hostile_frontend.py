@@ -86,8 +86,7 @@ def started(
             words = (*words, "--image-fd", str(fds[0]))
         if program == "cloche-net":
             # Its peer hears nothing and says nothing.
-            ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
-            theirs.set_inheritable(True)
+            _, theirs = (stack.enter_context(end) for end in socket.socketpair())
             fds = [theirs.fileno()]
             words = (*words, "--peer-fd", str(fds[0]))
         yield stack.enter_context(device(program, *words, pass_fds=fds, built_in=built_in)), queues

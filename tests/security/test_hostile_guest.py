@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +13,9 @@ from setuplib import cargo, rust
 from support import vhost
 from support.frames import receive_frame
 from support.vhost import PATIENCE_S, Descriptor, Frontend
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAC = "02:00:00:00:00:01"
 OWN, OTHER = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")

@@ -1,8 +1,8 @@
-"""How much goes through a guest's network card: packets a second, and bytes of a TCP connection a second.
+"""How much goes through a guest's network card: packets and bytes a second, in either direction.
 
-A workload for any arrangement of the devices: the guest needs a card called eth0, and the host a socket where frames come
-in front of their length (``--net socket:PATH``; for QEMU's own card ``-netdev stream,addr.type=unix,addr.path=PATH``).
-Packets are of UDP's size at its smallest and go to the host alone, so that the rate is the card's and not a protocol's.
+A workload for any arrangement of the devices: the guest needs a card called eth0, and the host a socket where frames
+come behind their length (``--net socket:PATH``; for QEMU's own card ``-netdev stream,addr.type=unix,addr.path=PATH``).
+Packets are of no protocol, so that the rate is the card's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A program that puts a network stack behind a listening socket: stack.py ADDRESS FD, in a network namespace of its own.
+"""A program that puts a network stack behind a listening socket: stack.py ADDRESS FD, in a namespace of its own.
 
 Frames that come over the connection go to a card of the kernel's (tap), and back. A service on port 7 sends back what
 it gets. One connection is served at a time; when it ends, the next.
@@ -43,7 +43,9 @@ def carry(card: int, connection: socket.socket) -> None:
                 if not data:
                     return
                 waiting += data
-                while len(waiting) >= 4 + (length := int.from_bytes(waiting[:4], "big")) and len(waiting) >= 4:
+                while (
+                    len(waiting) >= 4 + (length := int.from_bytes(waiting[:4], "big")) and len(waiting) >= 4
+                ):
                     os.write(card, waiting[4 : 4 + length])
                     waiting = waiting[4 + length :]
 
@@ -70,7 +72,7 @@ def main() -> None:
     address, fd = sys.argv[1], int(sys.argv[2])
     card = make_card(address)
     threading.Thread(target=serve, args=(address,), daemon=True).start()
-    print("ready", flush=True)
+    os.write(1, b"ready\n")
     with socket.socket(fileno=fd) as listening:
         while True:
             connection, _ = listening.accept()

@@ -39,7 +39,14 @@ def test_a_network_is_read(word: str, expected: tuple[str, str | None] | None) -
         *("", "socket", "socket:", "lan", "None", "socket:a\0b", f"socket:,mac={MAC}"),
         *(
             f"socket:a,mac={mac}"
-            for mac in ("", "02:00:00:00:00", "03:00:00:00:00:01", "00:00:00:00:00:00", "2:0:0:0:0:1", f"{MAC}:")
+            for mac in (
+                "",
+                "02:00:00:00:00",
+                "03:00:00:00:00:01",
+                "00:00:00:00:00:00",
+                "2:0:0:0:0:1",
+                f"{MAC}:",
+            )
         ),
     ],
 )
@@ -66,7 +73,7 @@ def made() -> LaunchPlan:
 
 
 def test_the_front_has_two_sockets_and_nothing_else() -> None:
-    """The front's process sees no file and no network, and is started again with a connection of its own when it dies."""
+    """The front sees no file and no network, and is started again with a fresh connection when it dies."""
     front = process(made(), "net")
     assert front.argv == (b"cloche-net", b"--fd", b"3", b"--mac", MAC.encode(), b"--mtu", b"1500")
     assert front.connections == (Connection("/run/peer.sock", 4, (b"--peer-fd", b"4")),)

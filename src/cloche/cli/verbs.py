@@ -34,7 +34,7 @@ RUN_OPTIONS = (
     ),
     Option(
         ("--net",),
-        "Connect the guest's network card to a socket that carries frames (passt's, another's); without it there is none.",
+        "Give the guest a network card whose frames go to a socket (passt's, another's).",
         metavar="none|socket:PATH[,mac=MAC]",
     ),
     Option(

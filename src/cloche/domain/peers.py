@@ -78,7 +78,8 @@ class Peers:
         if event.status != PEER_GONE:
             return False
         log.notice(
-            f"{process.connections[0].path} has hung up: what the guest sends is dropped until somebody listens there again"
+            f"{process.connections[0].path} has hung up: "
+            "what the guest sends is dropped until somebody listens there again"
         )
         return True
 

@@ -68,8 +68,8 @@ class HostFacts(Record):
         kvm: Whether KVM was tried and works (None: not tried yet).
         nofile_hard: The hard limit of open files.
         skeleton: What a fresh home begins with; None when that is too much to be sent with the plan.
-        filters: For each jailed program, the filter of system calls that is put on before its exec; empty when it was not
-            built. Of many programs a plan needs two or three, so each is read when it is first asked for.
+        filters: For each jailed program, the filter of system calls that is put on before its exec; empty when it was
+            not built. Of many programs a plan needs two or three, so each is read when it is first asked for.
         ids: Ids that root's domains may take for their processes; None for other callers, or when there are none.
         kvm_group: The group that may use KVM, OWN when everybody may.
         tsc_khz: The frequency of the host's time-stamp counter in kHz; 0 when it is not known or not steady.

@@ -74,8 +74,8 @@ class Connection(Record):
     Attributes:
         path: Where they listen: a Unix stream socket.
         number: The descriptor's number in the process.
-        words: What the process is told of it, behind its other arguments. When nobody listens at a later start, the process
-            gets neither, and another start when somebody does.
+        words: What the process is told of it, behind its other arguments. When nobody listens at a later start, the
+            process gets neither, and another start when somebody does.
     """
 
     path: str

@@ -34,7 +34,9 @@ def plan_network(board: Board, network: Network, facts: HostFacts) -> DevicePart
         HostError: The filter for its front was not built.
     """
     # What the card carries at most is told, so that the guest cannot set more.
-    words = ",".join((f"mac={network.mac}", f"host_mtu={network.mtu}", *(f"{word}=off" for word in _COMMANDS)))
+    words = ",".join(
+        (f"mac={network.mac}", f"host_mtu={network.mtu}", *(f"{word}=off" for word in _COMMANDS))
+    )
     if not board.microvm:
         # Nobody boots from it.
         words += ",romfile="
