@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{
@@ -15,13 +15,14 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::FileOffset;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::{Epoll, EventSet};
 
 use crate::inflight::{self, Inflight};
 use crate::inherited::file_type;
 use crate::memory::{DirtyLog, Region, Table, MAX_REGIONS};
 use crate::process::set_nonblocking;
 use crate::vring::{Progress, Vring};
+use crate::watch::{await_kick, Watched};
 use crate::{Device, Over, StateTransfer};
 
 /// What every device offers beside its own features.
@@ -31,9 +32,6 @@ const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     | VhostUserVirtioFeatures::LOG_ALL.bits();
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
-
-/// What the device's own descriptor is known by in the loop; queues are known by their numbers.
-pub(crate) const DEVICE: u64 = u64::MAX - 2;
 
 /// The device, its queues, and what has been agreed with the frontend.
 pub(crate) struct Frontend {
@@ -49,8 +47,7 @@ pub(crate) struct Frontend {
     transfer: Option<(StateTransfer, File)>,
     transferred: Option<io::Result<()>>,
     epoll: Arc<Epoll>,
-    /// What is waited for on the device's own account: the descriptor, and whether for reading and for writing.
-    watched: Option<(RawFd, EventSet)>,
+    watched: Watched,
 }
 
 impl Frontend {
@@ -71,7 +68,7 @@ impl Frontend {
             transfer: None,
             transferred: None,
             epoll,
-            watched: None,
+            watched: Watched::default(),
         })
     }
 
@@ -128,14 +125,14 @@ impl Frontend {
 
     /// Takes in that what the device waits for beside its queues has come.
     pub fn woken(&mut self, events: EventSet) {
-        let Some(watch) = self.device.watch() else {
-            return;
-        };
-        // A descriptor that is at its end, or broken, can be read and written: that is where it shows.
-        let is_over = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
-        for (queue, event) in [(watch.read, EventSet::IN), (watch.write, EventSet::OUT)] {
-            if let Some(pending) = queue.and_then(|queue| self.pending.get_mut(queue)) {
-                *pending |= is_over || events.contains(event);
+        for queue in self
+            .device
+            .watch()
+            .into_iter()
+            .flat_map(|watch| watch.queues(events))
+        {
+            if let Some(pending) = self.pending.get_mut(queue) {
+                *pending = true;
             }
         }
     }
@@ -143,33 +140,11 @@ impl Frontend {
     /// Waits for what the device wants to wait for, as far as the queue that it is for runs.
     ///
     /// # Errors
-    /// When the kernel refuses, or the device cannot go on.
+    /// When the kernel refuses.
     pub fn rewatch(&mut self) -> io::Result<()> {
-        let wanted = self.device.watch().and_then(|watch| {
-            let runs = |queue: Option<usize>| {
-                queue.is_some_and(|queue| self.awaited.get(queue).is_some_and(Option::is_some))
-            };
-            let mut events = EventSet::empty();
-            events.set(EventSet::IN, runs(watch.read));
-            events.set(EventSet::OUT, runs(watch.write));
-            // Not for nothing either: that it is at its end would be reported again and again.
-            (!events.is_empty()).then_some((watch.fd, events))
-        });
-        if wanted == self.watched {
-            return Ok(());
-        }
-        let (operation, fd, events) = match (self.watched, wanted) {
-            (Some((before, _)), Some((fd, events))) if before == fd => {
-                (ControlOperation::Modify, fd, events)
-            }
-            (_, Some((fd, events))) => (ControlOperation::Add, fd, events),
-            (Some((fd, _)), None) => (ControlOperation::Delete, fd, EventSet::empty()),
-            (None, None) => return Ok(()),
-        };
-        self.epoll
-            .ctl(operation, fd, EpollEvent::new(events, DEVICE))?;
-        self.watched = wanted;
-        Ok(())
+        let runs = |queue: usize| self.awaited.get(queue).is_some_and(Option::is_some);
+        let wanted = self.device.watch().and_then(|watch| watch.events(runs));
+        self.watched.change(&self.epoll, wanted)
     }
 
     /// Why the device cannot go on, if it cannot.
@@ -244,25 +219,6 @@ impl Frontend {
             vring.set_log(self.log.clone().filter(|_| is_wanted));
         }
     }
-}
-
-fn await_kick(
-    epoll: &Epoll,
-    awaited: &mut [Option<i32>],
-    index: usize,
-    wanted: Option<i32>,
-) -> io::Result<()> {
-    // Always anew: the number may be the same and the descriptor another.
-    if let Some(fd) = awaited[index].take() {
-        // It may have been closed with its queue; then it is not awaited any more.
-        let _ = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
-    }
-    if let Some(fd) = wanted {
-        let event = EpollEvent::new(EventSet::IN, index as u64);
-        epoll.ctl(ControlOperation::Add, fd, event)?;
-        awaited[index] = Some(fd);
-    }
-    Ok(())
 }
 
 fn refused(error: io::Error) -> Error {

@@ -22,10 +22,11 @@ mod options;
 mod process;
 mod serve;
 mod vring;
+mod watch;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 
 use thiserror::Error;
@@ -36,6 +37,7 @@ pub use lent::{Fault, Lent, Slice, MAX_BYTES, MAX_SLICES};
 pub use memory::{Chain, Memory};
 pub use options::{Options, OptionsError, Syntax};
 pub use vring::{Broken, Progress, Request, Vring, Written};
+pub use watch::Watch;
 
 /// Exit status for a wrong command line.
 const BAD_USAGE: u8 = 2;
@@ -66,17 +68,6 @@ pub enum Over {
     /// They said what makes no sense.
     #[error("{0}")]
     PeerWrong(String),
-}
-
-/// What a device waits for beside its queues.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Watch {
-    /// A descriptor that stays the same.
-    pub fd: RawFd,
-    /// The queue to be looked at when something can be read; `None` when the device does not want to read now.
-    pub read: Option<usize>,
-    /// The queue to be looked at when something can be written; `None` when it does not want to write now.
-    pub write: Option<usize>,
 }
 
 /// What is done when the frontend is gone.

@@ -9,8 +9,9 @@ use vhost::vhost_user::{BackendReqHandler, Error, VhostUserBackendReqHandlerMut}
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::early::Early;
-use crate::frontend::{Frontend, DEVICE};
+use crate::frontend::Frontend;
 use crate::inherited::Socket;
+use crate::watch::DEVICE;
 use crate::{Device, Over, Reconnect};
 
 const SIGNAL: u64 = u64::MAX;

@@ -145,7 +145,10 @@ impl<P: Peer> Front<P> {
                     Written::Front(0)
                 }
             };
-            if !vring.serve_one(&mut put)? && !(vring.want_kicks()? && vring.serve_one(&mut put)?) {
+            // One more look after the wish for kicks: what came in between has none.
+            let is_served =
+                vring.serve_one(&mut put)? || (vring.want_kicks()? && vring.serve_one(&mut put)?);
+            if !is_served {
                 return Ok(Progress::Idle);
             }
             self.incoming.take();
