@@ -16,7 +16,7 @@ use crate::{Device, Over, Reconnect};
 
 const SIGNAL: u64 = u64::MAX;
 const SOCKET: u64 = u64::MAX - 1;
-const SIDE: u64 = u64::MAX - 2;
+const SIDE: u64 = u64::MAX - 3;
 const EVENTS: usize = 16;
 
 /// Why a connection ended.
