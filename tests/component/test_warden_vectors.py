@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cloche.errors import LaunchError, ProtocolError
-from cloche.host.warden import Event, Exited, Failed, Ready, Spawned, Warden, encode_spawn
+from cloche.host.warden import Done, Event, Exited, Failed, Ready, Spawned, Warden, encode_spawn
 from cloche.model import jail as model
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ def sent(fields: dict[str, Any]) -> bytes:
             return encode_spawn(spec_of(fields))
         if fields["type"] == "KILL":
             warden.kill(fields["id"], fields["signo"])
+        elif fields["type"] == "MOUNT":
+            path = bytes.fromhex(fields["path"])
+            warden.send_mount(fields["request"], fields["id"], path, fields["flags"], 0)
+        elif fields["type"] == "UNMOUNT":
+            warden.send_unmount(fields["request"], fields["id"], bytes.fromhex(fields["path"]))
         else:
             warden.shutdown()
         return other.recv(100)
@@ -111,6 +116,8 @@ def event_of(fields: dict[str, Any]) -> Event:
         return Spawned(fields["id"], fields["pid"], -1)
     if fields["type"] == "FAILED":
         return Failed(fields["id"], fields["errno"], bytes.fromhex(fields["what"]).decode())
+    if fields["type"] == "DONE":
+        return Done(fields["request"], fields["errno"], bytes.fromhex(fields["what"]).decode())
     if fields["kind"] == 0:
         return Exited(fields["id"], fields["value"])
     return Exited(fields["id"], -1, fields["value"])
