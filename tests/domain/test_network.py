@@ -340,3 +340,5 @@ def test_the_load_of_the_benchmarks(cloche: Runner, peer: tuple[Path, socket.soc
                 assert rate.packets >= 2000
                 # A card whose socket has no room drops what comes for it: the guest counts what it got.
                 assert 0 < int(process.stdout.readline()) <= 2000
+                # It has ended before its peer has: else it would look for another.
+                assert process.wait(PATIENCE_S) == 0

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     from support.users import OrdinaryUser
 
-PROGRAMS = ("cloche-fs", "cloche-rng", "cloche-disk", "cloche-net")
 #: Each kind of device process, and its program.
 KINDS = {
     "system": "cloche-fs",
@@ -331,6 +330,8 @@ def run_unjailed(victim: Victim, attack: str, target: str, *without: str) -> int
         )
         files = [os.open(image_in(victim.shared), os.O_RDWR | os.O_CLOEXEC)]
         words += ["--image-fd", str(files[0]), "--format", FORMATS[victim.kind]]
+    elif victim.kind == "net":
+        words += ["--mac", "02:00:00:00:00:01"]
     elif path.name == "cloche-fs":
         words += ["--root", "/usr", "--cache", "forever", "--ids", "host"]
     with ours, theirs:
