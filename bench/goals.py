@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.devices import DEPTHS, PATTERNS
 from bench.samples import median, paired_ratio
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ VIRTME, VIRTME_SAME = "virtme-ng, Debian's kernel", "virtme-ng, cloche's kernel"
 PC, MICROVM = "raw QEMU pc, cloud kernel, busybox", "raw QEMU microvm, cloche's kernel, busybox"
 VERSION, PYTHON = "cloche --version", "python3 -I -S -c pass"
 WATERFALL = "cloche run --timings"
+#: The arrangements of devices, by what `--devices` calls them, and a guest that stands still.
+DEVICES = {
+    "process": "a process for each device",
+    "bundled": "one process for all devices",
+    "vmm": "devices in the VMM",
+}
+DISKS = {"process": "disk in a process", "bundled": "disk in the bundle", "vmm": "disk in the VMM"}
+IDLE = "a process for each device, idle"
 GUEST_CLOCHE, GUEST_VIRTME = "cloche's guest", "virtme-ng's guest"
 #: Memory is measured for so many domains at once.
 CROWD = 10
@@ -78,4 +87,27 @@ def judge(samples: Samples) -> list[Goal]:
         )
         ratio = paired_ratio(samples, f"cloche, {name}", f"raw QEMU, {name}", "qemu")
         goals.append(Goal(f"QEMU's memory to raw QEMU's, {name}", ratio, 1.1, "times"))
+    return goals + judge_devices(samples)
+
+
+def judge_devices(samples: Samples) -> list[Goal]:
+    """Return the goals for the price of a process for each device."""
+    apart, inside = DEVICES["process"], DEVICES["vmm"]
+    walls = [median(samples, name, "wall") for name in (apart, inside)]
+    more_ms = None if None in walls else (walls[0] - walls[1]) * 1000  # type: ignore[operator]
+    goals = [Goal("start with a process for each device, more than in the VMM", more_ms, 60.0, "ms")]
+    for step in ("tree walk", "small files"):
+        ratio = paired_ratio(samples, apart, inside, step)
+        goals.append(Goal(f"{step}, device apart to in the VMM", ratio, 1.1, "times"))
+    rates = [("random numbers", apart, inside, "random")]
+    rates += [
+        (f"disk, {pattern} at depth {depth}", DISKS["process"], DISKS["vmm"], f"{pattern}-{depth}")
+        for pattern, _ in PATTERNS
+        for depth in DEPTHS
+    ]
+    for text, one, other, metric in rates:
+        ratio = paired_ratio(samples, one, other, metric)
+        goals.append(Goal(f"{text}, device apart to in the VMM", ratio, 0.9, "times", least=True))
+    woken = median(samples, IDLE, "others")
+    goals.append(Goal("context switches of an idle domain besides QEMU", woken, 0.0, "times"))
     return goals

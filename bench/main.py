@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench import goals, guestwork, hostinfo, machines, memory, report, rounds, timings, workload
+from bench import devices, goals, guestwork, hostinfo, machines, memory, report, rounds, timings, workload
 from bench.prepare import CLOCHE, ROOT, prepare
 from bench.report import Column, Group
 from bench.rounds import Candidate
@@ -41,10 +41,14 @@ class Size(NamedTuple):
     small: int
     trips: int
     stream_bytes: int
+    devices: int
+    devices_budget_s: float
+    fio_ms: int
+    idle_s: float
 
 
-FULL = Size(40, 15, 11, 3, 2, 210, 170, 5, 2000, 2000, 500, 256 << 20)
-QUICK = Size(10, 2, 2, 1, 1, 60, 60, 2, 500, 200, 50, 32 << 20)
+FULL = Size(40, 15, 11, 3, 2, 150, 120, 5, 2000, 2000, 500, 256 << 20, 9, 60, 500, 60)
+QUICK = Size(10, 2, 2, 1, 1, 60, 60, 2, 500, 200, 50, 32 << 20, 1, 40, 200, 5)
 
 
 def main(words: Sequence[str]) -> int:
@@ -247,10 +251,65 @@ def measure_memory(parts: Parts, size: Size) -> Group:
     return Group("memory", "Memory of a domain (PSS, mean of the domains)", columns, outcome)
 
 
+def arranged(devices: str) -> list[str]:
+    """Return ``cloche run`` with its devices in this arrangement."""
+    return run_cloche("--no-tty", f"--devices={devices}")
+
+
+def measure_devices(parts: Parts, size: Size) -> Group:
+    """Files, random numbers, start and memory with the devices apart, bundled, and in the VMM."""
+    del parts
+    with devices.disk_image() as image:
+        work = devices.Work(workload.choose(size.entries, size.small, 0, 0), image, size.fio_ms)
+        candidates = [
+            Candidate(name, lambda word=word: devices.measure_devices(arranged(word), work))  # type: ignore[misc]
+            for word, name in goals.DEVICES.items()
+        ]
+        outcome = rounds.take_turns(candidates, size.devices, size.devices_budget_s)
+        idle = Candidate(goals.IDLE, lambda: devices.measure_idle(arranged("process"), work, size.idle_s))
+        stood = rounds.take_turns([idle], 1, size.idle_s, warm_up=False)
+    outcome.samples.update(stood.samples)
+    outcome.failures.update(stood.failures)
+    columns = (
+        Column("wall", "start to exit of `true`, s", digits=2),
+        Column("tree walk", "tree walk, s", digits=2),
+        Column("small files", "small files, s", digits=2),
+        Column("random", "/dev/hwrng, MB/s", digits=2),
+        Column("memory", "memory without the guest's, MiB"),
+        Column("others", f"woken in {size.idle_s:g} s, besides QEMU", digits=0),
+        Column("qemu", "QEMU woken", digits=0),
+    )
+    return Group("devices", "Devices apart, bundled, and in the VMM", columns, outcome)
+
+
+def measure_disk(parts: Parts, size: Size) -> Group:
+    """A disk, past the guest's cache, with the devices apart, bundled, and in the VMM."""
+    del parts
+    with devices.disk_image() as image:
+        work = devices.Work(workload.choose(1, 0, 0, 0), image, size.fio_ms)
+        candidates = [
+            Candidate(name, lambda word=word: devices.measure_disk(arranged(word), work))  # type: ignore[misc]
+            for word, name in goals.DISKS.items()
+        ]
+        outcome = rounds.take_turns(candidates, size.devices, size.devices_budget_s, warm_up=False)
+    columns = tuple(
+        Column(f"{pattern}-{depth}", f"{pattern} {depth}", digits=1 if pattern.startswith("rand") else 0)
+        for pattern, _ in devices.PATTERNS
+        for depth in devices.DEPTHS
+    )
+    title = (
+        "A disk by fio, O_DIRECT, at depths of 1, 8 and 32 "
+        "(in blocks of 128 KiB, MB/s; at random in blocks of 4 KiB, thousands a second)"
+    )
+    return Group("disk", title, columns, outcome)
+
+
 GROUPS: dict[str, Callable[[Parts, Size], Group]] = {
     "version": measure_version,
     "start": measure_start,
     "waterfall": measure_waterfall,
     "guest": measure_guest,
     "memory": measure_memory,
+    "devices": measure_devices,
+    "disk": measure_disk,
 }

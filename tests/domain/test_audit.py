@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cloche.model.machine import NOT_APART
 from support.errors import check_error
 from support.wardens import ROLES
 
@@ -107,14 +108,32 @@ def test_a_domain_as_it_should_be(caller: Runner, folder: Path) -> None:
         assert f"{one['role']:<9}  {one['pid']}" in table
 
 
+@pytest.mark.parametrize("devices, roles", [("bundled", ["devices", "vmm"]), ("vmm", ["vmm"])])
+def test_devices_that_are_not_apart_are_said_to_be(
+    caller: Runner, folder: Path, devices: str, roles: list[str]
+) -> None:
+    """One process holds what several do elsewhere: it is held as such, nothing fails, and what is given up is said."""
+    with running(caller, folder, f"arrangement:{devices}") as name:
+        found = audit(caller, name)
+        words = caller("audit", name).stdout.decode()
+    assert found["failures"] == []
+    assert found["devices"] == devices
+    assert [one["role"] for one in found["processes"]] == ["warden", "warden/1", *roles]
+    assert f"GIVEN UP by --devices={devices}: {NOT_APART[devices]}" in words
+    all_of_it = found["processes"][2]
+    assert any(file["target"].endswith(".img") for file in all_of_it["files"])
+    assert any(mount["path"] == "/stage/shares/0" and mount["writable"] for mount in all_of_it["mounts"])
+    assert bool(all_of_it["capabilities"]["effective"]) == (caller.user.entry.pw_uid == 0)
+
+
 NO_FILTER = "has 2 of the 3 filters of system calls that its policy needs"
 ALL_SETS = "inheritable, permitted, effective, bounding, ambient"
 WEAKENED = {
     "filter, capability, pid": (
-        ("vmm:filter", "fs-system:capability", "fs-shares:pid"),
+        ("vmm:filter", "disk-home:capability", "fs-shares:pid"),
         {
             f"vmm {NO_FILTER}",
-            f"fs-system has capabilities that its policy does not give it: sys_admin ({ALL_SETS})",
+            f"disk has capabilities that its policy does not give it: sys_admin ({ALL_SETS})",
             "fs-shares sees the other processes of its domain (its pid namespace is the domain's)",
         },
     ),

@@ -2,8 +2,8 @@
 
 Arguments: the sources' directory, a directory to share, the weakenings: ``PROCESS:WHAT``; ``insecure:PART`` for what
 the user gives up in so many words; ``bare:DIRECTORY`` for a file server from there that puts no filter on itself;
-``unchecked`` for a supervisor that does not count filters. Prints the domain's name when its guest is set up, and ends
-it at the end of its input.
+``arrangement:WHERE`` for where devices are; ``unchecked`` for a supervisor that does not count filters. Prints the
+domain's name when its guest is set up, and ends it at the end of its input.
 """
 
 from __future__ import annotations
@@ -88,12 +88,15 @@ def weaken(process: ProcessPlan, words: list[str]) -> ProcessPlan:
 def made_plan(share: str, words: list[str]) -> LaunchPlan:
     """Return the plan for a machine with a share and a disk, with its processes' jails weakened."""
     insecure = tuple(word.partition(":")[2] for word in words if word.startswith("insecure:"))
+    devices = [word.partition(":")[2] for word in words if word.startswith("arrangement:")]
     # A disk belongs to one domain at a time.
     image = os.path.join(share, f"disk-{os.getpid()}.img")
     with open(image, "wb") as file:
         file.truncate(16 << 20)
     shares, disks = (Share(share, share, True),), (Disk("home", image),)
     asked = RunRequest(argv=(b"true",), shares=shares, disks=disks, insecure=insecure)
+    if devices:
+        asked = asked._replace(devices=devices[0], hwrng=True)
     plan = prepare_plan(asked, collect_facts())
     return plan._replace(processes=tuple(weaken(process, words) for process in plan.processes))
 

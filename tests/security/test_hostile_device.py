@@ -24,6 +24,7 @@ from cloche.host.landlock import landlock_version
 from cloche.host.paths import resolve_disk
 from cloche.host.warden import Exited, Failed, Spawned, Warden
 from cloche.model.jail import AS_IS, Bind, BindFlag, Jail, JailFlag, Namespace, SpawnSpec
+from cloche.model.machine import Devices
 from cloche.model.request import Network
 from support.disks import empty_qcow2
 from support.plans import KERNEL, request, share
@@ -54,6 +55,8 @@ KINDS = {
     "disk-qcow2": "cloche-disk",
     "net": "cloche-net",
 }
+#: The device of a bundle that is taken over: a file server, as which it may do most.
+BUNDLED = "fs"
 #: The kinds of disks, and how their bytes are kept.
 FORMATS = {"disk": "raw", "disk-qcow2": "qcow2"}
 #: The number of the image in a disk's process, and the bytes of the disk.
@@ -106,7 +109,7 @@ ATTACKS = {
     },
     **{
         (server, name): attack
-        for server in ("system", "shares")
+        for server in ("system", "shares", "bundle")
         for name, attack in {
             "open": Attack(("root", "landlock")),
             "write": Attack(("read-only", "landlock")),
@@ -130,6 +133,8 @@ ATTACKS = {
             "io-uring": Attack(("filters",)),
             "userfaultfd": Attack(("filters",)),
         }.items()
+        # The kernel gives no process with several threads a user namespace.
+        if (kind, name) != ("bundle", "unshare")
     },
 }
 #: Calls that kernels have had many holes in. In a domain the kernel may refuse them anyway; to root they are open.
@@ -160,8 +165,11 @@ def real_jail(kind: str, shared: Path) -> Jail:
         plan = find_driver("qemu").plan(request(network=network), facts, KERNEL)
         return next(process.jail for process in plan.processes if process.name == "net")
     asked = request(shares=(share(str(shared), writable=True),))
+    if kind == "bundle":
+        asked = asked._replace(devices=Devices.BUNDLED)
     plan = find_driver("qemu").plan(asked, facts, KERNEL)
-    return next(process.jail for process in plan.processes if process.name == f"fs-{kind}")
+    name = "devices" if kind == "bundle" else f"fs-{kind}"
+    return next(process.jail for process in plan.processes if process.name == name)
 
 
 def image_in(shared: Path) -> Path:
@@ -201,25 +209,34 @@ class Victim(NamedTuple):
 LEFT_OUT = {"filters": "--bare", "landlock": "--no-landlock"}
 
 
-def launch(warden: Warden, victim: Victim, jail: Jail, attack: str, target: str, *without: str) -> int:
+def launch(
+    warden: Warden,
+    victim: Victim,
+    jail: Jail,
+    attack: str,
+    target: str,
+    *without: str,
+    device: str = BUNDLED,
+) -> int:
     """Start a device process with an attack, ``without`` some of what it puts on itself.
 
-    Returns its status, or minus the signal that killed it.
+    In a bundle it is ``device`` that attacks. Returns its status, or minus the signal that killed it.
     """
     words = ["--attack", attack, "--target", target, *(LEFT_OUT[part] for part in without)]
     path = victim.programs / KINDS[victim.kind]
     image = []
-    if victim.kind in FORMATS:
+    if victim.kind in FORMATS or device == "disk":
         image = [os.open(image_in(victim.shared), os.O_RDWR | os.O_CLOEXEC)]
         words += ["--image-fd", str(IMAGE_FD), "--format", FORMATS[victim.kind]]
     elif victim.kind == "net":
         words += ["--mac", "02:00:00:00:00:01"]
     elif path.name == "cloche-fs":
         words += ["--root", "/stage" if jail.root else "/usr", "--cache", "forever", "--ids", "host"]
+    first = [b"--device", device.encode()] if path.name == "cloche-bundle" else []
     spec = SpawnSpec(
         id=1,
         name=b"device",
-        argv=(path.name.encode(), b"--fd", b"3", *(word.encode() for word in words)),
+        argv=(path.name.encode(), *first, b"--fd", b"3", *(word.encode() for word in words)),
         env=(),
         jail=own_ids(jail, warden),
         fds=(2, 3, *([IMAGE_FD] if image else [])),
@@ -245,7 +262,7 @@ def target_of(attack: str, victim: Victim, role: Role, warden: Warden) -> Iterat
     elif attack == "write":
         yield "/new"
     elif attack == "exec":
-        yield "/proc/self/exe" if KINDS[victim.kind] == "cloche-fs" else "/usr/bin/true"
+        yield "/usr/bin/true" if victim.kind in {"rng", *FORMATS} else "/proc/self/exe"
     elif attack in {"grow", "allocate"}:
         # The first byte that is too much.
         disk = resolve_disk(f"home={image_in(victim.shared)},format={FORMATS[victim.kind]}")
@@ -258,11 +275,15 @@ def target_of(attack: str, victim: Victim, role: Role, warden: Warden) -> Iterat
             name = listener.getsockname()
             yield str(name[1]) if attack == "connect" else name[1:].decode()
     elif attack in {"signal", "ptrace"}:
-        warden.send_spawn(shell("read never", small_jail(), ident=2, fds=(0,)), (never_ready(),))
-        event = next_events(warden)[0]
-        assert isinstance(event, Spawned)
-        os.close(event.pidfd)
-        yield str(event.pid)  # it ends with the domain
+        pid = 0
+        # Several: the number of the last is none that a thread of a bundle has in its own namespace.
+        for ident in range(2, 6):
+            warden.send_spawn(shell("read never", small_jail(), ident=ident, fds=(0,)), (never_ready(),))
+            event = next_events(warden)[0]
+            assert isinstance(event, Spawned)
+            os.close(event.pidfd)
+            pid = event.pid
+        yield str(pid)  # it ends with the domain
     else:
         yield ""
 
@@ -401,6 +422,22 @@ def test_either_filter_alone_stops_an_attack(role: Role, hostile: Path, kind: st
                 assert launch(warden, victim, no_outer, attack, "") == -signal.SIGSYS
             # The attack that is none: the build, its jail and its filters work.
             assert launch(warden, victim, jail, "nothing", "") == 0
+
+
+def test_devices_that_are_not_apart_reach_what_others_have(role: Role, hostile: Path) -> None:
+    """A disk that was taken over reads what is shared where it is in a bundle, and nothing where it is apart."""
+
+    @role.run
+    def _() -> None:
+        with domain(role.warden) as warden, role.directory() as shared:
+            (shared / "secret").write_text("secret")
+            apart = real_jail("disk", shared)
+            for target in ("/stage/0/secret", "/stage/shares/0/secret"):
+                ended = launch(warden, Victim("disk", hostile, shared), apart, "open", target)
+                assert ended == -signal.SIGSYS
+            together, victim = real_jail("bundle", shared), Victim("bundle", hostile, shared)
+            target = "/stage/shares/0/secret"
+            assert launch(warden, victim, together, "open", target, "landlock", device="disk") == 0
 
 
 def test_a_failed_start_is_told(role: Role, hostile: Path) -> None:

@@ -26,14 +26,19 @@ TOOLS = Tools(
     "/bin/fs",
     "/bin/disk",
     "/bin/net",
+    "/bin/rng",
+    "/bin/bundle",
 )
 #: Any program will do: it is passed on and not looked at.
 FILTERS = {
     "cloche-fs": b"filter..",
     "cloche-disk": b"disks...",
     "cloche-net": b"network.",
+    "cloche-rng": b"numbers.",
+    "cloche-bundle": b"all.....",
     "qemu": b"another.",
     "qemu-reconnect": b"sockets.",
+    "qemu-devices": b"laden...",
 }
 
 #: Ids that root's processes may have.

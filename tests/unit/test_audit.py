@@ -22,6 +22,7 @@ from cloche.host.procfs import NAMESPACES, Mount, Process
 from cloche.host.rundir import Running
 from cloche.model.audit import ALL, hold_of_program
 from cloche.model.jail import AS_IS, OWN, Bind, BindFlag, JailFlag, Namespace
+from cloche.model.machine import Devices
 from cloche.model.request import Disk, Network
 from support.plans import ALICE, KERNEL, ROOT, facts, request, share
 
@@ -33,11 +34,18 @@ DOCS = Path(__file__).resolve().parents[2] / "docs/audit.md"
 # The policies and the plans
 
 
-def planned(driver: str, *, as_root: bool) -> tuple[ProcessPlan, ...]:
-    """Return the processes of a plan with a writable share, and with a disk and a network where there can be some."""
+def planned(driver: str, *, as_root: bool, devices: str = Devices.PROCESS) -> tuple[ProcessPlan, ...]:
+    """Return the processes of a plan with a writable share, and with every other device where there can be any."""
     disks = (Disk("home", "/disk.img"),) if driver == "qemu" else ()
-    network = Network("/peer.sock", "02:00:00:00:00:01") if driver == "qemu" else None
-    asked = request(shares=(share("/data", writable=True),), disks=disks, network=network)
+    apart = driver == "qemu" and devices == Devices.PROCESS
+    network = Network("/peer.sock", "02:00:00:00:00:01") if apart else None
+    asked = request(
+        network=network,
+        shares=(share("/data", writable=True),),
+        disks=disks,
+        hwrng=driver == "qemu",
+        devices=devices,
+    )
     kernel = KERNEL if driver == "qemu" else None
     return find_driver(driver).plan(asked, facts(ROOT if as_root else ALICE), kernel).processes
 
@@ -46,7 +54,8 @@ PLANNED = [
     *(
         ("qemu", process, as_root)
         for as_root in (False, True)
-        for process in planned("qemu", as_root=as_root)
+        for devices in (Devices.PROCESS, Devices.BUNDLED, Devices.VMM)
+        for process in planned("qemu", as_root=as_root, devices=devices)
     ),
     *(("bwrap", process, False) for process in planned("bwrap", as_root=False)),
 ]
@@ -56,7 +65,7 @@ PLANNED = [
 def test_a_plan_gives_what_its_policy_asks(driver: str, process: ProcessPlan, *, as_root: bool) -> None:
     """What audit asks of a process is what its planned jail gives it: no less, and in capabilities no more either."""
     program = Path(process.executable or process.argv[0].decode()).name
-    binaries = {"fs": "cloche-fs", "disk": "cloche-disk", "net": "cloche-net"}
+    binaries = {name: f"cloche-{name}" for name in ("fs", "disk", "net", "rng", "bundle")}
     hold = hold_of_program(binaries.get(program, program), process.argv, as_root=as_root)
     assert hold is not None
     assert hold.role == {"disk-home": "disk"}.get(process.name, process.name)
@@ -77,11 +86,14 @@ def test_a_plan_gives_what_its_policy_asks(driver: str, process: ProcessPlan, *,
     assert jail.flags & JailFlag.NOT_DUMPABLE or any(limit == (4, 0, 0) for limit in jail.rlimits)
     ids = OWN if as_root and hold.own_id else AS_IS
     assert (jail.uid, jail.gid) == (ids, ids)
-    assert hold.own_id == (driver == "qemu" and process.name != "fs-shares")
+    gives_owners = process.name == "fs-shares" or bool(hold.devices and as_root)
+    assert hold.own_id == (driver == "qemu" and not gives_owners)
     for op in jail.root:
         if hold.writable is not None and isinstance(op, Bind) and not op.flags & BindFlag.READ_ONLY:
             assert op.path.decode().startswith(hold.writable)
-    if process.name == "vmm":
+    if process.name == "vmm" and hold.devices:
+        assert hold.calls == "qemu-devices"
+    elif process.name == "vmm" and RECONNECT_DIRECTORY.encode() in b" ".join(process.argv):
         assert f"{RECONNECT_DIRECTORY}/" in (hold.writable or ())
         assert hold.calls == "qemu-reconnect"
         plain = hold_of_program(program, (), as_root=as_root)

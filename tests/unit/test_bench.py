@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from bench import goals, machines, memory, report, rounds, samples, timings, workload  # noqa: E402 - see above
+from bench import devices, goals, machines, memory, report, rounds, samples, timings, workload  # noqa: E402 - see above
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,3 +241,52 @@ def test_the_document_has_markers() -> None:
     """docs/performance.md can be written to."""
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert report.replace_between(text, "x").count("x") > 0
+
+
+def fio_report(**changed: float) -> str:
+    """Return what fio prints for every pattern and depth, with other rates for some jobs."""
+    jobs = []
+    for pattern, _ in devices.PATTERNS:
+        for depth in devices.DEPTHS:
+            name = f"{pattern}-{depth}"
+            rate = changed.get(name.replace("-", "_"), 1000.0)
+            side = {"iops": rate, "bw_bytes": rate * 1000}
+            nothing = {"iops": 0, "bw_bytes": 0}
+            is_read = pattern.endswith("read")
+            jobs.append(
+                {"jobname": name, "read": side if is_read else nothing, "write": nothing if is_read else side}
+            )
+    return "note: something\n" + json.dumps({"jobs": jobs})
+
+
+def test_fio_is_read() -> None:
+    """Sequential jobs give MB/s of their own direction, random ones thousands of requests a second."""
+    found = devices.read_fio(fio_report(read_8=2000.0, randwrite_32=500.0))
+    assert len(found) == 12
+    assert (found["read-8"], found["write-1"]) == (2.0, 1.0)
+    assert (found["randwrite-32"], found["randread-1"]) == (0.5, 1.0)
+    for wrong in ("", "{}", '{"jobs": [', '{"jobs": [{"jobname": "read-1", "read": {}}]}', '{"jobs": []}'):
+        with pytest.raises(rounds.MeasureError, match="fio"):
+            devices.read_fio(wrong)
+    assert devices.fio(500).count("--stonewall") == 12
+
+
+def test_the_price_of_devices_apart_is_judged() -> None:
+    """A tenth of throughput and 60 ms of the start may be lost, and nobody but QEMU may wake up."""
+    apart, inside = goals.DEVICES["process"], goals.DEVICES["vmm"]
+    measured: samples.Samples = {
+        apart: {"wall": [0.75], "tree walk": [1.0], "small files": [1.2], "random": [0.95]},
+        inside: {"wall": [0.70], "tree walk": [1.0], "small files": [1.0], "random": [1.0]},
+        goals.IDLE: {"others": [0.0], "qemu": [80.0]},
+    }
+    samples.add(measured, goals.DISKS["process"], devices.read_fio(fio_report(read_1=800.0)))
+    samples.add(measured, goals.DISKS["vmm"], devices.read_fio(fio_report()))
+    judged = {goal.text: goal for goal in goals.judge_devices(measured)}
+    missed = [text for text, goal in judged.items() if goal.verdict == "missed"]
+    assert missed == [
+        "small files, device apart to in the VMM",
+        "disk, read at depth 1, device apart to in the VMM",
+    ]
+    assert judged["start with a process for each device, more than in the VMM"].value == pytest.approx(50)
+    assert len(judged) == 17
+    assert {goal.verdict for goal in goals.judge_devices({})} == {"not measured"}

@@ -63,6 +63,7 @@ CHECK = ("shellcheck",)
 #: For `make bench`.
 BENCH = (
     "busybox-static",  # the smallest guest there is
+    "fio",  # in the guest, which sees the host's
     "hyperfine",
     "udev",  # how virtme-ng's guest finds its ports
 )

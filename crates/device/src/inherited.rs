@@ -1,6 +1,6 @@
 //! What a device process may use: the descriptors named on its command line, a directory if it serves one, nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
@@ -20,26 +20,35 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Takes over the descriptors that `options` name, and closes every other one but the standard streams.
+    /// Takes over the descriptors that each of `devices` names, and closes every other one but the standard streams.
     ///
     /// # Errors
-    /// When one of them is not open, or something else cannot be closed.
-    pub(crate) fn adopt(options: &Options) -> io::Result<Self> {
-        let named = options.fds().map_err(io::Error::other)?;
-        let mut fds = BTreeMap::new();
-        for (name, fd) in &named {
-            // SAFETY: no pointers; the kernel says whether the number is open.
-            if unsafe { libc::fcntl(*fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
-                return Err(io::Error::other(format!("{name}: {fd} is not open")));
+    /// When one of them is not open, or named by two, or something else cannot be closed.
+    pub(crate) fn adopt<'a>(
+        devices: impl IntoIterator<Item = &'a Options>,
+    ) -> io::Result<Vec<Self>> {
+        let mut taken = BTreeSet::new();
+        let mut adopted = Vec::new();
+        for options in devices {
+            let mut fds = BTreeMap::new();
+            for (name, fd) in options.fds().map_err(io::Error::other)? {
+                if !taken.insert(fd) {
+                    return Err(io::Error::other(format!("{name}: {fd} is given twice")));
+                }
+                // SAFETY: no pointers; the kernel says whether the number is open.
+                if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+                    return Err(io::Error::other(format!("{name}: {fd} is not open")));
+                }
+                // SAFETY: it is open, was given to this process for this purpose, and is in `taken` only now.
+                fds.insert(name, unsafe { OwnedFd::from_raw_fd(fd) });
             }
-            // SAFETY: it is open, was given to this process for this purpose, and `named` holds no number twice.
-            fds.insert(*name, unsafe { OwnedFd::from_raw_fd(*fd) });
+            adopted.push(Inherited {
+                fds,
+                reach: Vec::new(),
+            });
         }
-        close_others(named.values().copied())?;
-        Ok(Inherited {
-            fds,
-            reach: Vec::new(),
-        })
+        close_others(taken.into_iter())?;
+        Ok(adopted)
     }
 
     /// The descriptor behind an option, once.

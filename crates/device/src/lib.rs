@@ -1,13 +1,14 @@
 //! What all device processes share.
 //!
 //! A device process is the backend of one virtual device, speaks vhost-user with one VMM at a time, and holds nothing but
-//! what its device needs. [`run`] is the whole of its `main`: it reads the command line, takes over the descriptors named
+//! what its device needs. [`Program::run`] is the whole of its `main`: it reads the command line, takes over the descriptors named
 //! there and closes every other one, forbids dumps, has the device opened, gives up what it can reach by name (Landlock), puts the
 //! filter of system calls on, and serves. It has one thread, from the first to the last moment, so that no filter has to allow a
-//! second one.
+//! second one. Only a [`Bundle`] of several devices has more: one for each, made before the filter is on.
 //!
 //! A [`Device`] sees queues and memory, and no socket.
 
+mod bundle;
 mod early;
 mod frontend;
 #[cfg(feature = "hostile")]
@@ -24,6 +25,7 @@ mod serve;
 mod vring;
 mod watch;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -31,6 +33,9 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
+use landlock::Reach;
+
+pub use bundle::Bundle;
 pub use inflight::{create as create_inflight, Inflight, InflightError};
 pub use inherited::Inherited;
 pub use lent::{Fault, Lent, Slice, MAX_BYTES, MAX_SLICES};
@@ -169,98 +174,170 @@ pub trait Device: Send {
     }
 }
 
+/// Makes a device of what its process was given.
+pub type Open = Box<dyn FnOnce(&mut Inherited) -> io::Result<Box<dyn Device>> + Send>;
+
+/// One kind of device: what its process is told, and what becomes of that.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// A word for it, where there are several kinds.
+    pub name: &'static str,
+    /// Its options.
+    pub syntax: Syntax,
+    /// What it does when the frontend is gone.
+    pub reconnect: Reconnect,
+    /// Reads its own options and opens nothing; what this gives back makes the device.
+    pub read: fn(&Options) -> Result<Open, OptionsError>,
+}
+
 /// A device program.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
     /// Its name, in front of every line it logs.
     pub name: &'static str,
-    /// Its options.
-    pub syntax: Syntax,
+    /// What it is.
+    pub kind: Kind,
     /// The filter it puts on itself once it is ready: a classic BPF program.
     pub filter: &'static [u8],
-    /// What it does when the frontend is gone.
-    pub reconnect: Reconnect,
 }
 
 impl Program {
-    /// The whole of `main`. `parse` reads the program's own options and opens nothing; `open` makes the device.
-    pub fn run<A>(
-        &self,
-        parse: impl FnOnce(&Options) -> Result<A, OptionsError>,
-        open: impl FnOnce(A, &mut Inherited) -> io::Result<Box<dyn Device>>,
-    ) -> ExitCode {
-        logger::set_program(self.name);
+    /// The whole of `main`.
+    #[must_use]
+    pub fn run(&self) -> ExitCode {
         let words = std::env::args_os().skip(1);
-        let parsed = Options::parse(self.syntax, words).and_then(|options| {
-            let level = options.optional(options::LOG_LEVEL, |text| text.parse().ok())?;
-            options.fds()?;
-            let arguments = parse(&options)?;
-            Ok((options, level, arguments))
-        });
-        let (options, level, arguments) = match parsed {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                eprintln!("{}: {error}", self.name);
-                return ExitCode::from(BAD_USAGE);
-            }
-        };
-        logger::start(level.unwrap_or(log::LevelFilter::Warn));
-        match self.serve(&options, arguments, open) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("{}: {error}", self.name);
-                let cause = error.get_ref();
-                if cause.is_some_and(|cause| cause.is::<Unusable>()) {
-                    ExitCode::from(UNUSABLE)
-                } else if let Some(Over::PeerGone) = cause.and_then(|cause| cause.downcast_ref()) {
-                    ExitCode::from(PEER_GONE)
-                } else {
-                    ExitCode::FAILURE
-                }
-            }
-        }
+        run(
+            self.name,
+            || Ok(vec![read(self.kind, words)?]),
+            |told| self.serve(told),
+        )
     }
 
-    fn serve<A>(
-        &self,
-        options: &Options,
-        arguments: A,
-        open: impl FnOnce(A, &mut Inherited) -> io::Result<Box<dyn Device>>,
-    ) -> io::Result<()> {
+    fn serve(&self, mut told: Vec<Told>) -> io::Result<()> {
         process::harden()?;
         #[cfg(feature = "hostile")]
-        hostile::give_up(options)?;
-        let mut inherited = Inherited::adopt(options)?;
+        for told in &told {
+            hostile::give_up(&told.options)?;
+        }
+        let mut inherited = Inherited::adopt(told.iter().map(|told| &told.options))?;
         // Whatever the process was started in may not be its to come back to.
         std::env::set_current_dir("/")?;
-        let signals = process::end_signals()?;
-        let socket = inherited.take_socket()?;
-        let device =
-            open(arguments, &mut inherited).map_err(|error| io::Error::other(Unusable(error)))?;
-        let reach = inherited.take_reach();
-        // A descriptor that the program did not take is not kept.
-        drop(inherited);
-        let server = serve::Server::new(device, signals)?;
-        #[cfg(feature = "hostile")]
-        let is_filtered = !hostile::is_bare(options);
-        #[cfg(not(feature = "hostile"))]
-        let is_filtered = true;
-        #[cfg(feature = "hostile")]
-        let is_limited = !hostile::is_unlimited(options);
-        #[cfg(not(feature = "hostile"))]
-        let is_limited = true;
-        if is_limited {
-            landlock::limit(&reach).map_err(|error| {
-                io::Error::other(format!("cannot limit what it can reach: {error}"))
-            })?;
+        process::block_end_signals()?;
+        let (Some(told), Some(inherited)) = (told.pop(), inherited.pop()) else {
+            return Err(io::Error::other("there is no device"));
+        };
+        let options = told.options.clone();
+        let prepared = prepare(told, inherited)?;
+        limit(&prepared.reach, &options)?;
+        confine(self.filter, &options)?;
+        prepared.serve()
+    }
+}
+
+/// A device as the command line describes it.
+struct Told {
+    kind: Kind,
+    options: Options,
+    level: Option<log::LevelFilter>,
+    open: Open,
+}
+
+fn read(kind: Kind, words: impl Iterator<Item = OsString>) -> Result<Told, OptionsError> {
+    let options = Options::parse(kind.syntax, words)?;
+    let level = options.optional(options::LOG_LEVEL, |text| text.parse().ok())?;
+    options.fds()?;
+    let open = (kind.read)(&options)?;
+    Ok(Told {
+        kind,
+        options,
+        level,
+        open,
+    })
+}
+
+/// A device that only has to be let loose.
+struct Prepared {
+    server: serve::Server,
+    reach: Vec<Reach>,
+    socket: inherited::Socket,
+    reconnect: Reconnect,
+}
+
+impl Prepared {
+    fn serve(self) -> io::Result<()> {
+        self.server.run(self.socket, self.reconnect)
+    }
+}
+
+fn prepare(told: Told, mut inherited: Inherited) -> io::Result<Prepared> {
+    let socket = inherited.take_socket()?;
+    let device = (told.open)(&mut inherited).map_err(|error| io::Error::other(Unusable(error)))?;
+    Ok(Prepared {
+        reach: inherited.take_reach(),
+        server: serve::Server::new(device, process::end_signals()?)?,
+        socket,
+        reconnect: told.kind.reconnect,
+    })
+}
+
+/// Takes from the calling thread what it could reach by name, but for what the device has kept.
+fn limit(reach: &[Reach], options: &Options) -> io::Result<()> {
+    #[cfg(feature = "hostile")]
+    let is_limited = !hostile::is_unlimited(options);
+    #[cfg(not(feature = "hostile"))]
+    let (is_limited, _) = (true, options);
+    if is_limited {
+        landlock::limit(reach).map_err(|error| {
+            io::Error::other(format!("cannot limit what it can reach: {error}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// Puts the filter from inside on the whole process.
+fn confine(filter: &[u8], options: &Options) -> io::Result<()> {
+    #[cfg(feature = "hostile")]
+    let is_filtered = !hostile::is_bare(options);
+    #[cfg(not(feature = "hostile"))]
+    let (is_filtered, _) = (true, options);
+    if is_filtered {
+        process::install_filter(filter).map_err(|error| {
+            io::Error::other(format!("cannot limit its own system calls: {error}"))
+        })?;
+    }
+    #[cfg(feature = "hostile")]
+    hostile::run(options).map_err(io::Error::other)?;
+    Ok(())
+}
+
+/// What every device program does with what it was told, and how it ends.
+fn run(
+    name: &'static str,
+    read: impl FnOnce() -> Result<Vec<Told>, OptionsError>,
+    serve: impl FnOnce(Vec<Told>) -> io::Result<()>,
+) -> ExitCode {
+    logger::set_program(name);
+    let told = match read() {
+        Ok(told) => told,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            return ExitCode::from(BAD_USAGE);
         }
-        if is_filtered {
-            process::install_filter(self.filter).map_err(|error| {
-                io::Error::other(format!("cannot limit its own system calls: {error}"))
-            })?;
+    };
+    let level = told.iter().filter_map(|told| told.level).max();
+    logger::start(level.unwrap_or(log::LevelFilter::Warn));
+    match serve(told) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            let cause = error.get_ref();
+            if cause.is_some_and(|cause| cause.is::<Unusable>()) {
+                ExitCode::from(UNUSABLE)
+            } else if let Some(Over::PeerGone) = cause.and_then(|cause| cause.downcast_ref()) {
+                ExitCode::from(PEER_GONE)
+            } else {
+                ExitCode::FAILURE
+            }
         }
-        #[cfg(feature = "hostile")]
-        hostile::run(options).map_err(io::Error::other)?;
-        server.run(socket, self.reconnect)
     }
 }

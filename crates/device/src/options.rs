@@ -66,7 +66,7 @@ const COMMON_FLAGS: &[&str] = &[
 ];
 
 /// A command line that has been taken apart.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Options {
     given: BTreeMap<&'static str, String>,
     syntax: Syntax,

@@ -62,26 +62,56 @@ fn catch_bus_errors() -> io::Result<()> {
     Ok(())
 }
 
-/// Turns the signals that ask for an end into something to read from a descriptor.
-///
-/// # Errors
-/// When the kernel refuses.
-pub(crate) fn end_signals() -> io::Result<OwnedFd> {
-    // SAFETY: all-zero bytes are a valid `sigset_t`, and the calls only read and write that one.
+/// The signals that ask for an end.
+fn end_set() -> libc::sigset_t {
+    // SAFETY: all-zero bytes are a valid `sigset_t`, and the calls only write that one.
     unsafe {
         let mut signals: libc::sigset_t = std::mem::zeroed();
         for signo in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
             libc::sigaddset(&mut signals, signo);
         }
-        if libc::sigprocmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut()) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let fd = libc::signalfd(-1, &signals, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(OwnedFd::from_raw_fd(fd))
+        signals
     }
+}
+
+/// Keeps the signals that ask for an end waiting, in this thread and those it makes.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn block_end_signals() -> io::Result<()> {
+    let signals = end_set();
+    // SAFETY: `signals` is valid and only read.
+    if unsafe { libc::sigprocmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Turns the signals that ask for an end, once they are blocked, into something to read from a descriptor.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn end_signals() -> io::Result<OwnedFd> {
+    let signals = end_set();
+    // SAFETY: `signals` is valid and only read.
+    let fd = unsafe { libc::signalfd(-1, &signals, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives the calling thread a working directory and a file mask of its own.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn leave_shared_directory() -> io::Result<()> {
+    // SAFETY: no pointers; nothing of the other threads changes.
+    if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// One instruction of a filter (`struct sock_filter`).

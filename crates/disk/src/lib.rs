@@ -7,6 +7,7 @@
 pub mod bytes;
 pub mod config;
 pub mod device;
+pub mod kind;
 pub mod qcow2;
 pub mod raw;
 pub mod request;

@@ -33,7 +33,7 @@ pub struct Args {
     pub cache: Cache,
     /// How owners are translated.
     pub ids: Ids,
-    /// Wanted limit of open descriptors; `None` is the hard limit of the process.
+    /// How many descriptors it may use; `None` is the hard limit of the process.
     pub fd_limit: Option<u64>,
     /// Refuse everything that writes.
     pub is_readonly: bool,

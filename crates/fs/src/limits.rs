@@ -9,7 +9,7 @@ pub const RESERVED_FDS: u64 = 64;
 /// The smallest limit the server starts with.
 pub const MIN_FDS: u64 = 2 * RESERVED_FDS;
 
-/// Raises the soft limit of open files to `wanted`, or to the hard limit, and returns the new soft limit.
+/// Raises the soft limit of open files to the hard limit, and returns how many of them this server may use: all, or `wanted`.
 ///
 /// # Errors
 /// When the limits cannot be read or set, or when fewer than [`MIN_FDS`] would be left.
@@ -22,17 +22,15 @@ pub fn raise_fd_limit(wanted: Option<u64>) -> io::Result<u64> {
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    limit.rlim_cur = wanted.unwrap_or(limit.rlim_max).min(limit.rlim_max);
-    if limit.rlim_cur < MIN_FDS {
-        let text = format!(
-            "at most {} open files are allowed, {MIN_FDS} are needed",
-            limit.rlim_cur
-        );
+    let usable = wanted.unwrap_or(limit.rlim_max).min(limit.rlim_max);
+    if usable < MIN_FDS {
+        let text = format!("at most {usable} open files are allowed, {MIN_FDS} are needed");
         return Err(io::Error::other(text));
     }
+    limit.rlim_cur = limit.rlim_max;
     // SAFETY: `limit` is a valid rlimit and is only read.
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(limit.rlim_cur)
+    Ok(usable)
 }

@@ -3,24 +3,34 @@
 use std::io;
 use std::process::ExitCode;
 
-use cloche_device::{Device, Inherited, Options, OptionsError, Program, Reconnect, Syntax};
+use cloche_device::{Device, Inherited, Kind, Options, OptionsError, Program, Reconnect, Syntax};
 use cloche_net::device::Front;
 use cloche_net::frame::{Mac, Rules, DEFAULT_MTU, MOST_MTU};
 
 const PEER: &str = "--peer-fd";
 
+/// The network's front as a kind of device.
+const KIND: Kind = Kind {
+    name: "net",
+    syntax: Syntax {
+        values: &["--mac", "--mtu"],
+        flags: &[],
+        fds: &[PEER],
+    },
+    reconnect: Reconnect::AcceptAgain,
+    read: |options| {
+        let rules = read_args(options)?;
+        Ok(Box::new(move |inherited| open(rules, inherited)))
+    },
+};
+
 fn main() -> ExitCode {
     let program = Program {
         name: "cloche-net",
-        syntax: Syntax {
-            values: &["--mac", "--mtu"],
-            flags: &[],
-            fds: &[PEER],
-        },
+        kind: KIND,
         filter: include_bytes!(concat!(env!("OUT_DIR"), "/inner.filter")),
-        reconnect: Reconnect::AcceptAgain,
     };
-    program.run(read_args, open)
+    program.run()
 }
 
 fn read_args(options: &Options) -> Result<Rules, OptionsError> {

@@ -7,7 +7,7 @@
 
 mod constants;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use seccompiler::{compile_from_json, TargetArch};
@@ -36,7 +36,7 @@ pub enum PolicyError {
     /// A call is allowed twice on the same conditions, or both with and without conditions.
     #[error("{0} is named twice")]
     Twice(String),
-    /// The policy that this one extends cannot be read, or extends a third one.
+    /// A policy that this one extends cannot be read, extends a third one, or treats unknown calls otherwise than others.
     #[error("the policy {0:?} cannot be extended")]
     Base(String),
     /// An argument is compared with something unknown.
@@ -53,9 +53,9 @@ pub enum PolicyError {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Policy {
-    /// Another policy in the same directory, to which this one adds calls.
+    /// Other policies in the same directory, to which this one adds calls: what any of them allows is allowed.
     #[serde(default)]
-    extends: Option<String>,
+    extends: Bases,
     /// What a call that is not named is answered with.
     #[serde(default)]
     unknown: Unknown,
@@ -65,8 +65,28 @@ struct Policy {
     start: Vec<Entry>,
 }
 
-/// What becomes of a call that no entry allows.
+/// The names of the policies that one extends.
 #[derive(Debug, Default, Deserialize)]
+#[serde(untagged)]
+enum Bases {
+    #[default]
+    None,
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Bases {
+    fn names(&self) -> &[String] {
+        match self {
+            Bases::None => &[],
+            Bases::One(name) => std::slice::from_ref(name),
+            Bases::Several(names) => names,
+        }
+    }
+}
+
+/// What becomes of a call that no entry allows.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 enum Unknown {
     /// The process is killed.
     #[default]
@@ -131,66 +151,131 @@ impl Constant {
 /// When the policy is wrong; see [`PolicyError`].
 pub fn compile(policy: &str, filter: Filter) -> Result<Vec<u8>, PolicyError> {
     let policy: Policy = toml::from_str(policy)?;
-    match policy.extends {
-        Some(name) => Err(PolicyError::Base(name)),
-        None => compile_policy(&policy, filter),
+    match policy.extends.names() {
+        [name, ..] => Err(PolicyError::Base(name.clone())),
+        [] => compile_policy(&policy, &[], filter),
     }
 }
 
-/// Compiles one filter of the policy in a file, with the calls of the policy beside it that it extends.
+/// Compiles one filter of the policy in a file, with the calls of the policies beside it that it extends.
 ///
 /// # Errors
 /// When a policy is wrong, or cannot be read; see [`PolicyError`].
 pub fn compile_file(path: &Path, filter: Filter) -> Result<Vec<u8>, PolicyError> {
-    let read = |path: &Path| {
-        let unreadable = || PolicyError::Base(path.display().to_string());
-        std::fs::read_to_string(path).map_err(|_| unreadable())
-    };
-    let policy: Policy = toml::from_str(&read(path)?)?;
-    let Some(name) = policy.extends else {
-        return compile_policy(&policy, filter);
-    };
-    let mut base: Policy = toml::from_str(&read(&path.with_file_name(format!("{name}.toml")))?)?;
-    if base.extends.is_some() {
-        return Err(PolicyError::Base(name));
+    let policy = read(path)?;
+    let mut bases = Vec::new();
+    for name in policy.extends.names() {
+        let base = read(&path.with_file_name(format!("{name}.toml")))?;
+        if !base.extends.names().is_empty() {
+            return Err(PolicyError::Base(name.clone()));
+        }
+        bases.push(base);
     }
-    base.always.extend(policy.always);
-    base.start.extend(policy.start);
-    compile_policy(&base, filter)
+    compile_policy(&policy, &bases, filter)
 }
 
-fn compile_policy(policy: &Policy, filter: Filter) -> Result<Vec<u8>, PolicyError> {
-    let start: &[Entry] = match filter {
-        Filter::Outer => &policy.start,
-        Filter::Inner => &[],
-    };
-    let mut rules = Vec::new();
-    let mut seen = BTreeSet::new();
-    let mut bare: BTreeMap<&str, bool> = BTreeMap::new();
-    for entry in policy.always.iter().chain(start) {
-        if entry.calls.is_empty() || entry.why.trim().is_empty() {
-            return Err(PolicyError::NoReason(entry.calls.clone()));
-        }
-        let alternatives = alternatives(&entry.args)?;
-        for call in &entry.calls {
-            // A bare call beside one with conditions would make the conditions mean nothing.
-            let is_bare = entry.args.is_empty();
-            if *bare.entry(call).or_insert(is_bare) != is_bare {
-                return Err(PolicyError::Twice(call.clone()));
+fn read(path: &Path) -> Result<Policy, PolicyError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|_| PolicyError::Base(path.display().to_string()))?;
+    Ok(toml::from_str(&text)?)
+}
+
+/// What is allowed: for each call the conditions on its arguments, of which one list must hold. A call that is allowed
+/// whatever its arguments are has one empty list.
+#[derive(Debug, Default)]
+struct Rules<'p>(BTreeMap<&'p str, Vec<Vec<Value>>>);
+
+impl<'p> Rules<'p> {
+    /// Adds entries, none of which may say what is said already or make it mean nothing.
+    fn add(&mut self, entries: &'p [Entry]) -> Result<(), PolicyError> {
+        for entry in entries {
+            if entry.calls.is_empty() || entry.why.trim().is_empty() {
+                return Err(PolicyError::NoReason(entry.calls.clone()));
             }
-            for arguments in &alternatives {
+            let alternatives = alternatives(&entry.args)?;
+            for call in &entry.calls {
+                let known = self.0.entry(call).or_default();
+                // A bare call beside one with conditions would make the conditions mean nothing.
+                let clashes = known.first().is_some_and(Vec::is_empty) != entry.args.is_empty();
+                if !known.is_empty() && clashes {
+                    return Err(PolicyError::Twice(call.clone()));
+                }
+                for arguments in &alternatives {
+                    if known.contains(arguments) {
+                        return Err(PolicyError::Twice(call.clone()));
+                    }
+                    known.push(arguments.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Allows all that others allow, too.
+    fn unite(&mut self, others: Rules<'p>) {
+        for (call, alternatives) in others.0 {
+            let known = self.0.entry(call).or_default();
+            if known.iter().chain(&alternatives).any(Vec::is_empty) {
+                *known = vec![Vec::new()];
+                continue;
+            }
+            for arguments in alternatives {
+                if !known.contains(&arguments) {
+                    known.push(arguments);
+                }
+            }
+        }
+    }
+
+    fn described(&self) -> Vec<Value> {
+        let mut rules = Vec::new();
+        for (call, alternatives) in &self.0 {
+            for arguments in alternatives {
                 let mut rule = json!({ "syscall": call });
                 if !arguments.is_empty() {
                     rule["args"] = Value::Array(arguments.clone());
                 }
-                if !seen.insert(rule.to_string()) {
-                    return Err(PolicyError::Twice(call.clone()));
-                }
                 rules.push(rule);
             }
         }
+        rules
     }
-    let unknown = match policy.unknown {
+}
+
+fn compile_policy(
+    policy: &Policy,
+    bases: &[Policy],
+    filter: Filter,
+) -> Result<Vec<u8>, PolicyError> {
+    let mut rules = Rules::default();
+    let mut starts = Rules::default();
+    for one in bases.iter().chain([policy]) {
+        let mut whole = Rules::default();
+        whole.add(&one.always)?;
+        whole.add(&one.start)?;
+    }
+    for base in bases {
+        let mut always = Rules::default();
+        always.add(&base.always)?;
+        rules.unite(always);
+        let mut start = Rules::default();
+        start.add(&base.start)?;
+        starts.unite(start);
+    }
+    // What one needs for its start and this one always is no contradiction; what it adds must be new where it is added.
+    rules.add(&policy.always)?;
+    starts.add(&policy.start)?;
+    if filter == Filter::Outer {
+        rules.unite(starts);
+    }
+    let rules = rules.described();
+    let unknown = bases.first().unwrap_or(policy).unknown;
+    if let Some(name) = (policy.extends.names().iter().zip(bases))
+        .find_map(|(name, base)| (base.unknown != unknown).then_some(name))
+    {
+        return Err(PolicyError::Base(name.clone()));
+    }
+    let unknown = match unknown {
         Unknown::Kill => json!("kill_process"),
         Unknown::NoSuchCall => json!({ "errno": libc::ENOSYS }),
     };
@@ -224,12 +309,15 @@ fn compile_policy(policy: &Policy, filter: Filter) -> Result<Vec<u8>, PolicyErro
 /// # Panics
 /// When there is no such policy or it is wrong: the build ends with the reason.
 pub fn build(name: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../policies/{name}.toml"));
-    println!("cargo:rerun-if-changed={}", path.display());
-    let text = std::fs::read_to_string(&path)
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let filter =
-        compile(&text, Filter::Inner).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies");
+    let path = policies.join(format!("{name}.toml"));
+    let fail = |error: PolicyError| -> ! { panic!("{}: {error}", path.display()) };
+    let bases = read(&path).unwrap_or_else(|error| fail(error)).extends;
+    for name in bases.names().iter().map(String::as_str).chain([name]) {
+        let path = policies.join(format!("{name}.toml"));
+        println!("cargo:rerun-if-changed={}", path.display());
+    }
+    let filter = compile_file(&path, Filter::Inner).unwrap_or_else(|error| fail(error));
     let output = std::env::var_os("OUT_DIR").unwrap_or_default();
     let output = Path::new(&output).join("inner.filter");
     std::fs::write(&output, filter).unwrap_or_else(|error| panic!("{}: {error}", output.display()));
@@ -397,6 +485,62 @@ mod tests {
             assert_eq!(base, compile(BASE, filter).unwrap());
             assert_ne!(extended, base);
         }
+    }
+
+    #[test]
+    fn a_policy_that_extends_several_allows_what_any_of_them_allows() {
+        let one = r#"
+            [[always]]
+            calls = ["fcntl"]
+            args = [{ index = 1, one_of = [1] }]
+            why = "flags"
+            [[always]]
+            calls = ["fallocate"]
+            args = [{ index = 1, one_of = [3] }]
+            why = "holes"
+            [[start]]
+            calls = ["brk"]
+            why = "start"
+        "#;
+        let other = r#"
+            [[always]]
+            calls = ["fcntl"]
+            args = [{ index = 1, one_of = [1, 2] }]
+            why = "more flags"
+            [[always]]
+            calls = ["fallocate", "brk"]
+            why = "work"
+        "#;
+        let both = r#"
+            extends = ["one", "other"]
+            [[always]]
+            calls = ["futex"]
+            why = "threads"
+        "#;
+        let whole = r#"
+            [[always]]
+            calls = ["fcntl"]
+            args = [{ index = 1, one_of = [1, 2] }]
+            why = "flags"
+            [[always]]
+            calls = ["fallocate", "brk", "futex"]
+            why = "work"
+        "#;
+        let lax = "unknown = \"ENOSYS\"\n[[always]]\ncalls = [\"read\"]\nwhy = \"x\"";
+        let mixed = "extends = [\"one\", \"lax\"]";
+        let written = [
+            ("one", one),
+            ("other", other),
+            ("both", both),
+            ("lax", lax),
+            ("mixed", mixed),
+        ];
+        let policies = Policies::write("several", &written);
+        for filter in [Filter::Outer, Filter::Inner] {
+            let united = policies.compile("both", filter).unwrap();
+            assert_eq!(united, compile(whole, filter).unwrap());
+        }
+        assert!(policies.compile("mixed", Filter::Inner).is_err());
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use cloche_device::{Broken, Chain, Device, Memory, Progress, Vring, Written};
+use cloche_device::{
+    Broken, Chain, Device, Kind, Memory, Progress, Reconnect, Syntax, Vring, Written,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 /// The most one request gets; a guest's kernel asks for 64 bytes or so. What a guest takes costs the host's processor, so no
@@ -14,6 +16,19 @@ const PIECE: usize = 256;
 
 /// As many as QEMU's virtio-mmio offers a guest, whatever the device would like.
 const QUEUE_SIZE: u16 = 1024;
+
+/// The entropy device as a kind of device.
+pub const KIND: Kind = Kind {
+    name: "rng",
+    syntax: Syntax {
+        values: &[],
+        flags: &[],
+        fds: &[],
+    },
+    // QEMU does not connect again.
+    reconnect: Reconnect::Exit,
+    read: |_| Ok(Box::new(|_| Ok(Box::new(Entropy::new())))),
+};
 
 /// The device. It keeps nothing: not one random byte outlives its request.
 #[derive(Debug, Default)]

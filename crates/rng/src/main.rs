@@ -1,24 +1,14 @@
-//! `cloche-rng`: gives one guest random numbers over vhost-user, then ends.
+//! `cloche-rng`: gives one guest random numbers over vhost-user.
 
 use std::process::ExitCode;
 
-use cloche_device::{Device, Program, Reconnect, Syntax};
-use cloche_rng::Entropy;
+use cloche_device::Program;
 
 fn main() -> ExitCode {
     let program = Program {
         name: "cloche-rng",
-        syntax: Syntax {
-            values: &[],
-            flags: &[],
-            fds: &[],
-        },
+        kind: cloche_rng::KIND,
         filter: include_bytes!(concat!(env!("OUT_DIR"), "/inner.filter")),
-        // QEMU does not connect again.
-        reconnect: Reconnect::Exit,
     };
-    program.run(
-        |_| Ok(()),
-        |(), _| Ok(Box::new(Entropy::new()) as Box<dyn Device>),
-    )
+    program.run()
 }

@@ -11,6 +11,7 @@ from cloche.domain.find import find_domain
 from cloche.errors import UsageError
 from cloche.host.procfs import CAPABILITY_SETS, NAMESPACES
 from cloche.host.text import escape_untrusted
+from cloche.model.machine import NOT_APART
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def as_json(audit: Audit) -> dict[str, object]:
         "domain": audit.domain,
         "supervisor": audit.supervisor,
         "insecure": list(audit.insecure),
+        "devices": audit.devices,
         "ok": not audit.failures,
         "failures": list(audit.failures),
         "processes": [_process_as_json(one) for one in audit.processes],
@@ -140,6 +142,9 @@ def in_words(audit: Audit, *, color: bool = False, files: bool = False) -> str:
         lines.append("the filters are counted: whether they are those of the policies only root can read")
     if files:
         lines += [line for one in audit.processes for line in _file_lines(one)]
+    if audit.devices in NOT_APART:
+        line = f"GIVEN UP by --devices={audit.devices}: {NOT_APART[audit.devices]}"
+        lines.append(_red(line, color=color))
     for part in audit.insecure:
         lines.append(_red(f"GIVEN UP by --insecure-no-jail={_plain(os.fsencode(part))}", color=color))
     lines += [_red(f"FAILED {line}", color=color) for line in audit.failures]

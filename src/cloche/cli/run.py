@@ -20,6 +20,7 @@ from cloche.host.text import escape_untrusted
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import Warden
 from cloche.model.jail import INSECURE_PARTS
+from cloche.model.machine import NOT_APART
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def main(parsed: Parsed) -> int:
         timings.mark("plan")
         for line in plan.notices:
             _notice_once(line)
+        # At every run: nobody should get used to it.
+        if plan.devices in NOT_APART:
+            log.notice(f"{NOT_APART[plan.devices]} (--devices={plan.devices})")
         for part in plan.insecure:
-            # At every run: nobody should get used to it.
             log.notice(f"the jails are without {INSECURE_PARTS[part]} (--insecure-no-jail={part})")
         run = _Run(parsed, request, plan, timings, warden, terminal=Terminal(wants_tty, keys, warden.keeper))
     except BaseException:
@@ -106,6 +109,8 @@ def build_request(parsed: Parsed) -> RunRequest:
             "shell_on_failure",
             "strace",
             "share_later",
+            "devices",
+            "hwrng",
         )
         if key in given
     }

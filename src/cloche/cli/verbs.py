@@ -32,6 +32,7 @@ RUN_OPTIONS = (
         metavar="TAG=FILE[,format=raw|qcow2][,ro]",
         repeat=True,
     ),
+    Option(("--hwrng",), "Give the machine a device with random numbers of the host: /dev/hwrng."),
     Option(
         ("--net",),
         "Give the guest a network card whose frames go to a socket (passt's, another's).",
@@ -81,6 +82,11 @@ RUN_OPTIONS = (
     Option(("--agent-log",), "Show the agent's messages on stderr."),
     Option(("--shell-on-failure",), "Open a shell in the guest when the program fails."),
     Option(("--strace",), "Run the program under the guest's strace."),
+    Option(
+        ("--devices",),
+        "Where the machine's devices are: process (each in its own, the default), bundled or vmm (both weaker).",
+        metavar="process|bundled|vmm",
+    ),
     Option(
         ("--insecure-no-jail",),
         "Leave out a part of the jails that this host cannot have: seccomp, namespaces or ids.",

@@ -17,6 +17,7 @@ from cloche.host.procfs import CAPABILITY_SETS, NAMESPACES, Process, descendants
 from cloche.host.text import escape_untrusted
 from cloche.host.tools import read_filter
 from cloche.model.audit import ALL, CONTAINED, INIT, WARDEN, Hold, hold_of_program
+from cloche.model.machine import Devices
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Audited(Record):
         filters: The filters of system calls that it has besides the supervisor's.
         calls: How many system calls these let through; None when they are not those of its policy.
         failures: What does not hold, a clause each.
+        devices: Whose devices it holds together (``model.machine.NOT_APART``), empty where they are apart.
     """
 
     role: str
@@ -54,6 +56,7 @@ class Audited(Record):
     filters: int
     calls: int | None
     failures: tuple[str, ...]
+    devices: str = ""
 
 
 class Audit(Record):
@@ -69,6 +72,11 @@ class Audit(Record):
         """One line for each thing that does not hold."""
         lines = [f"{one.role} ({one.process.pid}) {what}" for one in self.processes for what in one.failures]
         return tuple(lines)
+
+    @property
+    def devices(self) -> str:
+        """Where its devices are (``model.machine.Devices``)."""
+        return next((one.devices for one in self.processes if one.devices), Devices.PROCESS)
 
 
 def audit_domain(running: Running) -> Audit:
@@ -166,7 +174,7 @@ def _judge(process: Process, warden: Process, roles: _Roles) -> Audited:
         return Audited("starting" if starting else "unknown", process, own, filters, None, (why,))
     calls = _calls(hold) if hold.calls and filters == hold.filters else None
     failures = (*roles.check_parent(hold, process), *_failures(hold, process, warden, own))
-    return Audited(hold.role, process, own, filters, calls, failures)
+    return Audited(hold.role, process, own, filters, calls, failures, hold.devices)
 
 
 def own_namespaces(process: Process, reference: Process) -> tuple[str, ...]:

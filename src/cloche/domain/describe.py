@@ -7,6 +7,7 @@ import os
 from cloche.host.text import escape_untrusted
 from cloche.model.guest import MS_BIND, MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
 from cloche.model.jail import INSECURE_PARTS, BindFlag, JailFlag, Namespace
+from cloche.model.machine import NOT_APART
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def describe_plan(plan: LaunchPlan, unsaveable: str = "") -> str:
         )
         lines.append(f"initramfs   {_text(machine.kernel.initrd)}")
     lines.append(f"saveable    {f'no: {unsaveable}' if unsaveable else 'yes'}")
+    if plan.devices in NOT_APART:
+        lines.append(f"devices     {NOT_APART[plan.devices]}")
     for part in plan.insecure:
         lines.append(f"insecure    without {INSECURE_PARTS[part]}")
     for endpoint in plan.endpoints:

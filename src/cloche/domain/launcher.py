@@ -320,7 +320,7 @@ class Launcher:
         process = self.plan.processes[event.id]
         how = f"was killed by signal {event.signal}" if event.signal else f"exited with status {event.status}"
         log.debug(f"{process.name} {how}")
-        if process.name.startswith("fs-") and event.status == 0:
+        if process.name.startswith(("fs-", "devices")) and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
         if process.files and event.status == _UNUSABLE:
             from cloche.domain import reasons

@@ -16,13 +16,8 @@ if TYPE_CHECKING:
     from cloche.model.plan import LaunchPlan
     from cloche.model.request import RunRequest
 
-_OWN = (
-    ("agent", "cloche-agent"),
-    ("warden", "cloche-warden"),
-    ("fs", "cloche-fs"),
-    ("disk", "cloche-disk"),
-    ("net", "cloche-net"),
-)
+#: Fields of ``model.facts.Tools``: each is a program of cloche's own.
+_OWN = ("agent", "warden", "fs", "disk", "net", "rng", "bundle")
 
 
 def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) -> LaunchPlan:
@@ -35,9 +30,9 @@ def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) ->
         CommandNotFoundError, CommandNotExecutableError: The program cannot be there.
     """
     driver = find_driver(request.driver)
-    for field, binary in _OWN:
+    for field in _OWN:
         if not getattr(facts.tools, field):
-            raise MissingToolError(binary, hint="Run `make setup` in cloche's directory.")
+            raise MissingToolError(f"cloche-{field}", hint="Run `make setup` in cloche's directory.")
     status = driver.status(facts)
     if not status.usable:
         raise HostError(

@@ -11,7 +11,7 @@ from cloche.drivers.contract import Capabilities, DriverStatus
 from cloche.errors import HostError, UsageError
 from cloche.model.guest import CopyTree, Step
 from cloche.model.jail import AS_IS, Bind, BindFlag, Dev, Dir, Jail, JailFlag, Namespace, Proc, Symlink
-from cloche.model.machine import Isolation
+from cloche.model.machine import Devices, Isolation
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, ProcessPlan, SharingPlan
 from cloche.plan.guest import build_command, build_copy_steps, resolve_user, shown_trees
 from cloche.plan.shares import check_places, contains
@@ -110,6 +110,8 @@ def _refuse_unsupported(request: RunRequest, facts: HostFacts) -> None:
         ("--disk", bool(request.disks)),
         ("--share-later", request.share_later),
         ("--net", request.network is not None),
+        ("--hwrng", request.hwrng),
+        (f"--devices={request.devices}", request.devices != Devices.PROCESS),
         ("--insecure-no-jail", bool(request.insecure)),
         ("--privileged", request.privileged and facts.user.uid != 0),
         ("--user", request.user not in (None, facts.user.name, str(facts.user.uid))),

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from cloche.model.jail import IdRange
 
 #: As much of /etc/skel as is sent with a plan: far more than distributions put there, and little to send.
+#: The programs that are jailed.
+_FILTERS = (
+    "cloche-fs",
+    "cloche-disk",
+    "cloche-rng",
+    "cloche-bundle",
+    "qemu",
+    "qemu-reconnect",
+    "qemu-devices",
+)
 _SKELETON_BYTES, _SKELETON_ENTRIES = 64 * 1024, 64
 
 
@@ -42,6 +52,8 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
             fs=tools.find_own_binary("cloche-fs"),
             disk=tools.find_own_binary("cloche-disk"),
             net=tools.find_own_binary("cloche-net"),
+            rng=tools.find_own_binary("cloche-rng"),
+            bundle=tools.find_own_binary("cloche-bundle"),
         ),
         cpus=len(os.sched_getaffinity(0)),
         memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024),

@@ -6,6 +6,7 @@ to them; ``cloche audit`` holds the kernel's own account of a running domain to 
 
 from __future__ import annotations
 
+from cloche.model.machine import Devices
 from cloche.record import Record
 
 #: The namespaces of a device process and of the VMM, by the names in /proc/PID/ns: all there are.
@@ -34,6 +35,7 @@ class Hold(Record):
             that is not looked at.
         own_id: Whether, where root is the owner, it must run under an id that nobody else has.
         calls: The policy whose number of calls it may make; empty for none.
+        devices: Whose devices it holds together (``model.machine.NOT_APART``); empty where they are apart.
     """
 
     role: str
@@ -48,6 +50,7 @@ class Hold(Record):
     writable: tuple[str, ...] | None = None
     calls: str = ""
     own_id: bool = False
+    devices: str = ""
 
 
 #: The outer process waits for PID 1, keeps the supervisor's terminal, and does nothing else; it runs no foreign code
@@ -95,10 +98,21 @@ VMM = Hold(
 #: QEMU connects again to processes that have died; their sockets are all that is in this directory.
 RECONNECT_DIRECTORY = "/run/devices/"
 RECONNECTING_VMM = VMM._replace(writable=(*(VMM.writable or ()), RECONNECT_DIRECTORY), calls="qemu-reconnect")
+#: Where the shares are in a jail that shows other trees, too.
+_SHARES = "/stage/shares/"
+#: A QEMU that does the work of all devices itself.
+LADEN_VMM = VMM._replace(writable=(*(VMM.writable or ()), _SHARES), calls="qemu-devices", devices=Devices.VMM)
 #: bubblewrap waits for what is in its container.
 CONTAINER = Hold("container", filters=1, namespaces=("user", "mnt", "pid"))
 #: The agent and the programs in a container share the host's kernel, and hardly any filter is between.
 CONTAINED = Hold("contained", filters=1, namespaces=ALL, session=False)
+
+
+def _hold_together(writable: bool, *, as_root: bool) -> tuple[int, bool]:
+    """Return the capabilities of whoever serves all trees, and whether its id must be its own."""
+    if not as_root:
+        return 0, True
+    return READER_CAPABILITIES | (OWNER_CAPABILITIES if writable else 0), not writable
 
 
 def hold_of_program(program: str, argv: tuple[bytes, ...], *, as_root: bool) -> Hold | None:
@@ -112,7 +126,15 @@ def hold_of_program(program: str, argv: tuple[bytes, ...], *, as_root: bool) -> 
         )
         # Who may become anybody could become root again: another id would hold nothing back.
         return owner._replace(own_id=False)
+    if program == "cloche-bundle":
+        caps, own_id = _hold_together(argv.count(b"--readonly") < argv.count(b"--root"), as_root=as_root)
+        bundle = device("devices", program, capabilities=caps, writable=(_SHARES,))
+        return bundle._replace(devices=Devices.BUNDLED, own_id=own_id)
     if program.startswith("qemu-system-"):
+        if b"-fsdev" in argv:
+            trees = [word for word in argv if word.startswith(b"local,")]
+            caps, own_id = _hold_together(not all(b"readonly=on" in word for word in trees), as_root=as_root)
+            return LADEN_VMM._replace(capabilities=caps, own_id=own_id)
         reconnects = any(RECONNECT_DIRECTORY.encode() in word for word in argv)
         return RECONNECTING_VMM if reconnects else VMM
     if program == "bwrap":

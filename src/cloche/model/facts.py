@@ -40,6 +40,8 @@ class Tools(Record):
     fs: str
     disk: str
     net: str
+    rng: str
+    bundle: str
 
 
 class SkeletonEntry(Record):

@@ -32,6 +32,26 @@ class Accelerator:
     TCG = "tcg"
 
 
+class Devices:
+    """Where a machine's devices are (``--devices``).
+
+    PROCESS: Each in a process of its own, with a jail that holds nothing but what it needs.
+    BUNDLED: All in one process, outside of the VMM.
+    VMM: In the VMM itself.
+    """
+
+    PROCESS = "process"
+    BUNDLED = "bundled"
+    VMM = "vmm"
+
+
+#: What is given up where devices are not apart.
+NOT_APART = {
+    Devices.BUNDLED: "all devices are in one process: a hole in one of them is a hole in all",
+    Devices.VMM: "the devices are in the VMM: a hole in one of them is a hole in all, and in the machine's monitor",
+}
+
+
 class Kernel(Record):
     """A guest kernel that can be booted.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cloche.model.machine import Devices
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class LaunchPlan(Record):
             away.
         boot_timeout_s: Until the agent must have answered, in seconds.
         notices: Lines the user should read (weaker isolation, slower accelerator).
+        devices: Where the machine's devices are (``model.machine.Devices``).
         ids: What an id of a process's own (``model.jail.OWN``) is taken from; None where no jail asks for one.
         sharing: What is shared with it, and how more can be.
         insecure: Parts of the jails that were given up because the user asked for it (``RunRequest.insecure``).
@@ -165,5 +167,6 @@ class LaunchPlan(Record):
     timeout_s: float | None
     sharing: SharingPlan
     notices: tuple[str, ...] = ()
+    devices: str = Devices.PROCESS
     insecure: tuple[str, ...] = ()
     ids: IdRange | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cloche.model.machine import Devices
 from cloche.record import Record
 
 
@@ -74,6 +75,8 @@ class RunRequest(Record):
         pids: The most processes the program may have; None means no limit.
         kernel: A kernel's name; None lets cloche choose.
         accelerator: ``kvm``, ``tcg`` or None for what was found to work.
+        devices: Where the machine's devices are (``model.machine.Devices``).
+        hwrng: Whether it has a device that gives random numbers.
         insecure: Parts of the jails to leave out (``model.jail.INSECURE_PARTS``), for hosts that cannot have them.
         share_later: Be ready to take shares while it runs, although there is none at the start.
         temporary, cold: Accepted and true by nature until profiles and templates exist.
@@ -100,6 +103,8 @@ class RunRequest(Record):
     agent_log: bool = False
     shell_on_failure: bool = False
     strace: bool = False
+    devices: str = Devices.PROCESS
+    hwrng: bool = False
     insecure: tuple[str, ...] = ()
     share_later: bool = False
     temporary: bool = True

@@ -23,6 +23,7 @@ from cloche.model.guest import (
     SwitchRoot,
     WriteFile,
 )
+from cloche.model.machine import Devices
 from cloche.plan.shares import contains
 from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES
 from cloche.record import TYPE_CHECKING
@@ -104,7 +105,7 @@ def build_machine_steps(
         Mkdir(base + b"/system"),
         Mkdir(base + b"/layer"),
         Mkdir(root),
-        Mount(b"virtiofs", SYSTEM_TAG, base + b"/system", MS_RDONLY),
+        mount_tree(SYSTEM_TAG, base + b"/system", MS_RDONLY, devices=request.devices),
         Mount(b"tmpfs", b"layer", base + b"/layer", 0, b"mode=0755,size=80%"),
         Mkdir(base + b"/layer/upper"),
         Mkdir(base + b"/layer/work"),
@@ -121,7 +122,8 @@ def build_machine_steps(
     ]
     if request.shares or request.includes:
         steps.append(Mkdir(base + b"/shares"))
-        steps.append(Mount(b"virtiofs", SHARES_TAG, base + b"/shares", MS_NOSUID | MS_NODEV))
+        flags = MS_NOSUID | MS_NODEV
+        steps.append(mount_tree(SHARES_TAG, base + b"/shares", flags, devices=request.devices))
     # The copies come first: none of them may land in a share.
     steps += build_copy_steps(request.includes, user, person, source=base + b"/shares/i%d", prefix=root)
     steps += _bind_shares(request.shares, user, base + b"/shares/%d", root)
@@ -137,6 +139,15 @@ def build_machine_steps(
     if entropy:
         steps.append(Entropy())
     return tuple(steps)
+
+
+def mount_tree(tag: bytes, target: bytes, flags: int, *, devices: str) -> Mount:
+    """Return the step that mounts a tree of the host's, given how the machine's devices are arranged."""
+    if devices != Devices.VMM:
+        return Mount(b"virtiofs", tag, target, flags)
+    # 9p has no cache that changes on the host end: either all is believed or nothing is kept.
+    cache = b"loose" if flags & MS_RDONLY else b"none"
+    return Mount(b"9p", tag, target, flags, b"trans=virtio,version=9p2000.L,msize=512000,cache=" + cache)
 
 
 def _bind_shares(shares: tuple[Share, ...], user: User, source: bytes, prefix: bytes) -> list[Step]:

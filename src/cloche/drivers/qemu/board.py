@@ -12,7 +12,7 @@ from cloche.record import TYPE_CHECKING, Record
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
     from cloche.model.jail import RootOp
-    from cloche.model.plan import Descriptor, Endpoint, ProcessPlan
+    from cloche.model.plan import Descriptor, Endpoint, OpenFile, ProcessPlan
 
 #: QEMU's microvm has eight virtio-mmio transports, with interrupts 5 to 12 (hw/i386/microvm.c). Number 3 shares its
 #: interrupt with the clock and comes last.
@@ -40,6 +40,11 @@ class DeviceParts(Record):
         descriptors: What QEMU receives for it.
         root: What QEMU's jail shows for it.
         reconnects: Whether QEMU connects to it, again when it has died; QEMU needs another filter then.
+        inside: Whether QEMU does the device's work itself; it needs more calls then, and ``files`` and ``caps``.
+        files: What QEMU has open for it.
+        caps: The capabilities QEMU needs for it, one bit each.
+        as_owner: Whether QEMU must run under its owner's id for it, root's too.
+        notices: What the user should be told about it.
     """
 
     argv: tuple[str, ...]
@@ -48,6 +53,11 @@ class DeviceParts(Record):
     descriptors: tuple[Descriptor, ...] = ()
     root: tuple[RootOp, ...] = ()
     reconnects: bool = False
+    inside: bool = False
+    files: tuple[OpenFile, ...] = ()
+    caps: int = 0
+    as_owner: bool = False
+    notices: tuple[str, ...] = ()
 
 
 class Board:

@@ -1,4 +1,4 @@
-"""The disks of a machine (layer 4, pure), each in a process of its own."""
+"""The disks of a machine (layer 4, pure), each in a process of its own; and what other arrangements share with that."""
 
 from __future__ import annotations
 
@@ -39,12 +39,25 @@ def plan_disks(board: Board, disks: tuple[Disk, ...], facts: HostFacts) -> tuple
     return tuple(_plan_disk(board, disk, f"disk{index}", facts) for index, disk in enumerate(disks))
 
 
-def _plan_disk(board: Board, disk: Disk, name: str, facts: HostFacts) -> DeviceParts:
+def disk_device(board: Board, chardev: str) -> tuple[str, str]:
+    """Return QEMU's words for a disk behind a socket."""
     place = board.place("vhost-user-blk", suffix="")
+    return "-device", f"{place},chardev={chardev},num-queues=1,queue-size={_QUEUE},config-wce=off"
+
+
+def disk_options(disk: Disk, image_fd: int) -> tuple[bytes, ...]:
+    """Return the options that say what a disk of ours is, its image being open as ``image_fd``."""
+    words = [b"--image-fd", b"%d" % image_fd, b"--format", disk.format.encode(), b"--tag", disk.tag.encode()]
+    if not disk.writable:
+        words.append(b"--readonly")
+    return tuple(words)
+
+
+def _plan_disk(board: Board, disk: Disk, name: str, facts: HostFacts) -> DeviceParts:
     return DeviceParts(
         argv=(
             *("-chardev", reconnecting_socket(name, facts)),
-            *("-device", f"{place},chardev={name},num-queues=1,queue-size={_QUEUE},config-wce=off"),
+            *disk_device(board, name),
         ),
         endpoints=(Endpoint(name, EndpointKind.LISTEN),),
         processes=(_plan_process(disk, name, facts),),
@@ -55,25 +68,29 @@ def _plan_disk(board: Board, disk: Disk, name: str, facts: HostFacts) -> DeviceP
 
 def _plan_process(disk: Disk, endpoint: str, facts: HostFacts) -> ProcessPlan:
     # It holds a socket and one open file, and knows no name of either.
-    words = [b"cloche-disk", b"--fd", b"%d" % _SOCKET_FD, b"--image-fd", b"%d" % _IMAGE_FD]
-    words += [b"--format", disk.format.encode(), b"--tag", disk.tag.encode()]
-    if not disk.writable:
-        words.append(b"--readonly")
+    jail = device_jail(facts, "cloche-disk")
     return ProcessPlan(
         name=f"disk-{disk.tag}",
-        argv=tuple(words),
+        argv=(b"cloche-disk", b"--fd", b"%d" % _SOCKET_FD, *disk_options(disk, _IMAGE_FD)),
         env=(),
         descriptors=(Descriptor(endpoint, "listen", _SOCKET_FD),),
-        jail=_limit(device_jail(facts, "cloche-disk"), disk.most_bytes),
+        jail=limit_files(jail, (disk,)),
         executable=facts.tools.disk,
         files=(OpenFile(disk.path, disk.writable, _IMAGE_FD),),
         restarts=True,
     )
 
 
-def _limit(jail: Jail, most_bytes: int | None) -> Jail:
-    """Keep a process from making its file larger than it has to be, and so from filling the host's file system."""
-    if most_bytes is None:
+def limit_files(jail: Jail, disks: tuple[Disk, ...], least: int = _NOTES_BYTES) -> Jail:
+    """Keep a process from making files larger than its disks have to be, and so from filling the host's file system.
+
+    Args:
+        jail: Of a process that writes to no other file of the host.
+        disks: Its disks.
+        least: How large a file it must be able to make in any case, in bytes.
+    """
+    sizes = [disk.most_bytes for disk in disks]
+    if None in sizes:
         return jail
-    most = max(most_bytes, _NOTES_BYTES)
+    most = max(least, *(size for size in sizes if size is not None))
     return jail._replace(rlimits=(*jail.rlimits, (_RLIMIT_FSIZE, most, most)))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from cloche.drivers.qemu.board import Board
-from cloche.drivers.qemu.command import plan_control
-from cloche.drivers.qemu.files import plan_shares, plan_sharing, plan_system_tree
+from cloche.drivers.qemu.command import HUGE_PAGE, plan_control
+from cloche.drivers.qemu.files import SOCKET_FDS, build_trees, plan_file_server, plan_sharing
 from cloche.drivers.qemu.jails import check_insecure, give_up
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.qemu.vmm import plan_vmm
-from cloche.errors import HostError
-from cloche.model.machine import LO_ON_DEMAND, Accelerator, Isolation
+from cloche.errors import HostError, UsageError
+from cloche.model.machine import LO_ON_DEMAND, NOT_APART, Accelerator, Devices, Isolation
 from cloche.model.plan import LaunchPlan
 from cloche.plan.guest import build_command, build_machine_steps, resolve_user, shown_trees
 from cloche.plan.shares import check_places
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cloche.drivers.qemu.board import DeviceParts
     from cloche.model.facts import HostFacts
     from cloche.model.machine import Kernel
     from cloche.model.request import RunRequest
@@ -42,9 +43,10 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         raise HostError(
             "the qemu driver needs a guest kernel", hint="Run `cloche kernel build` or `cloche kernel fetch`."
         )
-    if facts.nofile_hard < _LEAST_FILES:
+    least = _LEAST_FILES * (2 if request.devices == Devices.BUNDLED else 1)
+    if facts.nofile_hard < least:
         raise HostError(
-            f"at most {facts.nofile_hard} open files are allowed here, and cloche needs {_LEAST_FILES}",
+            f"at most {facts.nofile_hard} open files are allowed here, and cloche needs {least}",
             hint=f"Raise the limit where it was lowered: `ulimit -n {_USUAL_FILES}`.",
         )
     machine, notices = choose_machine(request, facts, kernel)
@@ -53,19 +55,15 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     ident = "cloche"
     check_places(request.shares, request.includes)
     board = Board(microvm=kernel.machine == "microvm")
-    devices = [plan_control(board), plan_system_tree(board, facts, ident)]
     shared = bool(request.shares or request.includes or request.share_later)
-    if shared:
-        devices.append(plan_shares(board, request, facts))
-    if request.disks:
-        from cloche.drivers.qemu.disk import plan_disks
-
-        devices += plan_disks(board, request.disks, facts)
-    if request.network:
-        from cloche.drivers.qemu.network import plan_network
-
-        devices.append(plan_network(board, request.network, facts))
+    devices = [plan_control(board), *_plan_devices(board, request, facts, ident)]
     vmm = plan_vmm(facts, machine, board, tuple(devices), boot_log=request.boot_log)
+    if request.disks and request.devices == Devices.VMM and not any(s.writable for s in request.shares):
+        from cloche.drivers.qemu.disk import limit_files
+
+        # The guest's memory is a file, too.
+        limited = limit_files(vmm.jail, request.disks, least=(machine.memory_mib << 20) + HUGE_PAGE)
+        vmm = vmm._replace(jail=limited)
     processes = [process for device in devices for process in device.processes]
     return LaunchPlan(
         driver="qemu",
@@ -92,8 +90,48 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
         or any(disk.writable for disk in request.disks),
         boot_timeout_s=request.boot_timeout_s or _BOOT_TIMEOUT_S[machine.accelerator],
         timeout_s=request.timeout_s,
-        sharing=plan_sharing(request, facts, served=shared),
-        notices=notices,
+        sharing=plan_sharing(request, facts, served=shared and request.devices == Devices.PROCESS),
+        notices=(*notices, *(line for device in devices for line in device.notices)),
+        devices=request.devices,
         insecure=request.insecure,
         ids=facts.ids,
     )
+
+
+def _plan_devices(
+    board: Board, request: RunRequest, facts: HostFacts, hostname: str
+) -> tuple[DeviceParts, ...]:
+    trees = build_trees(request, facts, hostname)
+    if request.devices in NOT_APART:
+        for option, given in (("--share-later", request.share_later), ("--net", request.network is not None)):
+            if given:
+                raise UsageError(
+                    f"--devices={request.devices} cannot do {option}", hint="Leave out --devices."
+                )
+    if request.devices == Devices.VMM:
+        from cloche.drivers.qemu.inside import plan_inside
+
+        return plan_inside(board, trees, request, facts)
+    if request.devices == Devices.BUNDLED:
+        from cloche.drivers.qemu.bundle import plan_bundle
+
+        return plan_bundle(board, trees, request, facts)
+    if request.devices != Devices.PROCESS:
+        raise UsageError(
+            f"there is no arrangement {request.devices!r} of devices",
+            hint=f"There are {Devices.PROCESS}, {Devices.BUNDLED} and {Devices.VMM}.",
+        )
+    devices = [plan_file_server(board, tree, fd, facts) for tree, fd in zip(trees, SOCKET_FDS, strict=False)]
+    if request.disks:
+        from cloche.drivers.qemu.disk import plan_disks
+
+        devices += plan_disks(board, request.disks, facts)
+    if request.hwrng:
+        from cloche.drivers.qemu.rng import plan_rng
+
+        devices.append(plan_rng(board, facts))
+    if request.network:
+        from cloche.drivers.qemu.network import plan_network
+
+        devices.append(plan_network(board, request.network, facts))
+    return tuple(devices)

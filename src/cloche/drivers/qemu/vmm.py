@@ -6,7 +6,7 @@ import os
 
 from cloche.drivers.qemu import command
 from cloche.drivers.qemu.jails import READ_ONLY, closed_jail
-from cloche.model.jail import OWN, Bind, BindFlag, Dev, Symlink, Tmpfs, TmpfsFlag
+from cloche.model.jail import AS_IS, OWN, Bind, BindFlag, Dev, Symlink, Tmpfs, TmpfsFlag
 from cloche.model.machine import Accelerator
 from cloche.model.plan import ProcessPlan
 from cloche.record import TYPE_CHECKING
@@ -31,16 +31,26 @@ def plan_vmm(
         HostError: The filter for QEMU was not built.
     """
     words = command.build_vmm_argv(facts.tools.qemu, machine, board, devices, boot_log=boot_log)
-    policy = "qemu-reconnect" if any(device.reconnects for device in devices) else "qemu"
-    jail = closed_jail(facts, policy, _root(facts, machine, devices))
+    policy = "qemu"
+    caps = 0
+    for device in devices:
+        caps |= device.caps
+        if device.inside:
+            policy = "qemu-devices"
+        elif device.reconnects:
+            policy = "qemu-reconnect"
+    jail = closed_jail(facts, policy, _root(facts, machine, devices), keep_caps=caps)
     if machine.accelerator == Accelerator.KVM and jail.gid == OWN:
         jail = jail._replace(gid=facts.kvm_group)
+    if any(device.as_owner for device in devices):
+        jail = jail._replace(uid=AS_IS, gid=AS_IS)
     return ProcessPlan(
         name="vmm",
         argv=tuple(word.encode("utf-8", "surrogateescape") for word in words),
         env=(b"TMPDIR=/tmp",),
         descriptors=tuple(descriptor for device in devices for descriptor in device.descriptors),
         jail=jail,
+        files=tuple(file for device in devices for file in device.files),
     )
 
 
