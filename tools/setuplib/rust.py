@@ -8,7 +8,15 @@ from setuplib import cargo, stamp
 from setuplib.ui import ROOT, SetupError, run
 
 TARGET = "x86_64-unknown-linux-gnu"
-PROGRAMS = ("cloche-agent", "cloche-warden", "cloche-fs", "cloche-rng", "cloche-disk", "cloche-net", "cloche-bundle")
+PROGRAMS = (
+    "cloche-agent",
+    "cloche-warden",
+    "cloche-fs",
+    "cloche-rng",
+    "cloche-disk",
+    "cloche-net",
+    "cloche-bundle",
+)
 #: Compiles the filters of system calls: NAME.filter, which the warden puts on before an exec, and NAME.inner.filter.
 POLICY = "cloche-policy"
 POLICIES = os.path.join(ROOT, "policies")
