@@ -54,6 +54,7 @@ KINDS = {
     "disk": "cloche-disk",
     "disk-qcow2": "cloche-disk",
     "net": "cloche-net",
+    "bundle": "cloche-bundle",
 }
 #: The device of a bundle that is taken over: a file server, as which it may do most.
 BUNDLED = "fs"
