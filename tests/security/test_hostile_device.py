@@ -228,10 +228,10 @@ def launch(
     image = []
     if victim.kind in FORMATS or device == "disk":
         image = [os.open(image_in(victim.shared), os.O_RDWR | os.O_CLOEXEC)]
-        words += ["--image-fd", str(IMAGE_FD), "--format", FORMATS[victim.kind]]
+        words += ["--image-fd", str(IMAGE_FD), "--format", FORMATS.get(victim.kind, "raw")]
     elif victim.kind == "net":
         words += ["--mac", "02:00:00:00:00:01"]
-    elif path.name == "cloche-fs":
+    elif path.name in {"cloche-fs", "cloche-bundle"}:
         words += ["--root", "/stage" if jail.root else "/usr", "--cache", "forever", "--ids", "host"]
     first = [b"--device", device.encode()] if path.name == "cloche-bundle" else []
     spec = SpawnSpec(
@@ -351,10 +351,10 @@ def run_unjailed(victim: Victim, attack: str, target: str, *without: str) -> int
             empty_qcow2(DISK) if FORMATS[victim.kind] == "qcow2" else bytes(DISK)
         )
         files = [os.open(image_in(victim.shared), os.O_RDWR | os.O_CLOEXEC)]
-        words += ["--image-fd", str(files[0]), "--format", FORMATS[victim.kind]]
+        words += ["--image-fd", str(files[0]), "--format", FORMATS.get(victim.kind, "raw")]
     elif victim.kind == "net":
         words += ["--mac", "02:00:00:00:00:01"]
-    elif path.name == "cloche-fs":
+    elif path.name in {"cloche-fs", "cloche-bundle"}:
         words += ["--root", "/usr", "--cache", "forever", "--ids", "host"]
     with ours, theirs:
         done = subprocess.run(
