@@ -356,9 +356,10 @@ def run_unjailed(victim: Victim, attack: str, target: str, *without: str) -> int
         words += ["--mac", "02:00:00:00:00:01"]
     elif path.name in {"cloche-fs", "cloche-bundle"}:
         words += ["--root", "/usr", "--cache", "forever", "--ids", "host"]
+    first = ["--device", BUNDLED] if path.name == "cloche-bundle" else []
     with ours, theirs:
         done = subprocess.run(
-            [path, "--fd", str(theirs.fileno()), *words],
+            [path, *first, "--fd", str(theirs.fileno()), *words],
             pass_fds=(theirs.fileno(), *files),
             stderr=subprocess.DEVNULL,
             check=False,
