@@ -29,6 +29,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use thiserror::Error;
@@ -188,6 +189,15 @@ pub struct Kind {
     pub reconnect: Reconnect,
     /// Reads its own options and opens nothing; what this gives back makes the device.
     pub read: fn(&Options) -> Result<Open, OptionsError>,
+}
+
+/// Serves one frontend until it is gone, in this process and without anything that confines it: for tests.
+///
+/// # Errors
+/// What the frontend did wrong.
+pub fn converse(device: Box<dyn Device>, frontend: UnixStream) -> io::Result<()> {
+    let server = serve::Server::new(device, process::no_signals()?)?;
+    server.run(inherited::Socket::Connected(frontend), Reconnect::Exit)
 }
 
 /// A device program.

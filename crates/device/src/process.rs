@@ -102,6 +102,20 @@ pub(crate) fn end_signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// A descriptor that says that no signal has come, and never anything else.
+///
+/// # Errors
+/// When the kernel gives none.
+pub(crate) fn no_signals() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Gives the calling thread a working directory and a file mask of its own.
 ///
 /// # Errors

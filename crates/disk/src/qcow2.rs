@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use cloche_device::Slice;
 use imago::file::File as ImageFile;
@@ -30,6 +31,7 @@ impl Qcow2File {
     /// # Errors
     /// When it is none, is damaged, or consists of more than this file.
     pub fn new(file: File, is_readonly: bool) -> io::Result<Self> {
+        let is_counted = is_readonly || counts_itself(&file);
         let file = ImageFile::try_from(file)?;
         let image = Qcow2::<ImageFile>::builder(file)
             .write(!is_readonly)
@@ -37,6 +39,10 @@ impl Qcow2File {
             .map_err(|error| {
                 io::Error::other(format!("the qcow2 image cannot be used: {error}"))
             })?;
+        if !is_counted {
+            let text = "the qcow2 image cannot be used: it does not count its own header as used";
+            return Err(io::Error::other(text));
+        }
         Ok(Qcow2File {
             image: FormatAccess::new(image),
             is_readonly,
@@ -106,6 +112,21 @@ impl Storage for Qcow2File {
         };
         self.hand_over(zeroed)
     }
+}
+
+/// Whether the first clusters of an image (its header is one of them) are counted as used. If not, the library would put
+/// new clusters there, find that they still are not counted, and call itself without end.
+fn counts_itself(file: &File) -> bool {
+    // Where the header says where the table of reference counts is, and the bits of its entries that are an offset
+    // (QEMU, docs/interop/qcow2.txt).
+    const TABLE: u64 = 48;
+    const OFFSET: u64 = 0xFFFF_FFFF_FFFF_FE00;
+    let word = |offset| {
+        let mut bytes = [0; 8];
+        let read = file.read_exact_at(&mut bytes, offset);
+        read.map_or(0, |()| u64::from_be_bytes(bytes))
+    };
+    word(word(TABLE)) & OFFSET != 0
 }
 
 /// How much of what is left is moved next.

@@ -42,6 +42,12 @@ pub enum PolicyError {
     /// An argument is compared with something unknown.
     #[error("there is no constant {0:?}")]
     Constant(String),
+    /// A condition that holds whatever the argument is, or never; or about an argument that no call has.
+    #[error("a condition on the argument {0} that says nothing or contradicts itself")]
+    Condition(u8),
+    /// Conditions whose words can hold together in more ways than a filter has room for.
+    #[error("its conditions can hold in too many ways")]
+    TooMany,
     /// There is no such call, or the filter would be too long.
     #[error("{0}")]
     Compile(#[from] seccompiler::Error),
@@ -49,6 +55,11 @@ pub enum PolicyError {
     #[error("the compiler gave no filter")]
     Nothing,
 }
+
+/// The index of the last argument that a call can have.
+const LAST_ARGUMENT: u8 = 5;
+/// Rules that one entry may become, for each of its calls.
+const MAX_ALTERNATIVES: usize = 256;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -339,6 +350,13 @@ fn alternatives(conditions: &[Condition]) -> Result<Vec<Vec<Value>>, PolicyError
             options.push(comparison(condition.index, json!("eq"), value.value()?));
         }
         let mask = forbidden | needed;
+        let says_nothing = mask == 0 && options.is_empty();
+        if says_nothing || forbidden & needed != 0 || condition.index > LAST_ARGUMENT {
+            return Err(PolicyError::Condition(condition.index));
+        }
+        if found.len().saturating_mul(options.len()) > MAX_ALTERNATIVES {
+            return Err(PolicyError::TooMany);
+        }
         if mask != 0 {
             let bits = comparison(condition.index, json!({ "masked_eq": mask }), needed);
             for known in &mut found {
@@ -419,6 +437,44 @@ mod tests {
         for policy in wrong {
             assert!(compile(policy, Filter::Inner).is_err(), "{policy}");
         }
+    }
+
+    #[test]
+    fn conditions_that_do_not_condition_are_refused() {
+        let compiled = |condition: &str| {
+            let entry = "[[always]]\ncalls = [\"mmap\"]\nwhy = \"x\"\nargs = [{ index = ";
+            compile(&format!("{entry}{condition} }}]"), Filter::Inner)
+        };
+        assert!(compiled("2, without = [4]").is_ok());
+        // Each of these would allow every call, or those that its words forbid.
+        for wrong in [
+            "2",
+            "2, one_of = []",
+            "2, without = [0]",
+            "2, without = [4], with = [4]",
+            "6, one_of = [1]",
+        ] {
+            assert!(
+                matches!(compiled(wrong), Err(PolicyError::Condition(_))),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn conditions_in_too_many_ways_are_refused() {
+        let values: Vec<_> = (0..200).map(|value| value.to_string()).collect();
+        let condition =
+            |index: u8| format!("{{ index = {index}, one_of = [{}] }}", values.join(", "));
+        let all: Vec<_> = (0..=LAST_ARGUMENT).map(condition).collect();
+        let text = format!(
+            "[[always]]\ncalls = [\"mmap\"]\nwhy = \"x\"\nargs = [{}]",
+            all.join(", ")
+        );
+        assert!(matches!(
+            compile(&text, Filter::Inner),
+            Err(PolicyError::TooMany)
+        ));
     }
 
     /// A directory with these policies that goes with it.

@@ -54,7 +54,8 @@ impl Assembler {
 
     /// The finished message (type and body), when there is one.
     pub fn take(&mut self) -> Option<Vec<u8>> {
-        if self.have < 4 || self.message.len() < self.expected {
+        // A length of zero was refused by `push`: there is no message of nothing.
+        if self.have < 4 || self.expected == 0 || self.message.len() < self.expected {
             return None;
         }
         self.have = 0;
@@ -104,9 +105,8 @@ mod tests {
             assembler.push(&[17, 0, 0, 0]),
             Err(CodecError::TooLong { limit: 16 })
         );
-        assert_eq!(
-            Assembler::new(16).push(&[0, 0, 0, 0]),
-            Err(CodecError::Short)
-        );
+        let mut assembler = Assembler::new(16);
+        assert_eq!(assembler.push(&[0, 0, 0, 0]), Err(CodecError::Short));
+        assert_eq!(assembler.take(), None);
     }
 }

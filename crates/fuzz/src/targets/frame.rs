@@ -1,10 +1,8 @@
 //! The frame decoder takes exactly what the encoder makes, and the preface search finds what a plain search finds.
-#![no_main]
 
 use cloche_proto::frame::{preface, Frame, PrefaceSearch, PREFACE_SIZE, ZERO_KEY};
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| {
+pub fn run(data: &[u8]) {
     if let Ok(Some((frame, size))) = Frame::decode(data) {
         let mut again = Vec::new();
         frame.encode(&mut again);
@@ -14,9 +12,11 @@ fuzz_target!(|data: &[u8]| {
     }
     let found = PrefaceSearch::new(&ZERO_KEY).find(data);
     let wanted = preface(&ZERO_KEY);
-    let plain = data.windows(PREFACE_SIZE).position(|window| window == wanted);
+    let plain = data
+        .windows(PREFACE_SIZE)
+        .position(|window| window == wanted);
     assert_eq!(found, plain);
-});
+}
 
 /// The rest of an attach of another version is not read, so it cannot be made again.
 fn is_other_version(frame: &Frame<'_>) -> bool {

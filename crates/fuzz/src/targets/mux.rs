@@ -1,37 +1,23 @@
 //! Whatever the peer sends, in whatever pieces, and whatever this side does meanwhile: both roles keep their bounds.
-#![no_main]
 
 use cloche_proto::frame::{preface, Attach, Attached, Frame, Key, TableEntry, VERSION, ZERO_KEY};
 use cloche_proto::mux::{Mux, WINDOW};
-use libfuzzer_sys::fuzz_target;
+
+use crate::choices::Choices;
 
 const SESSION: Key = *b"0123456789abcdef0123456789abcdef";
 const NONCE: Key = *b"fedcba9876543210fedcba9876543210";
 const STREAMS: [u32; 6] = [0, 1, 2, 3, 4, 5];
 
-/// The fuzzer's bytes as small numbers; zeros when they are used up.
-struct Choices<'a>(&'a [u8]);
-
 impl Choices<'_> {
-    fn byte(&mut self) -> u8 {
-        match self.0.split_first() {
-            Some((first, rest)) => {
-                self.0 = rest;
-                *first
-            }
-            None => 0,
-        }
-    }
-
     fn stream(&mut self) -> u32 {
-        STREAMS[usize::from(self.byte()) % STREAMS.len()]
+        self.pick(&STREAMS)
     }
 
     /// An offset near something that matters.
     fn offset(&mut self) -> u64 {
         let near = [0, 1, 256, 65_536, WINDOW as u64, u64::MAX - 300, 1 << 40];
-        let base = near[usize::from(self.byte()) % near.len()];
-        base.saturating_add(u64::from(self.byte()))
+        self.pick(&near).saturating_add(u64::from(self.byte()))
     }
 
     fn entry(&mut self) -> TableEntry {
@@ -122,8 +108,8 @@ fn check_bounds(mux: &mut Mux) {
     assert!(mux.output().len() <= 2 * 65_536);
 }
 
-fuzz_target!(|data: &[u8]| {
-    let mut choices = Choices(data);
+pub fn run(data: &[u8]) {
+    let mut choices = Choices::new(data);
     let is_agent = choices.byte() % 2 == 0;
     let mut mux = if is_agent {
         Mux::agent(SESSION)
@@ -132,7 +118,7 @@ fuzz_target!(|data: &[u8]| {
         mux.connect(NONCE);
         mux
     };
-    while !choices.0.is_empty() {
+    while !choices.is_empty() {
         let stream = choices.stream();
         match choices.byte() % 16 {
             0 => drop(mux.open_sender(stream)),
@@ -164,4 +150,4 @@ fuzz_target!(|data: &[u8]| {
         }
         check_bounds(&mut mux);
     }
-});
+}

@@ -1,10 +1,8 @@
 //! Control messages: what decodes encodes to the same bytes, and the assembler gives the same messages for any cut.
-#![no_main]
 
 use cloche_proto::message::{Assembler, ToAgent, ToHost, MAX_TO_AGENT};
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| {
+pub fn run(data: &[u8]) {
     if let Ok(message) = ToAgent::decode(data) {
         let again = message.encode().expect("what was decoded can be encoded");
         assert_eq!(&again[4..], data);
@@ -16,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
     let whole = assemble(data, data.len().max(1));
     assert_eq!(whole, assemble(data, 1));
     assert_eq!(whole, assemble(data, 7));
-});
+}
 
 fn assemble(data: &[u8], size: usize) -> Vec<Vec<u8>> {
     let mut assembler = Assembler::new(MAX_TO_AGENT);
