@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloche.cli.audit import as_json, in_words
 from cloche.domain import find
@@ -489,3 +491,25 @@ def test_allowed_calls_are_counted() -> None:
 def test_what_is_no_filter_has_no_number(code: bytes) -> None:
     """Nothing, pieces, a program without an end, and unknown instructions."""
     assert count_allowed(code) is None
+
+
+INSTRUCTIONS = st.tuples(
+    st.sampled_from([0x20, 0x54, 0x06, 0x05, 0x15, 0x25, 0x35, 0x45, 0xFF]),
+    st.integers(0, 6),
+    st.integers(0, 6),
+    st.sampled_from([0, 1, 2, 4, 7, 16, 1023, 1024, ALLOW, KILL, 0xC000_003E, 2**32 - 1]),
+)
+
+
+@given(st.lists(INSTRUCTIONS, max_size=24))
+def test_any_program_has_a_number_or_none(instructions: list[tuple[int, int, int, int]]) -> None:
+    """Whatever lies where a filter should be: it is counted, or it is none."""
+    count = count_allowed(program(*instructions))
+    assert count is None or 0 <= count <= 1024
+
+
+def test_a_program_may_name_every_call() -> None:
+    """Then there is no other one that would stand for the rest."""
+    named = [(0x15, 0, 0, number) for number in range(1024)]
+    assert count_allowed(program((0x20, 0, 0, 0), *named, (0x06, 0, 0, KILL))) == 0
+    assert count_allowed(program((0x20, 0, 0, 0), *named, (0x06, 0, 0, ALLOW))) == 1024

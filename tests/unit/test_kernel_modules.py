@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloche.errors import KernelError
 from cloche.kernel.modules import dependencies, module_name, needed_modules, read_module, read_modules
@@ -90,6 +93,23 @@ def test_modules_of_the_host_are_looked_up_when_read(tree: Path) -> None:
     """The host's tree can change with an upgrade: it is read when the initramfs is made."""
     host = KernelInfo("host", "host", tree.name, ("q35",), "", 0, "", (), "")
     assert "virtio_pci.ko" in dict(read_modules(host, str(tree.parent)))
+
+
+MODULE = b"\x7fELF" + bytes(100) + b"\0depends=a-b,c\0" + bytes(100)
+
+
+@given(st.sampled_from(["", ".gz", ".xz"]), st.integers(0, 300), st.integers(0, 4), st.binary(max_size=4))
+def test_any_module_is_read_or_one_sentence(suffix: str, place: int, cut: int, noise: bytes) -> None:
+    """A damaged module is read, as far as nobody can tell, or refused in one sentence."""
+    whole = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix](MODULE)
+    place %= len(whole) + 1
+    with tempfile.NamedTemporaryFile(suffix=f".ko{suffix}") as file:
+        file.write(whole[:place] + noise + whole[place + cut :])
+        file.flush()
+        try:
+            dependencies(read_module(file.name))
+        except KernelError as error:
+            assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("suffix", [".ko.xz", ".ko.gz", ".ko.zst", ".ko"])

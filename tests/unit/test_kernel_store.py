@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloche.errors import KernelError, UsageError
 from cloche.host.xdg import cache_dir
@@ -15,6 +18,9 @@ from cloche.kernel import store
 from cloche.kernel.store import KernelInfo
 
 ELF = b"\x7fELF" + bytes(2000)
+KEYS = st.sampled_from(
+    ["kind", "version", "machines", "image", "size", "sha256", "abilities", "module", "other"]
+)
 BZIMAGE = bytes(0x202) + b"HdrS" + bytes(2000)
 
 
@@ -179,6 +185,31 @@ def test_unreadable_description_is_a_damaged_kernel(cache: Path, info: bytes) ->
         store.find_kernel("b")
     assert store.remove_kernel("b") == "b"
     assert not (cache / "b").exists()
+
+
+@given(
+    st.lists(st.tuples(KEYS, st.text(max_size=12) | st.sampled_from(["1", "-1", "\0", "/", "vmlinux"]))),
+    st.binary(max_size=8),
+)
+def test_any_description_is_a_kernel_or_a_damaged_one(pairs: list[tuple[str, str]], noise: bytes) -> None:
+    """Whatever stands in the file, it is read, or refused in one sentence that names the kernel."""
+    whole = {
+        "kind": "built",
+        "version": "6",
+        "machines": "microvm",
+        "image": "vmlinux",
+        "size": "9",
+        "sha256": "",
+    }
+    lines = [f"{key} {value}" for key, value in [*whole.items(), *pairs]]
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "vmlinux").write_bytes(ELF)
+        info = "\n".join(["cloche-kernel 1", *lines]).encode("utf-8", "surrogatepass") + noise
+        Path(directory, "info").write_bytes(info)
+        try:
+            store.check_image(store.read_info(directory))
+        except KernelError as error:
+            assert "is damaged" in str(error)
 
 
 def test_verify_sees_a_changed_byte_that_the_quick_check_does_not() -> None:

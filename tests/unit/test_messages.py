@@ -100,6 +100,21 @@ def test_noise_is_refused_or_canonical(noise: bytes) -> None:
     assert body(message) == noise
 
 
+@given(st.sampled_from([*TO_HOST, m.Setup(7, STEPS), m.Sync(3)]), st.data())
+def test_a_damaged_message_is_refused_or_canonical(message: m.Message, data: st.DataObject) -> None:
+    """A message of any kind with some bytes changed, cut out or put in is refused, or is another whole message."""
+    damaged = bytearray(body(message))
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(damaged)))
+        damaged[start : start + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    for to_agent in (False, True):
+        try:
+            found = m.decode(damaged, to_agent=to_agent)
+        except ProtocolError:
+            continue
+        assert body(found) == damaged
+
+
 @pytest.mark.parametrize(
     "message",
     [m.Exited(1, 2, 0, 0, 0, 0, 0), m.Exited(1, 0, 256, 0, 0, 0, 0), m.Exited(1, 1, 65, 0, 0, 0, 0),

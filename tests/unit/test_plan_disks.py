@@ -99,6 +99,15 @@ def test_what_an_image_may_grow_to() -> None:
     assert bound_growth("qcow2", 1000, head[:24] + b"\xff" * 8) == (1 << 63) - 1
 
 
+@given(st.sampled_from(["raw", "qcow2"]), st.integers(0, 2**62), st.booleans(), st.binary(max_size=40))
+def test_no_head_makes_the_bound_less_than_the_file(
+    kind: str, size: int, is_image: bool, noise: bytes
+) -> None:
+    """Whatever an image's first bytes say, its file may stay as large as it is, and the bound is one the kernel has."""
+    head = (b"QFI\xfb" if is_image else b"") + noise
+    assert size <= bound_growth(kind, size, head) < 2**63
+
+
 def test_qemu_finds_each_disk_by_a_path_of_its_jail() -> None:
     """QEMU can connect again because the sockets, and nothing else of the run directory, are in its jail."""
     vmm = next(p for p in plan(HOME, DATA).processes if p.name == "vmm")

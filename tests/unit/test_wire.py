@@ -63,6 +63,33 @@ def test_attach_round_trip(rows: list[wire.TableRow]) -> None:
     assert wire.decode_attached(wire.encode_attached(attached)) == attached
 
 
+@given(st.integers(0, 2), st.text("0123456789abcdefA", max_size=34), st.binary(max_size=40))
+def test_a_greeting_is_canonical_or_refused(version: int, key: str, rest: bytes) -> None:
+    """Bytes that are no greeting raise ProtocolError and nothing else; those that are encode to themselves."""
+    payload = version.to_bytes(2, "little") + key.encode() + rest
+    try:
+        assert wire.encode_attach(wire.decode_attach(payload)) == payload
+    except ProtocolError:
+        pass
+    try:
+        attached = wire.decode_attached(payload)
+    except ProtocolError:
+        return
+    # Of another version only the number is read.
+    assert attached.version != wire.VERSION or wire.encode_attached(attached) == payload
+
+
+@given(st.binary(min_size=wire.HEADER_SIZE, max_size=wire.HEADER_SIZE), st.integers(0, 8))
+def test_a_header_is_bounded_or_refused(noise: bytes, kind: int) -> None:
+    """What is taken for the beginning of a frame promises no more than a frame may have."""
+    try:
+        found, _, _, length = wire.read_header(bytes([kind]) + noise[1:], 0)
+    except ProtocolError:
+        return
+    assert found == kind
+    assert 0 <= length <= wire.MAX_ATTACH
+
+
 def test_fast_paths_equal_the_general_frame() -> None:
     """The packed frames are what ``frame`` would make."""
     assert wire.data_header(3, 7, 2) + b"ab\n" == wire.frame(wire.DATA, 3, (7).to_bytes(8, "little") + b"ab")

@@ -34,7 +34,7 @@ def count_allowed(code: bytes) -> int | None:
     program: Program = tuple(_INSTRUCTION.iter_unpack(code))
     # Numbers that the program compares with nothing are all answered alike: one stands for them.
     named = {k for operation, _, _, k in program if operation == _EQUAL and k < _NUMBERS}
-    other = next(number for number in range(_NUMBERS) if number not in named)
+    other = next((number for number in range(_NUMBERS) if number not in named), _NUMBERS)
     try:
         allowed = sum(_allows(program, number) for number in named)
         rest = _allows(program, other)

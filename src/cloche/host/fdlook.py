@@ -134,7 +134,8 @@ class _Borrower:
 def _lines(path: str) -> list[str]:
     """Return the lines of a table below its heading; none when there is no such table, or not for us."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().splitlines()[1:]
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            # Not splitlines: a socket's name may hold what ends a line to Python and not to the kernel.
+            return file.read().split("\n")[1:-1]
     except OSError:
         return []

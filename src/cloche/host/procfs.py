@@ -261,7 +261,7 @@ def _pss(pid: int) -> int | None:
 
 
 def _mounts(text: str) -> Iterator[Mount]:
-    for line in text.splitlines():
+    for line in _lines(text):
         # id parent device root PATH OPTIONS tags... - KIND source options
         before, _, after = line.partition(" - ")
         fields, rest = before.split(" "), after.split(" ")
@@ -271,8 +271,13 @@ def _mounts(text: str) -> Iterator[Mount]:
 
 
 def _status(text: str) -> dict[str, str]:
-    pairs = (line.partition(":") for line in text.splitlines())
+    pairs = (line.partition(":") for line in _lines(text))
     return {name: value.strip() for name, _, value in pairs}
+
+
+def _lines(text: str) -> list[str]:
+    """Return the kernel's lines. To str.splitlines more characters end one, which a name may hold (a form feed)."""
+    return text.split("\n")[:-1]
 
 
 def _all_processes() -> Iterator[int]:

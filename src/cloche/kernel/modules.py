@@ -118,7 +118,8 @@ def read_module(path: str) -> bytes:
     except (OSError, EOFError, ValueError) as error:
         raise KernelError(f"cannot read the module {path}: {error}") from error
     except Exception as error:
-        if type(error).__name__ == "LZMAError":
+        # zlib's and lzma's own, which are imported only for a module that needs them.
+        if type(error).__name__ in ("LZMAError", "error"):
             raise KernelError(f"the module {path} is damaged: {error}") from error
         raise
     if path.endswith(".zst"):

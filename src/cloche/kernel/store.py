@@ -331,15 +331,15 @@ def check_image(kernel: KernelInfo) -> None:
     """
     try:
         fd = os.open(kernel.image, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _damaged(
-            kernel.directory or kernel.id, f"its image cannot be read ({error.strerror})"
-        ) from error
-    try:
-        size = os.fstat(fd).st_size
-        head = os.pread(fd, _BZIMAGE_OFFSET + len(_BZIMAGE), 0)
-    finally:
-        os.close(fd)
+        try:
+            size = os.fstat(fd).st_size
+            head = os.pread(fd, _BZIMAGE_OFFSET + len(_BZIMAGE), 0)
+        finally:
+            os.close(fd)
+    except (OSError, ValueError) as error:
+        # No path holds a nul byte (ValueError).
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise _damaged(kernel.directory or kernel.id, f"its image cannot be read ({reason})") from error
     if size != kernel.size_bytes:
         raise _damaged(
             kernel.directory or kernel.id, f"its image has {size} bytes instead of {kernel.size_bytes}"
