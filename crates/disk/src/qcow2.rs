@@ -117,16 +117,17 @@ impl Storage for Qcow2File {
 /// Whether the first clusters of an image (its header is one of them) are counted as used. If not, the library would put
 /// new clusters there, find that they still are not counted, and call itself without end.
 fn counts_itself(file: &File) -> bool {
-    // Where the header says where the table of reference counts is, and the bits of its entries that are an offset
-    // (QEMU, docs/interop/qcow2.txt).
+    // In the header: where the table of reference counts is, and behind that how many clusters it has; and the bits of its
+    // entries that are an offset (QEMU, docs/interop/qcow2.txt).
     const TABLE: u64 = 48;
+    const CLUSTERS: u64 = 56;
     const OFFSET: u64 = 0xFFFF_FFFF_FFFF_FE00;
     let word = |offset| {
         let mut bytes = [0; 8];
         let read = file.read_exact_at(&mut bytes, offset);
         read.map_or(0, |()| u64::from_be_bytes(bytes))
     };
-    word(word(TABLE)) & OFFSET != 0
+    word(CLUSTERS) >> 32 != 0 && word(word(TABLE)) & OFFSET != 0
 }
 
 /// How much of what is left is moved next.

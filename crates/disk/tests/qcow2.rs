@@ -137,12 +137,23 @@ fn what_is_no_image_is_refused() {
 
 #[test]
 fn an_image_that_counts_nothing_is_not_written_to() {
-    let file = image(None);
-    let mut word = [0; 8];
-    file.read_exact_at(&mut word, 48).unwrap();
-    // The first entry of the table of reference counts: nothing is counted, not even the header.
-    file.write_all_at(&[0; 8], u64::from_be_bytes(word)).unwrap();
-    let error = Qcow2File::new(file.try_clone().unwrap(), false).unwrap_err();
-    assert!(error.to_string().contains("does not count"), "{error}");
-    assert!(Qcow2File::new(file, true).is_ok());
+    // Where the table of reference counts is, in the header; and how many clusters it has.
+    const TABLE: u64 = 48;
+    const CLUSTERS: u64 = 56;
+    let table = |file: &File| {
+        let mut word = [0; 8];
+        file.read_exact_at(&mut word, TABLE).unwrap();
+        u64::from_be_bytes(word)
+    };
+    for is_cut in [false, true] {
+        let file = image(None);
+        if is_cut {
+            file.write_all_at(&[0; 4], CLUSTERS).unwrap();
+        } else {
+            file.write_all_at(&[0; 8], table(&file)).unwrap();
+        }
+        let error = Qcow2File::new(file.try_clone().unwrap(), false).unwrap_err();
+        assert!(error.to_string().contains("does not count"), "{error}");
+        assert!(Qcow2File::new(file, true).is_ok());
+    }
 }

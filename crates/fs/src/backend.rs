@@ -24,6 +24,9 @@ use crate::request;
 const QUEUES: usize = 2;
 /// The most a queue may have.
 const QUEUE_SIZE: u16 = 32768;
+/// Inodes that one request may have forgotten: what fits into the longest request that the library takes. A chain of
+/// descriptors that lie on top of each other could name thousands of millions.
+const MAX_FORGOTTEN: u32 = (1 << 20) / size_of::<ForgetOne>() as u32;
 /// Bytes of the tag in the configuration space (virtio 1.2, 5.11.4).
 pub const TAG_BYTES: usize = 36;
 
@@ -163,6 +166,9 @@ impl<F: Served> Answerer<F> {
                 .forget(Context::from(*header), header.nodeid.into(), body.nlookup);
         } else if header.opcode == Opcode::BatchForget as u32 {
             let body: BatchForgetIn = reader.read_obj()?;
+            if body.count > MAX_FORGOTTEN {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
             for _ in 0..body.count {
                 let one: ForgetOne = reader.read_obj()?;
                 self.files
@@ -187,5 +193,86 @@ fn refuse(memory: &Memory, chain: Chain, header: &InHeader) -> usize {
     match Writer::new(memory, chain).map(|mut writer| writer.write_all(reply.as_slice())) {
         Ok(Ok(())) => length,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use virtiofsd::soft_idmap::Id;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    /// Files that only count what is forgotten.
+    #[derive(Clone, Default)]
+    struct Counting(Arc<AtomicU32>);
+
+    struct Nothing;
+
+    impl virtiofsd::filesystem::DirectoryIterator for Nothing {
+        fn next(&mut self) -> Option<virtiofsd::filesystem::DirEntry<'_>> {
+            None
+        }
+    }
+
+    impl FileSystem for Counting {
+        type Inode = u64;
+        type Handle = u64;
+        type DirIter = Nothing;
+
+        fn forget(&self, ctx: Context, _inode: u64, _count: u64) {
+            assert_eq!(ctx.uid.into_inner(), 0);
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl SerializableFileSystem for Counting {}
+
+    /// Writes a request to forget `count` inodes, in a chain whose descriptors all name the same megabyte, and returns how
+    /// many were forgotten.
+    fn forgotten(count: u32) -> u32 {
+        const MEMORY: u32 = 1 << 20;
+        const PARTS: u16 = 256;
+        let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap());
+        let write =
+            |address: u64, bytes: &[u8]| memory.write_slice(bytes, GuestAddress(address)).unwrap();
+        let lend = |place: u64, address: u64, length: u32, next: u16| {
+            write(place, &address.to_le_bytes());
+            write(place + 8, &length.to_le_bytes());
+            // It has a next one, if there is one.
+            write(place + 12, &u16::from(next != 0).to_le_bytes());
+            write(place + 14, &next.to_le_bytes());
+        };
+        let header = InHeader {
+            len: 0,
+            opcode: Opcode::BatchForget as u32,
+            ..Default::default()
+        };
+        write(0x8000, header.as_slice());
+        write(0x8000 + size_of::<InHeader>() as u64, &count.to_le_bytes());
+        lend(0, 0x8000, size_of::<InHeader>() as u32 + 8, 1);
+        for part in 1..PARTS {
+            let next = if part + 1 < PARTS { part + 1 } else { 0 };
+            lend(16 * u64::from(part), 0, MEMORY, next);
+        }
+        write(0x4002, &1_u16.to_le_bytes());
+        let files = Counting::default();
+        let mut device = Backend::new(files.clone(), None);
+        let mut vring = Vring::new(256).unwrap();
+        vring.set_memory(memory.clone());
+        vring.set_size(256).unwrap();
+        vring.set_places(0, 0x4000, 0x5000).unwrap();
+        vring.start(File::open("/dev/null").unwrap()).unwrap();
+        device.process(0, &mut vring).unwrap();
+        files.0.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn no_request_has_more_forgotten_than_one_can_name() {
+        assert_eq!(forgotten(3), 3);
+        assert_eq!(forgotten(MAX_FORGOTTEN), MAX_FORGOTTEN);
+        assert_eq!(forgotten(u32::MAX), 0);
     }
 }

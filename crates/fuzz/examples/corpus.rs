@@ -13,7 +13,9 @@ fn main() -> io::Result<ExitCode> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
-        ["list"] => TARGETS.iter().for_each(|target| println!("{}", target.name)),
+        ["list"] => TARGETS
+            .iter()
+            .for_each(|target| println!("{}", target.name)),
         ["longest", name] => println!("{}", find(name)?.max_input),
         ["unpack", name, directory] => unpack(find(name)?, Path::new(directory))?,
         ["pack", name, directory, most] => {
@@ -53,7 +55,9 @@ fn pack(target: &Target, directory: &Path, most: usize) -> io::Result<()> {
         }
     }
     inputs.sort_by_key(|input| (input.len(), input.clone()));
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(target.name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fuzz/seeds")
+        .join(target.name);
     let mut lines = fs::read_to_string(&path)?;
     let mut used = 0;
     for input in inputs {

@@ -5,10 +5,12 @@
 //! and some thousand repeatable mutations of them, with any compiler, as a part of `cargo test`.
 
 mod choices;
+mod fuse;
 mod guest;
 mod heap;
 mod mutate;
 mod process;
+mod scratch;
 mod seeds;
 mod targets;
 

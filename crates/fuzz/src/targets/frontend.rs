@@ -22,8 +22,8 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::choices::Choices;
 use crate::guest::{event, lend_anything, Guest, AVAILABLE, MEMORY, TABLE, USED};
+use crate::scratch::Scratch;
 use crate::targets::disk::Checked;
-use crate::targets::files::Scratch;
 
 const MESSAGES: usize = 48;
 /// Where the frontend has its memory.

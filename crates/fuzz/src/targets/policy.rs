@@ -246,15 +246,15 @@ fn calls(all: &[&Table]) -> Vec<Call> {
                 near.extend(values(condition.get(list)));
             }
         }
-        near.truncate(40);
+        near.truncate(16);
         let together = near
             .iter()
             .fold(0, |bits, value| bits | value & 0x7FFF_FFFF);
         near.push(together);
-        for name in strings(entry.get("calls")).into_iter().take(4) {
+        for name in strings(entry.get("calls")).into_iter().take(2) {
             let Some(number) = number(name) else { continue };
             for first in &near {
-                for (shift, second) in near.iter().enumerate() {
+                for (shift, second) in near.iter().enumerate().step_by(1 + near.len() / 6) {
                     let mut call = bare(number, X86_64);
                     for (place, arg) in call.args.iter_mut().enumerate() {
                         let value = if (place + shift) % 2 == 0 {
