@@ -5,7 +5,8 @@
 #   make test-long   the tests that take minutes each
 #   make check       linters, types, layers, licences (each has its own target, see below)
 #   make bench       how fast, compared with what
-#   make fuzz        throw bytes at the parsers (FUZZ_EXAMPLES=20000 each property, FUZZ_SECONDS=60 each target)
+#   make fuzz        throw bytes at devices and parsers (FUZZ_EXAMPLES=20000 each property, FUZZ_SECONDS=60 each target,
+#                    FUZZ_TARGETS="tree share" only these; what each holds: docs/fuzzing.md)
 #   make setup       everything the tests need, and nothing more
 #   make fix         let the formatters write
 #   make lock        take newer versions of the development tools and of the crates
@@ -107,11 +108,11 @@ bench:
 	@$(SETUP) bench
 	@/usr/bin/python3 bench/run.py $(BENCH_ARGS)
 
-# The properties that the tests hold for a hundred made-up inputs each, for very many; then the Rust parsers, guided by
-# what their code does with the bytes.
+# The properties that the tests hold for a hundred made-up inputs each, for very many; then the Rust devices and parsers,
+# guided by what their code does with the bytes (cargo test throws some thousands at each, without a guide).
 fuzz: check-setup
 	@$(PYTEST) --hypothesis-profile=fuzz $$(git grep -l hypothesis -- 'tests/unit/test_*.py')
-	@tools/fuzz $(FUZZ_SECONDS)
+	@tools/fuzz $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 fix: check-setup
 	@$(BIN)/ruff check --fix

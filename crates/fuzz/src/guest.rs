@@ -187,3 +187,26 @@ fn any_lending(index: u16, choices: &mut Choices<'_>) -> Lending {
         next,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_and_was_not_lent_is_seen() {
+        let guest = Guest::new(&[]);
+        let lent = [Lending {
+            address: LENT + 8,
+            length: 4,
+            flags: WRITE,
+            next: 0,
+        }];
+        let before = guest.read(LENT, 64);
+        guest.write(LENT + 8, b"fits");
+        guest.check_untouched(LENT, &before, &lent);
+        guest.write(LENT + 12, b"!");
+        assert!(catch_unwind(|| guest.check_untouched(LENT, &before, &lent)).is_err());
+    }
+}

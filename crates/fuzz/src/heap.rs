@@ -52,3 +52,14 @@ pub fn peak_of(run: impl FnOnce()) -> usize {
     run();
     PEAK.load(Relaxed).saturating_sub(before)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_for_a_moment_is_counted() {
+        let many = peak_of(|| drop(std::hint::black_box(vec![0_u8; 3 << 20])));
+        assert!(many >= 3 << 20);
+    }
+}

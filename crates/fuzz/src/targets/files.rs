@@ -247,3 +247,34 @@ fn u16_at(bytes: &[u8], place: usize) -> u16 {
 fn u32_at(bytes: &[u8], place: usize) -> u32 {
     u32::from(u16_at(bytes, place)) | u32::from(u16_at(bytes, place + 2)) << 16
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{catch_unwind, AssertUnwindSafe};
+
+    use super::*;
+    use crate::mutate::mutations;
+
+    /// Whether one of some thousand inputs shows that a server for `root`, a directory of `scratch`, serves too much.
+    fn is_found(name: &str, root: impl Fn(&Scratch) -> PathBuf) -> bool {
+        mutations(&[], 3000, 1024).any(|input| {
+            let scratch = Scratch::new(name);
+            let files = TreeFs::new(
+                utf8(&root(&scratch)),
+                Ids::SquashRoot,
+                RESERVED_FDS + GUEST_FDS,
+            );
+            let device = Backend::new(files.expect("it is there"), None);
+            let mut choices = Choices::new(&input);
+            catch_unwind(AssertUnwindSafe(|| {
+                converse(device, &scratch, &mut choices)
+            }))
+            .is_err()
+        })
+    }
+
+    #[test]
+    fn a_server_of_one_directory_more_is_found() {
+        assert!(is_found("more", |scratch| scratch.path.clone()));
+    }
+}

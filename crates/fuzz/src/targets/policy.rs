@@ -357,3 +357,39 @@ fn any_value(choices: &mut Choices<'_>) -> String {
         _ => choices.u64().to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    /// Looks whether the inner filter of one policy is what the words of another say.
+    fn compare(compiled: &str, said: &str) {
+        let program = compile(compiled, Filter::Inner).expect("it is sound");
+        let words: Table = said.parse().expect("it is TOML");
+        let all = entries(&words, "always");
+        check(&program, &all, &all, &words);
+    }
+
+    #[test]
+    fn a_filter_that_allows_more_than_the_words_is_seen() {
+        let policy = |condition: &str| {
+            let entry = "[[always]]\ncalls = [\"mmap\"]\nwhy = \"x\"\nargs = [";
+            format!("{entry}{condition}]")
+        };
+        let words = policy("{ index = 2, without = [\"PROT_EXEC\"] }");
+        compare(&words, &words);
+        for other in [
+            "",
+            "{ index = 3, without = [4] }",
+            "{ index = 2, without = [2] }",
+        ] {
+            let compiled = policy(other);
+            assert!(
+                catch_unwind(|| compare(&compiled, &words)).is_err(),
+                "{other}"
+            );
+        }
+    }
+}
