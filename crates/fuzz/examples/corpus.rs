@@ -44,7 +44,7 @@ fn unpack(target: &Target, directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Adds inputs to the committed ones, the shortest first, as long as the file has at most `most` bytes of them.
+/// Adds inputs to the committed ones: at most `most` bytes, of short and of long ones evenly.
 fn pack(target: &Target, directory: &Path, most: usize) -> io::Result<()> {
     let known = seeds(target);
     let mut inputs = Vec::new();
@@ -59,12 +59,9 @@ fn pack(target: &Target, directory: &Path, most: usize) -> io::Result<()> {
         .join("../../fuzz/seeds")
         .join(target.name);
     let mut lines = fs::read_to_string(&path)?;
-    let mut used = 0;
-    for input in inputs {
-        used += input.len();
-        if used > most {
-            break;
-        }
+    let size = |step: usize| -> usize { inputs.iter().step_by(step).map(Vec::len).sum() };
+    let step = (1..).find(|step| size(*step) <= most || *step > inputs.len());
+    for input in inputs.iter().step_by(step.unwrap_or(1)) {
         lines.extend(input.iter().map(|byte| format!("{byte:02x}")));
         lines.push('\n');
     }
