@@ -32,6 +32,7 @@ def attached() -> tuple[Mux, Sender, Receiver]:
     mux.receive(peer.data_to_send())
     assert mux.state == ATTACHED
     mux.receive(wire.window_frame(2, 0, WINDOW))
+    mux.data_to_send()
     mux.take_touched()
     while mux.next_control():
         pass
@@ -162,6 +163,22 @@ def test_nothing_is_sent_on_an_input_before_its_first_window() -> None:
     assert not mux.data_to_send()
     mux.receive(wire.window_frame(late.stream, 0, WINDOW))
     assert b"".join(mux.data_to_send()) == wire.eof_frame(late.stream, 0)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_window_is_said_before_any_word(again: bool) -> None:
+    """After each attach the agent hears a frame without content first; then no word is taken for a new beginning."""
+    mux = Mux()
+    mux.send_control(b"\x29\0\0\0\5" + wire.preface(wire.FIRST_KEY))
+    peer = AgentPeer()
+    for _ in range(1 + again):
+        mux.attach()
+        peer.receive(b"".join(mux.data_to_send()))
+        mux.receive(peer.data_to_send())
+    said = b"".join(mux.data_to_send())
+    first, _, stream, length = wire.read_header(said, 0)
+    then, _, _, _ = wire.read_header(said, wire.FRAME_OVERHEAD + length)
+    assert (first, stream, then) == (wire.WINDOW, 1, wire.DATA)
 
 
 def test_stop_waits_until_the_agent_knows_the_stream() -> None:

@@ -19,7 +19,10 @@ pub fn seeds(target: &Target) -> Vec<Vec<u8>> {
         "frame" => seeds.extend(vectors("frames", 0)),
         "message" => seeds.extend(vectors("messages", 4)),
         "agent" => seeds.extend(vectors("messages", 0)),
-        "warden" => seeds.extend(vectors("warden", 0)),
+        "warden" => {
+            seeds.extend(vectors("warden", 0));
+            seeds.extend(vectors("keeper", 0));
+        }
         "policy" => seeds.extend(policies()),
         "qcow2" => seeds.extend(crate::targets::qcow2::samples()),
         _ => {}

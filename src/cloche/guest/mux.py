@@ -405,6 +405,10 @@ class Mux:
             self._touched[sender] = None
         if rows:
             raise ProtocolError(f"the agent's table names the unknown stream {min(rows)}")
+        # Before all content: until a frame has come the agent takes the first preface, which everybody knows and a word of
+        # the first message (a file's name) may hold.
+        control = self._control_in
+        self._windows[control.stream] = wire.window_frame(control.stream, control.consumed, control.limit)
         self._feed_control()
         for receiver in self._receivers.values():
             self._stop_if_known(receiver)
