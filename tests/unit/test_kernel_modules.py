@@ -106,10 +106,12 @@ def test_any_module_is_read_or_one_sentence(suffix: str, place: int, cut: int, n
     with tempfile.NamedTemporaryFile(suffix=f".ko{suffix}") as file:
         file.write(whole[:place] + noise + whole[place + cut :])
         file.flush()
+        said = ""
         try:
             dependencies(read_module(file.name))
         except KernelError as error:
-            assert "\n" not in str(error)
+            said = str(error)
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize("suffix", [".ko.xz", ".ko.gz", ".ko.zst", ".ko"])

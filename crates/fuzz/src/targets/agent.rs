@@ -4,7 +4,7 @@
 //! agent understands the same messages, in the same order, up to the first that no host may send. In the second it is what
 //! comes out of the channel: nothing panics, and what is understood encodes to the bytes it was understood from.
 
-use cloche_proto::frame::Key;
+use cloche_proto::frame::{preface, Key, PREFACE_SIZE};
 use cloche_proto::message::{Assembler, ToAgent, MAX_TO_AGENT};
 use cloche_proto::mux::{Mux, TO_AGENT};
 
@@ -98,6 +98,13 @@ pub fn run(data: &[u8]) {
     let Some((cuts, said)) = data.split_at_checked(data.len().min(16)) else {
         return;
     };
+    // The one thing that a host may not say, because nobody who could put it into a stream can know this key.
+    if said
+        .windows(PREFACE_SIZE)
+        .any(|part| part == preface(&SESSION))
+    {
+        return;
+    }
     let mut cuts = Choices::new(cuts);
     let mut reader = Reader::new();
     let mut host = Mux::host();
