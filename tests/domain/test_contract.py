@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
+
+from cloche.guest.wire import FIRST_KEY, preface
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +49,14 @@ def test_shares(cloche: Runner, driver: str, folder: Path) -> None:
     assert (folder / "made").read_text() == "made\n"
     assert done.returncode == 2
     assert b"Read-only file system" in done.stderr
+
+
+def test_a_name_is_no_word_of_the_channel(cloche: Runner, driver: str, folder: Path) -> None:
+    """A shared directory may be called like the beginning of a first byte stream to the agent."""
+    named = folder / os.fsdecode(preface(FIRST_KEY))
+    named.mkdir()
+    done = cloche("--driver", driver, "--timeout", "60s", "--share", f"{named}", "echo", "here")
+    assert (done.returncode, done.stdout) == (0, b"here\n"), done.stderr
 
 
 def test_unknown_program(cloche: Runner, driver: str) -> None:

@@ -101,7 +101,7 @@ MODULE = b"\x7fELF" + bytes(100) + b"\0depends=a-b,c\0" + bytes(100)
 @given(st.sampled_from(["", ".gz", ".xz"]), st.integers(0, 300), st.integers(0, 4), st.binary(max_size=4))
 def test_any_module_is_read_or_one_sentence(suffix: str, place: int, cut: int, noise: bytes) -> None:
     """A damaged module is read, as far as nobody can tell, or refused in one sentence."""
-    whole = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix](MODULE)
+    whole = {"": MODULE, ".gz": gzip.compress(MODULE), ".xz": lzma.compress(MODULE)}[suffix]
     place %= len(whole) + 1
     with tempfile.NamedTemporaryFile(suffix=f".ko{suffix}") as file:
         file.write(whole[:place] + noise + whole[place + cut :])

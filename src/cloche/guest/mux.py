@@ -406,7 +406,7 @@ class Mux:
         if rows:
             raise ProtocolError(f"the agent's table names the unknown stream {min(rows)}")
         # Before all content: until a frame has come the agent takes the first preface, which everybody knows and a
-        # word of the first message (a file's name) may hold.
+        # word of the first message (a shared directory's name) may hold.
         control = self._control_in
         self._windows[control.stream] = wire.window_frame(control.stream, control.consumed, control.limit)
         self._feed_control()
