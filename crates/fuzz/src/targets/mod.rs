@@ -7,6 +7,7 @@ mod frame;
 mod frontend;
 mod message;
 mod mux;
+mod net;
 mod policy;
 pub mod qcow2;
 mod rng;
@@ -27,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     target("policy", policy::run, 16 * KIB, 16 * MIB, 300),
     target("rng", rng::run, 64 * KIB, MIB, 1000),
     target("disk", disk::run, 64 * KIB, MIB, 1000),
+    target("net", net::run, 80 * KIB, MIB, 500),
     target("qcow2", qcow2::run, 64 * KIB, 64 * MIB, 1000),
     target("tree", files::run_tree, 4 * KIB, 4 * MIB, 500),
     target("share", files::run_share, 4 * KIB, 8 * MIB, 300),

@@ -3,7 +3,6 @@
 //!
 //! The input is the stream from the peer, behind its length in two bytes, and the guest's memory, cut off where the input
 //! ends, with the rings and the descriptors of both queues at its beginning.
-#![no_main]
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,7 +12,6 @@ use std::sync::{Arc, Mutex};
 use cloche_device::{Device, Memory, Vring};
 use cloche_net::device::{Front, RECEIVE, SEND};
 use cloche_net::frame::{Mac, Rules, DEFAULT_MTU};
-use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY: usize = 64 << 10;
@@ -58,7 +56,10 @@ impl Read for Peer {
 impl Write for Peer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.piece()?.min(bytes.len());
-        self.heard.lock().expect("one thread").extend_from_slice(&bytes[..count]);
+        self.heard
+            .lock()
+            .expect("one thread")
+            .extend_from_slice(&bytes[..count]);
         Ok(count)
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -76,7 +77,9 @@ fn queue(memory: &Arc<Memory>, index: u64, event_idx: bool) -> Vring {
     let mut vring = Vring::new(SIZE).expect("a queue");
     let rings = index * RINGS;
     vring.set_memory(memory.clone());
-    vring.set_places(rings, rings + AVAILABLE, rings + USED).expect("places");
+    vring
+        .set_places(rings, rings + AVAILABLE, rings + USED)
+        .expect("places");
     vring.set_event_idx(event_idx);
     // SAFETY: no pointers; the descriptor belongs to nobody yet.
     let kick = unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) };
@@ -84,7 +87,7 @@ fn queue(memory: &Arc<Memory>, index: u64, event_idx: bool) -> Vring {
     vring
 }
 
-fuzz_target!(|data: &[u8]| {
+pub fn run(data: &[u8]) {
     let Some((length, rest)) = data.split_first_chunk::<2>() else {
         return;
     };
@@ -99,7 +102,10 @@ fuzz_target!(|data: &[u8]| {
         heard: Arc::clone(&heard),
         turn: 0,
     };
-    let rules = Rules::new(Mac::parse("02:00:00:00:00:01").expect("an address"), DEFAULT_MTU);
+    let rules = Rules::new(
+        Mac::parse("02:00:00:00:00:01").expect("an address"),
+        DEFAULT_MTU,
+    );
     let mut front = Front::new(rules, Some(peer));
     let event_idx = image.first().is_some_and(|byte| byte & 1 != 0);
     let mut vrings = [queue(&memory, 0, event_idx), queue(&memory, 1, event_idx)];
@@ -121,4 +127,4 @@ fuzz_target!(|data: &[u8]| {
         }
         left = rest.get(length..).unwrap_or_default();
     }
-});
+}
