@@ -98,7 +98,7 @@ def count_sent(peer: socket.socket, length: int, packets: int, patience_s: float
             (size,) = struct.unpack_from(">I", stream, at)
             if len(stream) - at < 4 + size:
                 break
-            if size == length and stream[at + 16 : at + 18] == ETHERTYPE.to_bytes(2, "big"):
+            if size == length and bytes(stream[at + 16 : at + 18]) == ETHERTYPE.to_bytes(2, "big"):
                 ended = monotonic()
                 begun = begun or ended
                 found += 1

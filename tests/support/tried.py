@@ -74,8 +74,8 @@ class Device:
         steps: What makes it usable in the guest.
     """
 
-    kind: str
-    name: str
+    kind: str = ""
+    name: str = ""
     steps: tuple[Step, ...] = ()
 
     def prepare(self, scratch: Path, program: Path) -> None:
@@ -95,7 +95,7 @@ class Device:
 
 
 class _Files(Device):
-    writes_to: str
+    writes_to: str = ""
 
     def prepare(self, scratch: Path, program: Path) -> None:
         (scratch / "root").mkdir()
