@@ -143,9 +143,17 @@ def test_missing_binaries_are_named() -> None:
     assert tools.find_own_binary("cloche-nothing") == ""
 
 
+def open_device(cache: Path) -> Path:
+    """Return a file that everybody may open, in place of the device."""
+    device = cache.with_name("kvm")
+    device.touch()
+    device.chmod(0o666)
+    return device
+
+
 def test_the_trial_of_kvm_is_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The outcome holds for this host kernel; damaged or another kernel's, it is as if never tried."""
-    monkeypatch.setattr(accel, "_DEVICE", str(SOURCE))
+    monkeypatch.setattr(accel, "_DEVICE", str(open_device(cache)))
     assert accel.kvm_result() is None
     accel.remember_kvm(True, "ran after 0.3 s")
     assert accel.kvm_result() is True
@@ -159,8 +167,14 @@ def test_the_trial_of_kvm_is_remembered(cache: Path, monkeypatch: pytest.MonkeyP
 
 def test_without_the_device_there_is_no_kvm(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a device that can be opened, what was remembered does not count."""
-    monkeypatch.setattr(accel, "_DEVICE", str(SOURCE))
+    device = open_device(cache)
+    monkeypatch.setattr(accel, "_DEVICE", str(device))
     accel.remember_kvm(True, "")
+    assert accel.kvm_result() is True
+    if os.getuid() == 0:
+        # A machine of root's runs under another id, so what only root may open is no use to it.
+        device.chmod(0o600)
+        assert accel.kvm_result() is False
     monkeypatch.setattr(accel, "_DEVICE", "/nonexistent")
     assert accel.kvm_result() is False
 
