@@ -16,6 +16,7 @@ CLOCHE, RAW, RAW_BWRAP, BWRAP = (
     "raw QEMU under bubblewrap",
     "bubblewrap alone",
 )
+TEMPLATE = "cloche run -- true (from the template)"
 VIRTME, VIRTME_SAME = "virtme-ng, Debian's kernel", "virtme-ng, cloche's kernel"
 PC, MICROVM = "raw QEMU pc, cloud kernel, busybox", "raw QEMU microvm, cloche's kernel, busybox"
 VERSION, PYTHON = "cloche --version", "python3 -I -S -c pass"
@@ -55,6 +56,12 @@ def judge(samples: Samples) -> list[Goal]:
     """Return every goal with what was reached."""
     goals = [
         Goal("cold start to raw QEMU", paired_ratio(samples, CLOCHE, RAW, "wall"), 1.25, "times"),
+        Goal(
+            "start from a template to raw QEMU's cold one",
+            paired_ratio(samples, TEMPLATE, RAW, "wall"),
+            0.6,
+            "times",
+        ),
         Goal("cold start to virtme-ng", paired_ratio(samples, CLOCHE, VIRTME, "wall"), 0.1, "times"),
         Goal("--version to a bare Python", paired_ratio(samples, VERSION, PYTHON, "wall"), 4.0, "times"),
         Goal("the host's own share of a start", median(samples, WATERFALL, "host's share"), 150.0, "ms"),

@@ -116,6 +116,21 @@ def run_cloche(*words: str) -> list[str]:
     return [str(CLOCHE), "run", "--cold", *words]
 
 
+def from_template(program: str) -> Callable[[], dict[str, float]]:
+    """Return a measurement of ``cloche run`` as a user types it, who has run something before.
+
+    Raises:
+        MeasureError: (the measurement) No template can be made here.
+    """
+
+    def measure() -> dict[str, float]:
+        # Costs nothing when it is there.
+        rounds.run_to_exit([str(CLOCHE), "template", "build"])
+        return {"wall": rounds.run_to_exit([str(CLOCHE), "run", "--", program])["wall"]}
+
+    return measure
+
+
 def measure_version(parts: Parts, size: Size) -> Group:
     """How long it takes to ask for the version."""
     del parts
@@ -138,6 +153,7 @@ def measure_start(parts: Parts, size: Size) -> Group:
     every = size.slow_every
     candidates = [
         Candidate(goals.CLOCHE, wall_to_exit(run_cloche("--", "true"))),
+        Candidate(goals.TEMPLATE, from_template("true")),
         Candidate(goals.BWRAP, to_exit(machines.bubblewrapped(["true"]))),
     ]
     computer = parts.computer

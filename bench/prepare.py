@@ -92,7 +92,7 @@ def _computer() -> Computer:
     from cloche.model.request import RunRequest
 
     facts = collect_facts()
-    plan = prepare_plan(RunRequest(argv=(b"true",)), facts)
+    plan = prepare_plan(RunRequest(argv=(b"true",), cold=True), facts)
     if plan.machine is None:
         raise MeasureError("the default driver has no machine")
     vmm = next(process for process in plan.processes if "-kernel" in map(os.fsdecode, process.argv))

@@ -53,6 +53,10 @@ class MissingToolError(HostError):
         self.tool = tool
 
 
+class TemplateError(ClocheError):
+    """A saved machine cannot be made or used."""
+
+
 class KernelError(ClocheError):
     """No usable guest kernel, or one that is damaged."""
 
@@ -79,6 +83,10 @@ class BootTimeoutError(LaunchError):
 
 class DomainError(ClocheError):
     """A domain is not in a state in which this can be done, or ended unexpectedly."""
+
+
+class MachineEndedError(DomainError):
+    """The VMM has exited by itself: the guest has stopped its machine, or QEMU gave up."""
 
 
 class ProtocolError(ClocheError):

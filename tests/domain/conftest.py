@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def cloche(ordinary: OrdinaryUser) -> Runner:
-    """Return cloche as an ordinary user runs it, after the run at which notices are given."""
+    """Return cloche as an ordinary user runs it, with a template, after the run at which notices are given."""
     runner = Runner(ordinary)
+    made = runner("template", "build")
+    assert made.returncode == 0, made.stderr
     first = runner("true")
     assert first.returncode == 0, first.stderr
     return runner
@@ -30,9 +32,12 @@ def cloche(ordinary: OrdinaryUser) -> Runner:
 
 @pytest.fixture(scope="session")
 def cloche_as_caller() -> Runner:
-    """Return cloche as whoever runs the tests does: root, where pytest runs as root."""
+    """Return cloche as whoever runs the tests does: root, where pytest runs as root. It has a template."""
     entry = pwd.getpwuid(os.getuid())
-    return Runner(OrdinaryUser(entry, Path(os.environ.get("HOME") or entry.pw_dir), ROOT))
+    runner = Runner(OrdinaryUser(entry, Path(os.environ.get("HOME") or entry.pw_dir), ROOT))
+    made = runner("template", "build")
+    assert made.returncode == 0, made.stderr
+    return runner
 
 
 @pytest.fixture

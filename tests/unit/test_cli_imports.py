@@ -58,6 +58,7 @@ from cloche.cli.parser import parse
 from cloche.cli.verbs import COMMON, RUN, VERBS
 import cloche.cli.run, cloche.cli.terminal
 import cloche.domain.domain, cloche.domain.launcher, cloche.domain.prepare
+import cloche.domain.restore, cloche.domain.monitor, cloche.host.templates
 import cloche.guest.session, cloche.host.warden, cloche.host.rundir
 import cloche.kernel.initramfs, cloche.kernel.store
 import cloche.drivers.qemu, cloche.drivers.bwrap
@@ -101,6 +102,7 @@ def test_a_run_loads_what_it_needs_and_no_other_verb(of_run: set[str]) -> None:
         "cli.reference",
         "cli.supervise",
         "domain.remote",
+        "domain.template",
     ):
         assert f"cloche.{other}" not in ours
 

@@ -178,6 +178,9 @@ impl Agent {
     fn set_up(&mut self, seq: u32, steps: Vec<Step>, first: usize) {
         for (index, step) in steps.iter().enumerate().skip(first) {
             let result = match step {
+                Step::Clock { realtime_ns } => {
+                    setup::set_clock(*realtime_ns, self.port.heard_ns.take())
+                }
                 Step::Rlimit {
                     resource,
                     soft,

@@ -23,6 +23,8 @@ pub struct Port {
     pub(crate) writable: bool,
     /// epoll waits for room, too.
     waits_for_room: bool,
+    /// When bytes came last, until a clock was set by it.
+    pub(crate) heard_ns: Option<u64>,
 }
 
 impl Port {
@@ -37,6 +39,7 @@ impl Port {
             readable: true,
             writable: true,
             waits_for_room: false,
+            heard_ns: Some(0),
         }
     }
 
@@ -50,6 +53,7 @@ impl Port {
             readable: true,
             writable: true,
             waits_for_room: false,
+            heard_ns: Some(0),
         }
     }
 }
@@ -92,6 +96,9 @@ impl Agent {
                 }
                 Ok(count) => {
                     left = left.saturating_sub(count);
+                    if let Some(heard) = &mut self.port.heard_ns {
+                        *heard = sys::clock_ns(libc::CLOCK_BOOTTIME);
+                    }
                     self.mux.received(count);
                     self.take_events();
                 }
@@ -106,9 +113,13 @@ impl Agent {
     }
 
     /// Nobody is at the other end. A port tells when somebody is again, a listener when somebody connects.
+    ///
+    /// Of a port that proves nothing: it also reads as hung up when the bytes of a new connection are there already, and
+    /// the word that somebody has connected is not (they come over two queues, and a restored machine gets both at
+    /// once). The greeting read just before must not be forgotten then. What comes next after a real end is a preface.
     fn hung_up(&mut self) {
-        self.mux.disconnect();
         if self.port.listener.is_some() {
+            self.mux.disconnect();
             self.port.fd = None;
         }
         if self.port.ends && self.status.is_none() {

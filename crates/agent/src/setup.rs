@@ -64,15 +64,23 @@ pub fn perform(step: &Step) -> Result<()> {
             Ok(copy_tree(path_of(from), path_of(to), (*uid, *gid))?)
         }
         Step::Hostname { name } => sys::set_hostname(name),
-        Step::Clock { realtime_ns } => sys::set_clock(*realtime_ns),
         Step::Entropy { seed } => {
             let device = sys::open(c"/dev/random", libc::O_RDWR, 0)?;
             sys::add_entropy(device.as_fd(), seed)
         }
         Step::Loopback => sys::loopback_up(),
         Step::Sysctl { path, value } => set_kernel_setting(path_of(path), value),
-        Step::Rlimit { .. } | Step::WaitPath { .. } => Err(Errno(libc::ENOSYS)),
+        Step::Clock { .. } | Step::Rlimit { .. } | Step::WaitPath { .. } => {
+            Err(Errno(libc::ENOSYS))
+        }
     }
+}
+
+/// Sets the clock to the time it was when the first SETUP was read from the port, and what has passed since: all that
+/// the agent does for the first time takes an emulated machine long.
+pub fn set_clock(realtime_ns: u64, heard_ns: Option<u64>) -> Result<()> {
+    let now = sys::clock_ns(libc::CLOCK_BOOTTIME);
+    sys::set_clock(realtime_ns.saturating_add(now.saturating_sub(heard_ns.unwrap_or(now))))
 }
 
 /// The step in a few words, for an error message.

@@ -15,6 +15,14 @@ const OUTPUT_SIZE: usize = 32768;
 /// A DATA frame is not begun for fewer bytes than this because of what stands before it.
 const SMALLEST_SHARE: usize = 2048;
 
+/// A session key of this agent's own. Clones of one saved guest have made the same key; the nonce is the host's and
+/// is never used twice. Whoever does not know both, digit by digit, does not know the outcome.
+fn mixed(session: &Key, nonce: &Key) -> Key {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let value = |digit: u8| DIGITS.iter().position(|known| *known == digit).unwrap_or(0);
+    std::array::from_fn(|at| DIGITS[(value(session[at]) ^ value(nonce[at])) % DIGITS.len()])
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// Looking for the preface; everything else is thrown away.
@@ -51,6 +59,8 @@ pub(crate) struct Link {
     fresh: bool,
     /// A frame came after an attach, so the peer has read our greeting.
     confirmed: bool,
+    /// Agent: the session key has changed, and what is searched for with it.
+    pub(crate) has_new_key: bool,
     output: Vec<u8>,
     written: usize,
     /// Something may have to be put into the output.
@@ -75,6 +85,7 @@ impl Link {
             ignored: 0,
             fresh: true,
             confirmed: false,
+            has_new_key: false,
             output: Vec::new(),
             written: 0,
             dirty: false,
@@ -182,6 +193,10 @@ impl Link {
         let same = attach.version == VERSION;
         if same {
             self.check_table(&attach.table)?;
+        }
+        if self.fresh {
+            self.session = mixed(&self.session, &attach.nonce);
+            self.has_new_key = true;
         }
         self.output.extend_from_slice(&preface(&attach.nonce));
         Frame::Attached(Attached {

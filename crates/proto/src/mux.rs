@@ -202,7 +202,8 @@ pub struct Mux {
 }
 
 impl Mux {
-    /// The agent's end. `session` is its session key: 32 lower-case hexadecimal digits nobody can guess.
+    /// The agent's end. `session` is what its session key is made of, together with the nonce of the first attach:
+    /// 32 lower-case hexadecimal digits nobody can guess.
     #[must_use]
     pub fn agent(session: Key) -> Self {
         Self {
@@ -309,9 +310,13 @@ impl Mux {
         found
     }
 
-    /// Once a frame came after the greeting, the key of the first attach opens nothing any more; a host that is
+    /// The agent's key is new after a first attach. Once a frame came after the greeting, the key of the first attach opens nothing any more; a host that is
     /// attached expects no preface at all.
     fn follow_state(&mut self) {
+        if std::mem::take(&mut self.link.has_new_key) {
+            self.input.search = Some(PrefaceSearch::new(&self.link.session));
+            self.input.search_again();
+        }
         let was_searched = match self.link.role {
             Role::Agent if self.link.is_confirmed() => self.input.zero.take(),
             Role::Host if self.is_attached() => self.input.search.take(),

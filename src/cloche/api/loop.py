@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class Loop:
     """The thread that drives one domain. Calls come from any thread; answers come through events."""
 
-    def __init__(self, plan: LaunchPlan) -> None:
+    def __init__(self, plan: LaunchPlan, boot: Callable[[], LaunchPlan]) -> None:
         self._process = os.getpid()
         self._reactor = Reactor()
-        self._domain = Domain(self._reactor, plan, launcher=RemoteLauncher)
+        self._domain = Domain(self._reactor, plan, launcher=RemoteLauncher, boot=boot)
         self._domain.on_open = self._opened
         self._domain.on_end = self._ended
         self._opened_or_over = threading.Event()

@@ -148,7 +148,9 @@ class Sandbox:
             raise DomainError("the sandbox was started already")
         self._facts = collect_facts()
         plan = prepare_plan(self._request, self._facts)
-        self._loop = Loop(plan)
+        cold, facts = self._request._replace(cold=True), self._facts
+        # Nothing that the loop holds may hold the sandbox: one that is dropped ends.
+        self._loop = Loop(plan, lambda: prepare_plan(cold, facts))
         self._finalizer = weakref.finalize(self, _drop, self._loop)
         # At the host program's end its lifeline is cut, and the machine ends with it: nobody has to wait for that.
         self._finalizer.atexit = False

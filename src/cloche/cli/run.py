@@ -10,7 +10,7 @@ from cloche import log
 from cloche.cli.terminal import Terminal, choose_terminal
 from cloche.domain.domain import Domain, State
 from cloche.domain.launcher import Launcher
-from cloche.domain.prepare import prepare_plan
+from cloche.domain.prepare import NO_TEMPLATE_YET, is_ordinary, prepare_plan
 from cloche.domain.timings import Timings
 from cloche.errors import ClocheError, TimeLimitError, UsageError
 from cloche.host import rundir
@@ -111,6 +111,7 @@ def build_request(parsed: Parsed) -> RunRequest:
             "share_later",
             "devices",
             "hwrng",
+            "cold",
         )
         if key in given
     }
@@ -171,18 +172,28 @@ class _Run:
         self._plan = plan
         self._timings = timings
         self._reactor = Reactor()
-        self._domain = Domain(
-            self._reactor,
-            plan,
-            timings,
-            lambda reactor, plan, timings: Launcher(reactor, plan, timings, warden),
-        )
+        self._warden: Warden | None = warden
+        self._domain = Domain(self._reactor, plan, timings, self._launcher, self._boot_plan)
         self._terminal = terminal
         self._job: Job | None = None
         self._status: int | None = None
         self._error: ClocheError | None = None
         self._time_limit: Timer | None = None
         self._ending = False
+
+    def _launcher(self, reactor: Reactor, plan: LaunchPlan, timings: Timings) -> Launcher:
+        warden, self._warden = self._warden, None
+        if warden is None:
+            # The first went with the machine that did not come up; so did the keeper of the terminal.
+            keeps = self._terminal.wanted and os.isatty(self._terminal.keys)
+            warden = Warden.start(require_own_binary("cloche-warden"), keeper=keeps)
+            self._terminal.change_keeper(warden.keeper)
+        return Launcher(reactor, plan, timings, warden)
+
+    def _boot_plan(self) -> LaunchPlan:
+        facts = collect_facts()._replace(umask=self._plan.command.umask)
+        self._plan = prepare_plan(self._request._replace(cold=True), facts)
+        return self._plan
 
     def run(self) -> int:
         """Start the domain, wait for the program, and return its status."""
@@ -216,6 +227,10 @@ class _Run:
         if self._error is not None:
             raise self._error
         assert self._status is not None
+        if self._plan.cold == NO_TEMPLATE_YET and is_ordinary(self._request):
+            from cloche.domain.template import make_in_background
+
+            make_in_background()
         return self._status
 
     def _say(self, line: str) -> None:

@@ -90,6 +90,10 @@ class Terminal:
         else:
             reactor.call_later(BACKGROUND_S, lambda: self.take(reactor, taken))
 
+    def change_keeper(self, keeper: Keeper | None) -> None:
+        """Take another keeper, before the terminal is made raw."""
+        self._keeper = keeper
+
     def make_raw(self) -> None:
         """Let every key reach the guest; the guest's own terminal does echo, editing and Ctrl-C."""
         if not os.isatty(self.keys):

@@ -11,6 +11,21 @@ COMMON = (
 
 _JSON = Option(("--json",), "Print JSON.")
 
+_MEMORY = Option(
+    ("-m", "--memory"),
+    "The most memory the machine may use (512M, 2G).",
+    metavar="SIZE",
+    convert=parse_size_mib,
+)
+_CPUS = Option(("-c", "--cpus"), "The number of virtual CPUs.", metavar="N", convert=parse_count)
+_KERNEL = Option(("--kernel",), "Boot this kernel (see `cloche kernel list`).", metavar="NAME")
+_TEMPLATE_OPTIONS = (
+    _MEMORY,
+    _CPUS,
+    _KERNEL,
+    Option(("--background",), "Give way to everything else, and wait for nobody."),
+)
+
 RUN_OPTIONS = (
     Option(
         ("--share",),
@@ -49,13 +64,8 @@ RUN_OPTIONS = (
         repeat=True,
     ),
     Option(("-w", "--workdir"), "Start in this directory of the guest.", metavar="PATH"),
-    Option(
-        ("-m", "--memory"),
-        "The most memory the machine may use (512M, 2G).",
-        metavar="SIZE",
-        convert=parse_size_mib,
-    ),
-    Option(("-c", "--cpus"), "The number of virtual CPUs.", metavar="N", convert=parse_count),
+    _MEMORY,
+    _CPUS,
     Option(
         ("--timeout",),
         "End the program after this time (30s, 5m); status 124.",
@@ -66,12 +76,12 @@ RUN_OPTIONS = (
     Option(("--tty",), "Give the program a terminal.", dest="tty"),
     Option(("--no-tty",), "Give the program no terminal.", dest="tty", value=False),
     Option(("-t", "--temporary"), "Leave nothing behind (every run does, until there are profiles)."),
-    Option(("--cold",), "Boot from nothing (every run does, until there are templates)."),
+    Option(("--cold",), "Boot from nothing, and make no template afterwards."),
     Option(("--driver",), "What isolates the program: qemu (the default) or bwrap (weaker).", metavar="NAME"),
     Option(
         ("--accel",), "Use kvm or tcg instead of what was found to work.", metavar="NAME", dest="accelerator"
     ),
-    Option(("--kernel",), "Boot this kernel (see `cloche kernel list`).", metavar="NAME"),
+    _KERNEL,
     Option(
         ("--boot-timeout",),
         "Give up when the guest does not answer in time.",
@@ -149,6 +159,20 @@ VERBS = (
                 (_JSON,),
                 operands="[DOMAIN]",
             ),
+        ),
+    ),
+    Verb(
+        "template",
+        "Make and list the saved machines from which runs go on instead of booting.",
+        verbs=(
+            Verb("build", "Boot a machine until it waits, and save it.", "template:build", _TEMPLATE_OPTIONS),
+            Verb(
+                "list",
+                "List the templates there are.",
+                "template:list_",
+                (Option(("--check",), "Read them whole and say whether they are intact."), _JSON),
+            ),
+            Verb("remove", "Delete templates; without a name, all.", "template:remove", operands="[NAME...]"),
         ),
     ),
     Verb(

@@ -42,6 +42,10 @@ def describe_plan(plan: LaunchPlan, unsaveable: str = "") -> str:
             f"kernel      {machine.kernel.ident} ({machine.kernel.kind}): {_text(machine.kernel.path)}"
         )
         lines.append(f"initramfs   {_text(machine.kernel.initrd)}")
+        begins = (
+            f"from the template {_text(plan.template.directory)}" if plan.template else f"cold: {plan.cold}"
+        )
+        lines.append(f"start       {begins}")
     lines.append(f"saveable    {f'no: {unsaveable}' if unsaveable else 'yes'}")
     if plan.devices in NOT_APART:
         lines.append(f"devices     {NOT_APART[plan.devices]}")

@@ -6,6 +6,7 @@
                           |                            |
                           +-- deadline, death ---------+--> ENDED (with the reason)
 
+A machine that goes on from a template and does not get as far as the agent's answer is booted instead, from PLANNED on.
 Whatever happens, ``close`` ends it: every process, socket and file of the domain is gone when it returns.
 """
 
@@ -15,7 +16,15 @@ import errno
 
 from cloche.domain.launcher import Launcher
 from cloche.domain.timings import Timings
-from cloche.errors import BootTimeoutError, ClocheError, DomainError, LaunchError, ProtocolError
+from cloche.errors import (
+    BootTimeoutError,
+    ClocheError,
+    DomainError,
+    LaunchError,
+    MachineEndedError,
+    ProtocolError,
+    TemplateError,
+)
 from cloche.host.text import describe_errno, escape_untrusted
 from cloche.lean import Enum
 from cloche.model.plan import EndpointKind
@@ -37,6 +46,8 @@ if TYPE_CHECKING:
 _SYNC_TIMEOUT_S = 30.0
 #: How long the end of the agent's connection waits for a process's end that explains it, in seconds.
 _REASON_TIMEOUT_S = 0.5
+#: What may be a template's fault when a machine does not come up from it.
+_OF_TEMPLATE = (TemplateError, MachineEndedError, BootTimeoutError, ProtocolError)
 
 
 class State(Enum):
@@ -52,7 +63,8 @@ class State(Enum):
 class Domain:
     """A domain made from a plan. Everything is driven by the reactor; callbacks come from there.
 
-    ``launcher`` decides whose children the domain's processes are: this process's, or a supervisor's.
+    ``launcher`` decides whose children the domain's processes are: this process's, or a supervisor's. ``boot`` makes
+    the plan of the same domain without its template, for when that turns out to be of no use.
 
     Attributes:
         on_ready: Called when the agent has answered: programs can be asked for, and start when the guest is set up.
@@ -67,6 +79,7 @@ class Domain:
         plan: LaunchPlan,
         timings: Timings | None = None,
         launcher: Callable[[Reactor, LaunchPlan, Timings], Launcher | RemoteLauncher] = Launcher,
+        boot: Callable[[], LaunchPlan] | None = None,
     ) -> None:
         self.plan = plan
         self.state = State.PLANNED
@@ -76,10 +89,11 @@ class Domain:
         self.on_end: Callable[[ClocheError], None] = _raise
         self.on_agent_log: Callable[[int, str], None] | None = None
         self._reactor = reactor
+        self._make_launcher = launcher
+        self._boot = boot
         self._launcher = launcher(reactor, plan, self.timings)
-        self._launcher.ended = self._ended
-        self._launcher.ask_guest = self._ask_guest
         self._must_sync = plan.writable_shares
+        self._console_sink: Callable[[bytes], None] | None = None
         self._session: AgentSession | None = None
         self._deadline: Timer | None = None
 
@@ -107,7 +121,7 @@ class Domain:
 
     def watch_console(self, sink: Callable[[bytes], None]) -> None:
         """Hand the guest's console output to ``sink`` as it comes (raw bytes of the guest: escape before showing)."""
-        self._launcher.watch_console(sink)
+        self._console_sink = sink
 
     def start(self) -> None:
         """Start every process of the plan and greet the agent.
@@ -116,14 +130,51 @@ class Domain:
             ClocheError: Something could not be started; the domain has ended.
         """
         self.require(State.PLANNED)
+        try:
+            self._start()
+        except _OF_TEMPLATE as error:
+            if not self._can_boot_instead(error):
+                raise
+            self._start_without(error)
+
+    def _start(self) -> None:
         self.state = State.BOOTING
         try:
+            self._launcher.ended = self._ended
+            self._launcher.ask_guest = self._ask_guest
+            if self._console_sink is not None:
+                self._launcher.watch_console(self._console_sink)
             self._launcher.start()
             self._deadline = self._reactor.call_later(self.plan.boot_timeout_s, self._too_late)
             self._greet()
         except BaseException:
             self.close()
             raise
+
+    def _can_boot_instead(self, error: ClocheError) -> bool:
+        return self.plan.template is not None and self._boot is not None and isinstance(error, _OF_TEMPLATE)
+
+    def _start_without(self, error: ClocheError) -> None:
+        """Boot, now that the template has turned out to be of no use; it is removed.
+
+        Raises:
+            ClocheError: That could not be started either.
+        """
+        from cloche import log
+        from cloche.host.templates import remove
+
+        template = self.plan.template
+        assert template is not None
+        assert self._boot is not None
+        self.close()
+        remove(template.directory.rpartition("/")[2])
+        said = f" ({error.detail[-1]})" if error.detail else ""
+        log.notice(f"the template was of no use and is removed, this machine boots: {error.message}{said}")
+        self.timings.mark("template given up")
+        self.plan = self._boot()
+        self._boot = None
+        self._launcher = self._make_launcher(self._reactor, self.plan, self.timings)
+        self._start()
 
     def _greet(self) -> None:
         # Imported while the machine boots, so that it takes no time of the start.
@@ -134,7 +185,7 @@ class Domain:
         self._session = session = AgentSession(self._reactor, self._launcher.connect, resume=resume)
         session.on_attached = self._verify
         session.on_ready = self._ready
-        session.on_lost = self._lost
+        session.on_lost = lambda error: self._lost(session, error)
         session.on_log = self._agent_log
         session.attach()
         # Asked for at once: it is sent with the greeting's answer, a round trip earlier than after READY.
@@ -255,14 +306,25 @@ class Domain:
             self._session.close()
         self._launcher.close(wait=wait)
 
-    def _lost(self, error: ClocheError) -> None:
+    def _lost(self, session: AgentSession, error: ClocheError) -> None:
         if isinstance(error, ProtocolError):
             self._ended(error)
             return
+
+        def end() -> None:
+            if self._session is session:
+                self._ended(error)
+
         # The agent goes when its machine goes: the launcher knows why, and will say so in a moment.
-        self._reactor.call_later(_REASON_TIMEOUT_S, lambda: self._ended(error))
+        self._reactor.call_later(_REASON_TIMEOUT_S, end)
 
     def _ended(self, error: ClocheError) -> None:
+        if self.state is State.BOOTING and self._can_boot_instead(error):
+            try:
+                self._start_without(error)
+            except ClocheError as second:
+                self.on_end(second)
+            return
         if self.state is not State.ENDED:
             booting = self.state is State.BOOTING
             self.close()

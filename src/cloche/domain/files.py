@@ -9,11 +9,13 @@ from cloche.errors import DiskError
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from cloche.model.plan import OpenFile, ProcessPlan
 
 
-def open_files(processes: tuple[ProcessPlan, ...]) -> dict[OpenFile, int]:
-    """Open and lock every file of a plan.
+def open_files(processes: tuple[ProcessPlan, ...], besides: Container[OpenFile] = ()) -> dict[OpenFile, int]:
+    """Open and lock every file of a plan but those that are open already.
 
     The locks belong to the open files, not to this process: they last until the last process that has them is gone.
 
@@ -24,6 +26,8 @@ def open_files(processes: tuple[ProcessPlan, ...]) -> dict[OpenFile, int]:
     try:
         for process in processes:
             for file in process.files:
+                if file in besides:
+                    continue
                 opened[file] = _open(file)
     except BaseException:
         for fd in opened.values():

@@ -14,7 +14,7 @@ from cloche.domain.complaints import Complaints
 from cloche.domain.console import Console
 from cloche.domain.control.door import Door
 from cloche.domain.endpoints import Endpoints
-from cloche.errors import DiskError, DomainError, LaunchError
+from cloche.errors import DomainError, LaunchError
 from cloche.host.reactor import READ
 from cloche.host.rundir import RunDirectory
 from cloche.host.tools import require_own_binary
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from cloche.domain.monitor import Monitor, TemplateWork
     from cloche.domain.peers import Peers
     from cloche.domain.restarts import Restarts
     from cloche.domain.sharing import GuestAnswer, Sharing
     from cloche.domain.timings import Timings
+    from cloche.errors import ClocheError
     from cloche.host.reactor import Reactor
     from cloche.host.warden import Event, Exited
     from cloche.model.guest import Step
@@ -53,11 +55,24 @@ class Launcher:
     """
 
     def __init__(
-        self, reactor: Reactor, plan: LaunchPlan, timings: Timings, warden: Warden | None = None
+        self,
+        reactor: Reactor,
+        plan: LaunchPlan,
+        timings: Timings,
+        warden: Warden | None = None,
+        template: TemplateWork | None = None,
     ) -> None:
-        """Take over ``warden``, one that nothing was asked of yet; without one, ``start`` starts it."""
+        """Make a launcher that has started nothing.
+
+        Args:
+            reactor: Who calls when something is heard.
+            plan: What is to be started.
+            timings: Where it is noted when.
+            warden: One that nothing was asked of yet, to be taken over; without one, ``start`` starts it.
+            template: What makes a template of the machine. That it goes on from one stands in the plan.
+        """
         self.plan = plan
-        self.ended: Callable[[LaunchError | DomainError | DiskError], None] = _raise
+        self.ended: Callable[[ClocheError], None] = _raise
         self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
         self.is_remote = False
         self.console = Console(reactor)
@@ -78,6 +93,8 @@ class Launcher:
         self._requests: dict[int, Callable[[Done], None]] = {}
         self._last_request = 0
         self._peers: Peers | None = None
+        self._template: TemplateWork | None = template
+        self._monitor: Monitor | None = None
         self._closed = False
 
     @property
@@ -92,11 +109,18 @@ class Launcher:
             HostError: The run directory, the warden or a binary is missing.
             DiskError: A disk's file cannot be opened.
             NetworkError: Nobody listens where the guest is to be connected to.
+            TemplateError: The template cannot be used.
         """
-        if any(process.files for process in self.plan.processes):
+        if self.plan.template is not None:
+            from cloche.domain.restore import Restore
+
+            self._template = Restore(self.plan.template)
+        if self._template is not None:
+            self._files = self._template.files
+        if any(file not in self._files for process in self.plan.processes for file in process.files):
             from cloche.domain.files import open_files
 
-            self._files = open_files(self.plan.processes)
+            self._files |= open_files(self.plan.processes, besides=self._files)
         if any(process.connections for process in self.plan.processes):
             from cloche.domain.peers import Peers
 
@@ -113,6 +137,11 @@ class Launcher:
         self._timings.mark("sockets and warden")
         if self.plan.console:
             self.console.listen(self._endpoints.connect(self.plan.console))
+        if self._template is not None:
+            from cloche.domain.monitor import Monitor
+
+            connection = self._endpoints.connect(self.plan.monitor)
+            self._monitor = Monitor(self.reactor, connection, self._template, self._end)
         machine_id = os.urandom(16).hex().encode()
         for ident, process in enumerate(self.plan.processes):
             self._spawn(ident, process, machine_id)
@@ -305,6 +334,9 @@ class Launcher:
             if not self._verified:
                 self._pidfds[event.id] = event.pidfd
             self._timings.mark(f"{self._name(event.id)} started")
+            if self._monitor is not None and self._name(event.id) == "vmm":
+                self._monitor.started(event.pidfd)
+                self._timings.mark("memory filled")
         elif isinstance(event, Done):
             done = self._requests.pop(event.request, None)
             if done is not None:
@@ -378,7 +410,7 @@ class Launcher:
 
         self._end(reasons.by_program(done))
 
-    def _end(self, error: LaunchError | DomainError | DiskError) -> None:
+    def _end(self, error: ClocheError) -> None:
         if not self._closed:
             ended = self.ended
             self.close()
@@ -405,6 +437,10 @@ class Launcher:
             self._sharing.close()
         self.console.drain()
         self.console.close()
+        if self._monitor is not None:
+            self._monitor.close()
+        if self._template is not None:
+            self._template.close()
         for complaints in self._complaints.values():
             complaints.close()
         if self._warden is not None:
@@ -431,7 +467,7 @@ def _open_program(path: str) -> int:
         ) from None
 
 
-def _raise(error: LaunchError | DomainError | DiskError) -> None:
+def _raise(error: ClocheError) -> None:
     raise error
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 
+from cloche import log
 from cloche.drivers.registry import find_driver
 from cloche.errors import HostError, MissingToolError
+from cloche.host import templates
 from cloche.host.programs import find_program
 from cloche.model.machine import Kernel
+from cloche.model.plan import Template
 from cloche.plan.stage import SYSTEM_TREES
 from cloche.record import TYPE_CHECKING
 
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
 #: Fields of ``model.facts.Tools``: each is a program of cloche's own.
 _OWN = ("agent", "warden", "fs", "disk", "net", "rng", "bundle")
+
+
+#: Why a machine boots that need not: a template is worth making.
+NO_TEMPLATE_YET = "there is no template for it yet"
 
 
 def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) -> LaunchPlan:
@@ -43,7 +50,13 @@ def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) ->
         kernel = choose_kernel(request.kernel, facts.tools.agent, make=not dry)
         if facts.user.uid == 0 and not dry:
             _check_readable(kernel)
-    plan = driver.plan(request, facts, kernel)
+    why_cold = driver.why_cold(request, facts, kernel)
+    template = None
+    if not why_cold:
+        assert kernel is not None
+        template = find_template(driver.plan_template(request, facts, kernel))
+        why_cold = "" if template else NO_TEMPLATE_YET
+    plan = driver.plan(request, facts, kernel, template)._replace(cold=why_cold)
     if not request.includes:
         shown = (*SYSTEM_TREES, *(share.target for share in request.shares if share.target == share.source))
         program = find_program(plan.command, tuple(os.fsencode(path) for path in shown))
@@ -59,6 +72,44 @@ def _check_readable(kernel: Kernel) -> None:
                 f"{path} is for its owner to read, and QEMU does not run as root",
                 hint="Let everybody read it (`chmod o+r`): there is no secret in a kernel.",
             )
+
+
+def is_ordinary(request: RunRequest) -> bool:
+    """Tell whether the machine is the one that most runs have: only for that a template is made unasked."""
+    return request.memory_mib is None and request.cpus is None and request.kernel is None
+
+
+def find_template(machine: LaunchPlan) -> Template | None:
+    """Return the template for machines like this one, which ``Driver.plan_template`` has made."""
+    try:
+        found = templates.find(describe_template(machine))
+    except OSError as error:
+        log.debug(f"looking for a template: {error}")
+        return None
+    if found is None:
+        if not templates.is_trusted():
+            log.notice(f"{templates.home()} is not yours alone, so no template is taken from there")
+        return None
+    vmm = machine.processes[0]
+    directory = found.directory
+    return Template(
+        directory=directory,
+        memory=f"{directory}/{templates.MEMORY}",
+        state=vmm.files[0]._replace(path=f"{directory}/{templates.STATE}", writable=False),
+        checksum=found.checksum,
+        target=machine.memory,
+    )
+
+
+def describe_template(machine: LaunchPlan) -> str:
+    """Return everything that a machine must have in common with its template.
+
+    Raises:
+        OSError: A file it is made of is not there.
+    """
+    assert machine.machine is not None
+    vmm, kernel = machine.processes[0], machine.machine.kernel
+    return templates.describe(vmm.argv, (os.fsdecode(vmm.argv[0]), kernel.path), kernel.initrd)
 
 
 def choose_kernel(wanted: str | None, agent: str, *, make: bool = True) -> Kernel:

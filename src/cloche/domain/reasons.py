@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from cloche.errors import DiskError, DomainError, LaunchError
+from cloche.errors import DiskError, DomainError, LaunchError, MachineEndedError
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _DOCTOR = "`cloche doctor` tries every part on this host."
 def ended(event: Exited, process: ProcessPlan, how: str, said: tuple[str, ...]) -> DomainError:
     """Return why a domain has ended together with a process that ``said`` something before."""
     if process.name == "vmm" and event.status == 0:
-        return DomainError(
+        return MachineEndedError(
             "the guest's kernel has stopped the machine",
             detail=said,
             hint="--boot-log shows all it says; --kernel takes another kernel, `cloche kernel list` names them.",
@@ -29,7 +29,8 @@ def ended(event: Exited, process: ProcessPlan, how: str, said: tuple[str, ...]) 
         hint = "Somebody or the kernel (for want of memory?) has ended it; `dmesg` tells the latter."
     elif event.signal == _SIGSYS:
         hint = "It made a system call that its policy does not allow: an attack, or a defect to be reported."
-    return DomainError(f"the domain ended: its process {process.name} {how}", detail=said, hint=hint)
+    kind = MachineEndedError if process.name == "vmm" and not event.signal else DomainError
+    return kind(f"the domain ended: its process {process.name} {how}", detail=said, hint=hint)
 
 
 def by_program(done: str) -> DomainError:

@@ -29,7 +29,12 @@ def try_run(
 ) -> Trial:
     """Boot a guest, run ``true`` in it, and say how it went. Never raises for a guest that fails."""
     request = RunRequest(
-        argv=(b"true",), driver=driver, accelerator=accelerator, boot_timeout_s=deadline_s, workdir="/"
+        argv=(b"true",),
+        driver=driver,
+        accelerator=accelerator,
+        boot_timeout_s=deadline_s,
+        workdir="/",
+        cold=True,
     )
     outcome: list[str] = []
     with Reactor() as reactor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from cloche.drivers.contract import Capabilities, DriverStatus
-from cloche.errors import HostError, UsageError
+from cloche.errors import HostError, TemplateError, UsageError
 from cloche.model.guest import CopyTree, Step
 from cloche.model.jail import AS_IS, Bind, BindFlag, Dev, Dir, Jail, JailFlag, Namespace, Proc, Symlink
 from cloche.model.machine import Devices, Isolation
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cloche.model.facts import HostFacts, User
     from cloche.model.jail import RootOp
     from cloche.model.machine import Kernel
+    from cloche.model.plan import Template
     from cloche.model.request import Include, RunRequest
 
 _CONTROL_FD = 3
@@ -64,9 +65,11 @@ class BwrapDriver:
             )
         return DriverStatus(True, facts.tools.bwrap)
 
-    def plan(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
+    def plan(
+        self, request: RunRequest, facts: HostFacts, kernel: Kernel | None, template: Template | None = None
+    ) -> LaunchPlan:
         """Compute the launch of a container."""
-        del kernel
+        del kernel, template
         _refuse_unsupported(request, facts)
         person = resolve_user(request, facts.user)
         check_places(request.shares, request.includes)
@@ -90,6 +93,16 @@ class BwrapDriver:
                 "the bwrap driver isolates by namespaces only: the program uses the host's own kernel.",
             ),
         )
+
+    def why_cold(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> str:
+        """Say no."""
+        del request, facts, kernel
+        return "there is nothing to boot"
+
+    def plan_template(self, request: RunRequest, facts: HostFacts, kernel: Kernel) -> LaunchPlan:
+        """Refuse: ``why_cold`` has said no."""
+        del request, facts, kernel
+        raise TemplateError("the bwrap driver has no machine to save")
 
     def why_not_saveable(self, plan: LaunchPlan, facts: HostFacts) -> str:
         """Say no."""

@@ -11,7 +11,7 @@ from cloche.record import TYPE_CHECKING, Protocol, Record
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
     from cloche.model.machine import Kernel
-    from cloche.model.plan import LaunchPlan
+    from cloche.model.plan import LaunchPlan, Template
     from cloche.model.request import RunRequest
 
 
@@ -80,12 +80,25 @@ class Driver(Protocol):
         """Return whether the driver can work here."""
         raise NotImplementedError
 
-    def plan(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
-        """Compute everything that will be started. Pure.
+    def plan(
+        self, request: RunRequest, facts: HostFacts, kernel: Kernel | None, template: Template | None = None
+    ) -> LaunchPlan:
+        """Compute everything that will be started, from a template if there is one. Pure.
 
         Raises:
             UsageError: The request asks for what the driver cannot do.
             HostError: The host lacks what the driver needs.
+        """
+        raise NotImplementedError
+
+    def why_cold(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> str:
+        """Return why this request cannot go on from a template, whatever templates there are; empty if it can."""
+        raise NotImplementedError
+
+    def plan_template(self, request: RunRequest, facts: HostFacts, kernel: Kernel) -> LaunchPlan:
+        """Compute the machine that is saved as the template for such requests. Pure.
+
+        Everything a clone has in common with it is in the arguments of its process ``vmm``.
         """
         raise NotImplementedError
 

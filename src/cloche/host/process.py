@@ -1,7 +1,8 @@
 """The one door for host programs that belong to no domain (layer 3): compilers, ``--version``, package tools.
 
 Never on the way to a domain's start: its processes are the warden's children (``cloche.host.warden``). What runs here
-gets an environment from an allow-list, no descriptors, no terminal as standard input, and never outlives the call.
+gets an environment from an allow-list, no descriptors, no terminal as standard input, and never outlives the call
+(with one exception, ``start_detached``).
 """
 
 from __future__ import annotations
@@ -75,6 +76,24 @@ def allowed_environment(extra: Mapping[str, str] | None = None) -> dict[str, str
         name: value for name, value in os.environ.items() if name in ENVIRONMENT or name.startswith(_PREFIXES)
     }
     return {**kept, **(extra or {})}
+
+
+def start_detached(argv: Sequence[str]) -> None:
+    """Start a program that goes on by itself: in a session of its own, without streams, terminal or descriptors.
+
+    The one exception from "nothing outlives the call". The caller must end soon: nobody waits for the program.
+
+    Raises:
+        LaunchError: It cannot be started.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    actions = [(os.POSIX_SPAWN_DUP2, null, number) for number in range(3)]
+    try:
+        os.posix_spawn(argv[0], list(argv), allowed_environment(), file_actions=actions, setsid=True)
+    except OSError as error:
+        raise LaunchError(f"cannot run {argv[0]}: {error.strerror}") from error
+    finally:
+        os.close(null)
 
 
 def run(

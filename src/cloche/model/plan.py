@@ -84,6 +84,24 @@ class Connection(Record):
     words: tuple[bytes, ...]
 
 
+class Template(Record):
+    """A saved machine that a domain goes on from instead of booting. It belongs to the caller.
+
+    Attributes:
+        directory: Where it lies, an absolute path.
+        memory: What goes into the guest's memory: a file as large as that, with holes where nothing was.
+        state: What QEMU saved of the devices, as the VMM receives it.
+        checksum: The CRC-32 of ``state``.
+        target: Where the VMM's root has the file of the guest's memory.
+    """
+
+    directory: str
+    memory: str
+    state: OpenFile
+    checksum: int
+    target: bytes
+
+
 class ProcessPlan(Record):
     """One process of a domain, with its jail.
 
@@ -141,6 +159,7 @@ class LaunchPlan(Record):
         control: The endpoint on which the agent answers.
         console: The endpoint of the guest's console, empty for none.
         monitor: The endpoint of the VMM's monitor, empty for none.
+        memory: The file of the guest's memory in the VMM's root, empty for none.
         setup: What the agent does before the command.
         writable_shares: Whether the guest's writes, to shares or disks, must be synced before the machine is taken
             away.
@@ -150,6 +169,8 @@ class LaunchPlan(Record):
         ids: What an id of a process's own (``model.jail.OWN``) is taken from; None where no jail asks for one.
         sharing: What is shared with it, and how more can be.
         insecure: Parts of the jails that were given up because the user asked for it (``RunRequest.insecure``).
+        template: What the machine goes on from; None when it boots.
+        cold: Why it boots, in a clause; empty when it does not.
     """
 
     driver: str
@@ -170,3 +191,6 @@ class LaunchPlan(Record):
     devices: str = Devices.PROCESS
     insecure: tuple[str, ...] = ()
     ids: IdRange | None = None
+    memory: bytes = b""
+    template: Template | None = None
+    cold: str = ""

@@ -79,7 +79,8 @@ class RunRequest(Record):
         hwrng: Whether it has a device that gives random numbers.
         insecure: Parts of the jails to leave out (``model.jail.INSECURE_PARTS``), for hosts that cannot have them.
         share_later: Be ready to take shares while it runs, although there is none at the start.
-        temporary, cold: Accepted and true by nature until profiles and templates exist.
+        temporary: Accepted and true by nature until profiles exist.
+        cold: Boot, and do not go on from a template.
     """
 
     argv: tuple[bytes, ...]
@@ -108,4 +109,4 @@ class RunRequest(Record):
     insecure: tuple[str, ...] = ()
     share_later: bool = False
     temporary: bool = True
-    cold: bool = True
+    cold: bool = False

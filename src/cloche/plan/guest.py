@@ -10,6 +10,7 @@ from cloche.model.guest import (
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
+    BindDevice,
     Clock,
     CopyTree,
     Entropy,
@@ -86,6 +87,7 @@ def build_machine_steps(
     hostname: str,
     loopback: bool,
     entropy: bool,
+    devices: tuple[bytes, ...] = (),
 ) -> tuple[Step, ...]:
     """Return the SETUP steps of a virtual machine: mounts, writable layer, home, shares, copies, names.
 
@@ -99,9 +101,15 @@ def build_machine_steps(
         hostname: The guest's name.
         loopback: Whether the loopback device has to be brought up; a kernel may do that by itself.
         entropy: Whether the kernel has to be given randomness; a CPU may have done that by itself.
+        devices: Those that were added after the boot, to be bound in this order.
     """
     base, root = b"/cloche", b"/cloche/root"
-    steps: list[Step] = [
+    # Time and randomness come first: nothing is made with those of a template, and the clock loses no time by the rest.
+    steps: list[Step] = [Clock()]
+    if entropy:
+        steps.append(Entropy())
+    steps += [BindDevice(name) for name in devices]
+    steps += [
         Mkdir(base + b"/system"),
         Mkdir(base + b"/layer"),
         Mkdir(root),
@@ -135,9 +143,6 @@ def build_machine_steps(
     steps += [SwitchRoot(root), Hostname(hostname.encode())]
     if loopback:
         steps.append(Loopback())
-    steps.append(Clock())
-    if entropy:
-        steps.append(Entropy())
     return tuple(steps)
 
 

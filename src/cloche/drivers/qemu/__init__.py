@@ -10,7 +10,7 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
     from cloche.model.machine import Kernel
-    from cloche.model.plan import LaunchPlan
+    from cloche.model.plan import LaunchPlan, Template
     from cloche.model.request import RunRequest
 
 
@@ -53,9 +53,23 @@ class QemuDriver:
             return DriverStatus(False, f"QEMU {major}.{minor} is too old", f"Install QEMU {oldest} or newer.")
         return DriverStatus(True, f"QEMU {major}.{minor}")
 
-    def plan(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
+    def plan(
+        self, request: RunRequest, facts: HostFacts, kernel: Kernel | None, template: Template | None = None
+    ) -> LaunchPlan:
         """Compute the launch of a machine."""
-        return plan_launch(request, facts, kernel)
+        return plan_launch(request, facts, kernel, template)
+
+    def why_cold(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> str:
+        """Look at what is asked for, and at what QEMU allows."""
+        from cloche.drivers.qemu.template import why_cold
+
+        return why_cold(request, facts, kernel)
+
+    def plan_template(self, request: RunRequest, facts: HostFacts, kernel: Kernel) -> LaunchPlan:
+        """Compute a machine with the control port alone."""
+        from cloche.drivers.qemu.template import plan_template
+
+        return plan_template(request, facts, kernel)
 
     def why_not_saveable(self, plan: LaunchPlan, facts: HostFacts) -> str:
         """Look at the machine and its devices."""

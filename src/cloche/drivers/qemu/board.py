@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: interrupt with the clock and comes last.
 _SLOTS = (7, 6, 5, 4, 2, 1, 0, 3)
 _SLOT_BASE, _SLOT_SIZE, _SLOT_IRQ = 0xFEB00000, 512, 5
+#: All of them in the order of their numbers, for a machine that is to get its devices later.
+ALL_SLOTS = tuple(sorted(_SLOTS))
 #: On PCI there is room for more than anybody needs; this keeps a plan readable.
 _PCI_DEVICES = 19
 
@@ -126,3 +128,14 @@ def transport_parameters(slots: tuple[int, ...]) -> list[str]:
         f"virtio_mmio.device={_SLOT_SIZE}@{_SLOT_BASE + slot * _SLOT_SIZE:#x}:{_SLOT_IRQ + slot}"
         for slot in slots
     ]
+
+
+def numbered_parameters() -> list[str]:
+    """Return the kernel parameters that name every transport, with the number by which it is bound later."""
+    named = zip(transport_parameters(ALL_SLOTS), ALL_SLOTS, strict=True)
+    return [f"{parameter}:{slot}" for parameter, slot in named]
+
+
+def platform_device(slot: int) -> bytes:
+    """Return the guest kernel's name for a transport."""
+    return b"virtio-mmio.%d" % slot

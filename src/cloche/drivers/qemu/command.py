@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloche.drivers.qemu.board import DeviceParts, transport_parameters
+from cloche.drivers.qemu.board import DeviceParts, numbered_parameters, transport_parameters
 from cloche.model.machine import LO_ON_DEMAND, Accelerator
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind
 from cloche.record import TYPE_CHECKING
@@ -12,18 +12,33 @@ if TYPE_CHECKING:
     from cloche.model.machine import Machine
 
 #: Descriptor numbers inside the VMM.
-CONTROL_FD, MONITOR_FD, CONSOLE_FD = 10, 13, 14
+CONTROL_FD, MONITOR_FD, CONSOLE_FD, STATE_FD = 10, 13, 14, 15
 
 #: Where the VMM's jail shows the kernel and its initramfs.
 KERNEL_PATH, INITRD_PATH = "/boot/kernel", "/boot/initrd"
 
-#: Where the VMM's jail has room for the guest's memory, and a huge page of x86-64 in bytes.
+#: Where the VMM's jail has room for the guest's memory, the file that is this, and a huge page of x86-64 in bytes.
 MEMORY_PATH = "/memory"
+MEMORY_FILE = f"{MEMORY_PATH}/ram"
 HUGE_PAGE = 2 << 20
 
 
+class Beginning:
+    """How a machine comes to run: by a boot, by a boot to be saved as a template, or from a template."""
+
+    BOOT = "boot"
+    SAVE = "save"
+    RESTORE = "restore"
+
+
 def build_vmm_argv(
-    qemu: str, machine: Machine, board: Board, devices: tuple[DeviceParts, ...], *, boot_log: bool
+    qemu: str,
+    machine: Machine,
+    board: Board,
+    devices: tuple[DeviceParts, ...],
+    *,
+    boot_log: bool,
+    beginning: str = Beginning.BOOT,
 ) -> tuple[str, ...]:
     """Return QEMU's arguments: a machine with these devices, which have their places on ``board``, and nothing else."""
     memory = f"{machine.memory_mib}M"
@@ -42,12 +57,19 @@ def build_vmm_argv(
         # small pages on most hosts; mappings of huge ones must begin at a multiple of their size.
         *(
             "-object",
-            f"memory-backend-file,id=memory,size={memory},mem-path={MEMORY_PATH},share=on,align={HUGE_PAGE >> 20}M",
+            f"memory-backend-file,id=memory,size={memory},mem-path={MEMORY_FILE},share=on,align={HUGE_PAGE >> 20}M",
         ),
-        *("-kernel", KERNEL_PATH),
-        *("-initrd", INITRD_PATH),
-        *("-append", build_kernel_command_line(machine, board.taken, boot_log=boot_log)),
     ]
+    if beginning == Beginning.RESTORE:
+        # What is in its memory brings the kernel along.
+        argv += ["-incoming", "defer"]
+    else:
+        line = build_kernel_command_line(
+            machine, None if beginning == Beginning.SAVE else board.taken, boot_log=boot_log
+        )
+        argv += ["-kernel", KERNEL_PATH, "-initrd", INITRD_PATH, "-append", line]
+    if beginning != Beginning.BOOT:
+        argv += ["-add-fd", f"fd={STATE_FD},set=1"]
     if board.microvm:
         # vhost-user devices need the modern (virtio 1) transport.
         argv += ["-global", "virtio-mmio.force-legacy=false"]
@@ -65,7 +87,7 @@ def plan_control(board: Board) -> DeviceParts:
             *("-chardev", f"socket,id=console,fd={CONSOLE_FD}", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=control,fd={CONTROL_FD},server=on,wait=off"),
             *("-device", f"{board.place('virtio-serial')},id=serial0,max_ports=2"),
-            *("-device", "virtserialport,bus=serial0.0,nr=1,chardev=control,name=cloche.0"),
+            *("-device", "virtserialport,bus=serial0.0,id=port,nr=1,chardev=control,name=cloche.0"),
         ),
         endpoints=(
             Endpoint("control", EndpointKind.LISTEN),
@@ -98,12 +120,13 @@ def _accelerator(machine: Machine) -> tuple[str, ...]:
     return ("-accel", f"tcg,thread={thread}", "-cpu", machine.cpu)
 
 
-def build_kernel_command_line(machine: Machine, slots: tuple[int, ...], *, boot_log: bool) -> str:
+def build_kernel_command_line(machine: Machine, slots: tuple[int, ...] | None, *, boot_log: bool) -> str:
     """Return the guest kernel's command line (guest/cmdline.md gives the reasons).
 
     Args:
         machine: What it runs on.
-        slots: The virtio-mmio transports in use; the first disk is in the first of them that holds one.
+        slots: The virtio-mmio transports in use; the first disk is in the first of them that holds one. None names
+            all of them, for a machine that is saved before it has its devices.
         boot_log: Whether it reports every step of its boot.
     """
     words = ["panic=-1", "reboot=t"]
@@ -115,7 +138,7 @@ def build_kernel_command_line(machine: Machine, slots: tuple[int, ...], *, boot_
         words += ["init_on_alloc=1"]
     if machine.kernel.machine == "microvm":
         words += ["rcupdate.rcu_expedited=1", "swiotlb=noforce", "dummy.numdummies=0"]
-        words += transport_parameters(slots)
+        words += numbered_parameters() if slots is None else transport_parameters(slots)
         words += [ability for ability in machine.kernel.abilities if ability == LO_ON_DEMAND]
         if tcg:
             words += ["tsc=reliable", "lapic_timer_hz=1000000000", "keep_initmem", "noreplace-smp"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cloche.drivers.qemu.board import Board
-from cloche.drivers.qemu.command import HUGE_PAGE, plan_control
+from cloche.drivers.qemu.board import Board, platform_device
+from cloche.drivers.qemu.command import HUGE_PAGE, MEMORY_FILE, Beginning, plan_control
 from cloche.drivers.qemu.files import SOCKET_FDS, build_trees, plan_file_server, plan_sharing
 from cloche.drivers.qemu.jails import check_insecure, give_up
 from cloche.drivers.qemu.machine import choose_machine
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cloche.drivers.qemu.board import DeviceParts
     from cloche.model.facts import HostFacts
     from cloche.model.machine import Kernel
+    from cloche.model.plan import Template
     from cloche.model.request import RunRequest
 
 #: The oldest QEMU with everything a cold start needs (DESIGN section 7).
@@ -27,12 +28,17 @@ MINIMUM_VERSION = (7, 2)
 #: Until the agent answers, in seconds. Emulated machines on busy hosts are slow; a dead one is noticed otherwise.
 _BOOT_TIMEOUT_S = {Accelerator.KVM: 20.0, Accelerator.TCG: 60.0}
 
+#: Until the agent of a machine that goes on from a template answers; after that it is booted, and the time is lost.
+_RESTORE_TIMEOUT_S = 20.0
+
 #: Open files a file server starts with (`MIN_FDS` of crates/fs), and what a login usually allows.
 _LEAST_FILES, _USUAL_FILES = 128, 1024
 
 
-def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> LaunchPlan:
-    """Compute the launch of a machine for ``request``. Pure.
+def plan_launch(
+    request: RunRequest, facts: HostFacts, kernel: Kernel | None, template: Template | None = None
+) -> LaunchPlan:
+    """Compute the launch of a machine for ``request``, one that goes on from ``template`` if there is one. Pure.
 
     Raises:
         UsageError: What no machine can have, or no guest.
@@ -57,7 +63,15 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
     board = Board(microvm=kernel.machine == "microvm")
     shared = bool(request.shares or request.includes or request.share_later)
     devices = [plan_control(board), *_plan_devices(board, request, facts, ident)]
-    vmm = plan_vmm(facts, machine, board, tuple(devices), boot_log=request.boot_log)
+    vmm = plan_vmm(
+        facts,
+        machine,
+        board,
+        tuple(devices),
+        boot_log=request.boot_log,
+        beginning=Beginning.RESTORE if template else Beginning.BOOT,
+        files=(template.state,) if template else (),
+    )
     if request.disks and request.devices == Devices.VMM and not any(s.writable for s in request.shares):
         from cloche.drivers.qemu.disk import limit_files
 
@@ -83,18 +97,25 @@ def plan_launch(request: RunRequest, facts: HostFacts, kernel: Kernel | None) ->
             loopback=LO_ON_DEMAND not in kernel.abilities,
             # An emulated CPU's RDRAND is the host's getrandom (target/i386/tcg/int_helper.c of QEMU), and the kernel
             # takes it at its first breath. What a real CPU has is not known.
-            entropy=machine.accelerator != Accelerator.TCG,
+            # A template has taken it before it was saved, and all its clones have the same.
+            entropy=machine.accelerator != Accelerator.TCG or template is not None,
+            # The control port has its driver, the others came after the boot.
+            devices=tuple(platform_device(slot) for slot in board.taken[1:]) if template else (),
         ),
         command=build_command(request, facts, person, shown_trees(request.shares)),
         writable_shares=any(share.writable for share in request.shares)
         or any(disk.writable for disk in request.disks),
-        boot_timeout_s=request.boot_timeout_s or _BOOT_TIMEOUT_S[machine.accelerator],
+        boot_timeout_s=_RESTORE_TIMEOUT_S
+        if template
+        else request.boot_timeout_s or _BOOT_TIMEOUT_S[machine.accelerator],
         timeout_s=request.timeout_s,
         sharing=plan_sharing(request, facts, served=shared and request.devices == Devices.PROCESS),
         notices=(*notices, *(line for device in devices for line in device.notices)),
         devices=request.devices,
         insecure=request.insecure,
         ids=facts.ids,
+        memory=MEMORY_FILE.encode(),
+        template=template,
     )
 
 

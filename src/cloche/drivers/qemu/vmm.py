@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cloche.model.facts import HostFacts
     from cloche.model.jail import RootOp
     from cloche.model.machine import Machine
+    from cloche.model.plan import OpenFile
 
 _IF_THERE = READ_ONLY | BindFlag.OPTIONAL
 #: Shown in QEMU's jail where the host has it: libraries and firmware.
@@ -23,14 +24,23 @@ _TREES = (b"/usr/lib", b"/usr/lib64", b"/usr/share/qemu", b"/usr/share/seabios")
 
 
 def plan_vmm(
-    facts: HostFacts, machine: Machine, board: Board, devices: tuple[DeviceParts, ...], *, boot_log: bool
+    facts: HostFacts,
+    machine: Machine,
+    board: Board,
+    devices: tuple[DeviceParts, ...],
+    *,
+    boot_log: bool,
+    beginning: str = command.Beginning.BOOT,
+    files: tuple[OpenFile, ...] = (),
 ) -> ProcessPlan:
-    """Return the process of a machine with these devices.
+    """Return the process of a machine with these devices; ``files`` are what a template is made of.
 
     Raises:
         HostError: The filter for QEMU was not built.
     """
-    words = command.build_vmm_argv(facts.tools.qemu, machine, board, devices, boot_log=boot_log)
+    words = command.build_vmm_argv(
+        facts.tools.qemu, machine, board, devices, boot_log=boot_log, beginning=beginning
+    )
     policy = "qemu"
     caps = 0
     for device in devices:
@@ -39,7 +49,8 @@ def plan_vmm(
             policy = "qemu-devices"
         elif device.reconnects:
             policy = "qemu-reconnect"
-    jail = closed_jail(facts, policy, _root(facts, machine, devices), keep_caps=caps)
+    root = _root(facts, machine, devices, boots=beginning != command.Beginning.RESTORE)
+    jail = closed_jail(facts, policy, root, keep_caps=caps)
     if machine.accelerator == Accelerator.KVM and jail.gid == OWN:
         jail = jail._replace(gid=facts.kvm_group)
     if any(device.as_owner for device in devices):
@@ -50,17 +61,17 @@ def plan_vmm(
         env=(b"TMPDIR=/tmp",),
         descriptors=tuple(descriptor for device in devices for descriptor in device.descriptors),
         jail=jail,
-        files=tuple(file for device in devices for file in device.files),
+        files=(*files, *(file for device in devices for file in device.files)),
     )
 
 
-def _root(facts: HostFacts, machine: Machine, devices: tuple[DeviceParts, ...]) -> tuple[RootOp, ...]:
+def _root(
+    facts: HostFacts, machine: Machine, devices: tuple[DeviceParts, ...], *, boots: bool
+) -> tuple[RootOp, ...]:
     root: list[RootOp] = [Bind(tree, tree, _IF_THERE | BindFlag.RECURSIVE) for tree in _TREES]
     root += [
         Bind(b"/etc/ld.so.cache", b"/etc/ld.so.cache", _IF_THERE),
         Bind(os.fsencode(facts.tools.qemu), os.fsencode(facts.tools.qemu), _IF_THERE),
-        Bind(os.fsencode(machine.kernel.path), command.KERNEL_PATH.encode(), READ_ONLY),
-        Bind(os.fsencode(machine.kernel.initrd), command.INITRD_PATH.encode(), READ_ONLY),
         *(op for device in devices for op in device.root),
         Dev(b"/dev"),
         Tmpfs(b"/tmp", 1 << 20, 0o700),
@@ -71,6 +82,11 @@ def _root(facts: HostFacts, machine: Machine, devices: tuple[DeviceParts, ...]) 
             TmpfsFlag.HUGE_PAGES,
         ),
     ]
+    if boots:
+        root += [
+            Bind(os.fsencode(machine.kernel.path), command.KERNEL_PATH.encode(), READ_ONLY),
+            Bind(os.fsencode(machine.kernel.initrd), command.INITRD_PATH.encode(), READ_ONLY),
+        ]
     for path in ("/lib", "/lib64"):
         fact = facts.paths.get(path)
         if fact is not None and fact.kind == "link":

@@ -1,0 +1,305 @@
+"""Making a template (layer 5): a machine is booted in its jail until its agent waits, and saved.
+
+Nothing of a run is in it: no devices but the control port, no file system of the host's, no program. It is made once
+for each kernel, QEMU, host kernel and machine, by ``cloche template build``, or after the first run that had to boot.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+import zlib
+
+from cloche import log
+from cloche.domain.launcher import Launcher
+from cloche.domain.prepare import choose_kernel, describe_template, find_template
+from cloche.domain.restore import PREPARE, SAVE, extents, open_in
+from cloche.domain.timings import Timings
+from cloche.drivers.registry import find_driver
+from cloche.errors import ClocheError, LaunchError, TemplateError
+from cloche.host import templates, xdg
+from cloche.host.process import start_detached
+from cloche.host.reactor import Reactor
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.lean import socket
+    from cloche.model.facts import HostFacts
+    from cloche.model.plan import LaunchPlan, OpenFile
+    from cloche.model.request import RunRequest
+
+#: After the agent has opened its port the kernel still ends what it has begun; every clone would do it again. Seconds.
+_SETTLE_S = 0.3
+_PAGE = 4096
+#: Memory is looked through in pieces of this many bytes.
+_PIECE = 4 << 20
+#: Nobody tries in the background again so soon after it has failed, in seconds.
+_RETRY_S = 3600.0
+_FAILED = ".failed-"
+_LOCK = ".lock"
+_HINT = "Free some space there, or point XDG_CACHE_HOME to another place."
+
+
+def make_template(request: RunRequest, facts: HostFacts, *, wait: bool = True) -> str:
+    """Make the template for such requests unless there is one; return its name.
+
+    Without ``wait`` this gives up when somebody else is making one.
+
+    Raises:
+        TemplateError: It cannot be made here, or could not be saved.
+        ClocheError: The machine could not be started.
+    """
+    machine = plan_machine(request, facts)
+    try:
+        description = describe_template(machine)
+        home = xdg.ensure_directory(templates.home())
+        lock = os.open(
+            os.path.join(home, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+    except OSError as error:
+        raise TemplateError(
+            f"cannot make a template: {error.strerror}: {error.filename}", hint=_HINT
+        ) from None
+    name = templates.name_of(description)
+    try:
+        # The kernel lets go of it however this process ends; what it has left is removed by the next one.
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if find_template(machine) is None:
+            templates.sweep()
+            _make(machine, description, name)
+    except BlockingIOError:
+        raise TemplateError("somebody else is making a template") from None
+    except OSError as error:
+        raise TemplateError(f"cannot save the template: {error.strerror}", hint=_HINT) from None
+    finally:
+        os.close(lock)
+    return name
+
+
+def plan_machine(request: RunRequest, facts: HostFacts) -> LaunchPlan:
+    """Return the machine that is saved for such requests.
+
+    Raises:
+        TemplateError: There is none.
+    """
+    driver = find_driver(request.driver)
+    kernel = choose_kernel(request.kernel, facts.tools.agent)
+    reason = driver.why_cold(request, facts, kernel)
+    if reason:
+        raise TemplateError(
+            f"there can be no template for this: {reason}", hint="Machines start without one, only slower."
+        )
+    return driver.plan_template(request, facts, kernel)
+
+
+def _make(machine: LaunchPlan, description: str, name: str) -> None:
+    building = os.path.join(templates.home(), f"{templates.HIDDEN}new-{os.getpid()}")
+    os.mkdir(building, 0o700)
+    try:
+        content = _boot_and_save(machine, building)
+        _write(os.path.join(building, templates.INFO), templates.format_info(description, content))
+        _sync(building)
+        templates.publish(building, name)
+        _sync(templates.home())
+    finally:
+        if os.path.isdir(building):
+            templates.sweep()
+
+
+def _boot_and_save(machine: LaunchPlan, building: str) -> templates.Content:
+    errors: list[ClocheError] = []
+    with Reactor() as reactor:
+        saving = _Saving(reactor, machine, building)
+        launcher = Launcher(reactor, machine, Timings(), template=saving)
+        launcher.ended = errors.append
+        reactor.call_later(
+            machine.boot_timeout_s,
+            lambda: errors.append(TemplateError("the machine to be saved does not come up")),
+        )
+        try:
+            launcher.start()
+            reactor.run_until(lambda: bool(errors) or saving.content is not None)
+        finally:
+            launcher.close()
+    if errors:
+        raise errors[0]
+    assert saving.content is not None
+    return saving.content
+
+
+class _Saving:
+    """Waits for the agent, has the machine saved, and takes its memory.
+
+    Attributes:
+        files: What the VMM receives: where it saves its devices.
+        content: What was saved, once all of it is there.
+    """
+
+    def __init__(self, reactor: Reactor, machine: LaunchPlan, building: str) -> None:
+        self.content: templates.Content | None = None
+        self._reactor = reactor
+        self._target = machine.memory
+        self._memory_path = os.path.join(building, templates.MEMORY)
+        self._state_path = os.path.join(building, templates.STATE)
+        state = os.open(self._state_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.files: dict[OpenFile, int] = {machine.processes[0].files[0]: state}
+        self._monitor: socket.socket | None = None
+        self._pidfd = -1
+        self._heard = b""
+        self._begun = False
+
+    def begin(self, monitor: socket.socket) -> None:
+        """See ``TemplateWork``."""
+        monitor.sendall(PREPARE)
+
+    def started(self, pidfd: int, monitor: socket.socket) -> None:
+        """See ``TemplateWork``."""
+        self._pidfd = os.dup(pidfd)
+        self._monitor = monitor
+
+    def heard(self, data: bytes) -> None:
+        """See ``TemplateWork``."""
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "error" in message:
+                raise TemplateError(f"QEMU does not save the machine: {message['error'].get('desc', '')}")
+            self._note(message.get("event"), message.get("data", {}))
+
+    def _note(self, event: str | None, data: dict[str, object]) -> None:
+        if event == "VSERPORT_CHANGE" and data.get("open") and not self._begun:
+            self._begun = True
+            self._reactor.call_later(_SETTLE_S, self._save)
+        elif event == "MIGRATION" and data.get("status") == "failed":
+            raise TemplateError("QEMU could not save the machine", hint=_HINT)
+        elif event == "MIGRATION" and data.get("status") == "completed":
+            try:
+                self.content = self._take()
+            except OSError as error:
+                raise TemplateError(f"cannot save the template: {error.strerror}", hint=_HINT) from None
+
+    def _save(self) -> None:
+        if self._monitor is not None and self._monitor.fileno() >= 0:
+            self._monitor.sendall(SAVE)
+
+    def _take(self) -> templates.Content:
+        source = open_in(self._pidfd, self._target, os.O_RDONLY)
+        target = os.open(self._memory_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            size = os.fstat(source).st_size
+            used, memory_checksum = _copy_used(source, target, size)
+            os.fsync(target)
+        finally:
+            os.close(source)
+            os.close(target)
+        fd = os.open(self._state_path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+            state = os.pread(fd, os.fstat(fd).st_size, 0)
+        finally:
+            os.close(fd)
+        return templates.Content(size, used, len(state), zlib.crc32(state), memory_checksum)
+
+    def close(self) -> None:
+        """See ``TemplateWork``."""
+        self._monitor = None
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def _copy_used(source: int, target: int, size: int) -> tuple[int, int]:
+    """Copy the pages that are not all zero; return how many bytes they are, and the checksum of what is no hole."""
+    used = checksum = 0
+    empty = bytes(_PAGE)
+    os.ftruncate(target, size)
+    for begin, end in extents(source, size):
+        for at in range(begin, end, _PIECE):
+            data = os.pread(source, min(_PIECE, end - at), at)
+            run = None
+            for offset in range(0, len(data) + _PAGE, _PAGE):
+                page = data[offset : offset + _PAGE]
+                if page and page != empty[: len(page)]:
+                    run = offset if run is None else run
+                elif run is not None:
+                    piece = data[run:offset]
+                    if os.pwrite(target, piece, at + run) != len(piece):
+                        raise OSError(28, "No space left on device")
+                    used += len(piece)
+                    checksum = zlib.crc32(piece, checksum)
+                    run = None
+    return used, checksum
+
+
+def is_intact(directory: str) -> bool:
+    """Read a whole template and compare it with its checksums."""
+    _, content = templates.read_info(directory)
+    if content is None:
+        return False
+    try:
+        fd = os.open(os.path.join(directory, templates.STATE), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with open(fd, "rb") as file:
+            if zlib.crc32(file.read()) != content.checksum:
+                return False
+        fd = os.open(os.path.join(directory, templates.MEMORY), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with open(fd, "rb") as file:
+            used = checksum = 0
+            for begin, end in extents(fd, os.fstat(fd).st_size):
+                file.seek(begin)
+                data = file.read(end - begin)
+                used += len(data)
+                checksum = zlib.crc32(data, checksum)
+    except OSError:
+        return False
+    return (used, checksum) == (content.used_bytes, content.memory_checksum)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_in_background() -> None:
+    """Have the template of ordinary runs made by a process of its own, unless that has failed a short time ago."""
+    if _has_failed_lately():
+        return
+    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = (
+        f"import sys; sys.path.insert(0, {source!r}); from cloche.cli.main import main; sys.exit(main())"
+    )
+    words = ("-I", "-S", "-c", program, "template", "build", "--background")
+    try:
+        start_detached((os.path.realpath(sys.executable) or "/usr/bin/python3", *words))
+    except LaunchError as error:
+        log.debug(error.message)
+
+
+def note_failure() -> None:
+    """Write down that it has failed in the background."""
+    try:
+        path = os.path.join(xdg.ensure_directory(templates.home()), f"{_FAILED}build")
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.utime(path)
+    except (OSError, ClocheError) as error:
+        log.debug(f"cannot note that no template could be made: {error}")
+
+
+def _has_failed_lately() -> bool:
+    try:
+        age = time.time() - os.stat(os.path.join(templates.home(), f"{_FAILED}build")).st_mtime
+    except OSError:
+        return False
+    return 0 <= age < _RETRY_S

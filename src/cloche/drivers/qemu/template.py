@@ -1,0 +1,94 @@
+"""Machines that go on from a template (layer 4, pure): which can, and the one that is saved.
+
+A template has the control port and nothing else. The devices of a run are added when it is restored, in the transports
+that were empty (docs/devices.md).
+"""
+
+from __future__ import annotations
+
+from cloche.drivers.qemu.abilities import ability
+from cloche.drivers.qemu.board import Board
+from cloche.drivers.qemu.command import MEMORY_FILE, STATE_FD, Beginning, plan_control
+from cloche.drivers.qemu.files import plan_sharing
+from cloche.drivers.qemu.machine import choose_machine
+from cloche.drivers.qemu.vmm import plan_vmm
+from cloche.model.guest import GuestCommand
+from cloche.model.machine import Accelerator, Devices, Isolation
+from cloche.model.plan import LaunchPlan, OpenFile
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.model.facts import HostFacts
+    from cloche.model.machine import Kernel
+    from cloche.model.request import RunRequest
+
+_MICROVM = "microvm"
+#: Stands in a plan for the file that QEMU saves the devices to, which is made when the plan is carried out.
+STATE_PLACEHOLDER = "/state"
+#: What every run has, and what some have.
+_ALWAYS, _DISK, _NETWORK, _NUMBERS = "vhost-user-fs", "vhost-user-blk", "virtio-net", "vhost-user-rng"
+_BOOT_TIMEOUT_S = 120.0
+
+
+def why_cold(request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> str:
+    """Return why a request cannot go on from a template; empty if it can."""
+    version = facts.tools.qemu_version
+    if request.cold:
+        return "--cold was given"
+    if request.boot_log or request.boot_timeout_s is not None:
+        return "--boot-log and --boot-timeout are about a boot"
+    if kernel is None or kernel.machine != _MICROVM:
+        return "this kernel finds no devices that come after its boot"
+    accelerator = request.accelerator or (Accelerator.KVM if facts.kvm else Accelerator.TCG)
+    if accelerator != Accelerator.TCG:
+        return "nobody has tried it under KVM yet"
+    if request.devices != Devices.PROCESS:
+        return f"nobody has tried it with --devices={request.devices}"
+    kinds = (
+        (_ALWAYS, True),
+        (_DISK, request.disks),
+        (_NETWORK, request.network),
+        (_NUMBERS, request.hwrng),
+    )
+    for kind, wanted in kinds:
+        if not wanted:
+            continue
+        reason = ability(kind, version).added_at_restore
+        if reason:
+            return f"{kind} with QEMU {version[0]}.{version[1]}: {reason}"
+    return ""
+
+
+def plan_template(request: RunRequest, facts: HostFacts, kernel: Kernel) -> LaunchPlan:
+    """Compute the machine that is saved for requests like this one.
+
+    Raises:
+        UsageError: What no machine can have.
+        HostError: The filter for QEMU was not built.
+    """
+    machine, notices = choose_machine(request, facts, kernel)
+    board = Board(microvm=True)
+    control = plan_control(board)
+    state = OpenFile(STATE_PLACEHOLDER, True, STATE_FD)
+    vmm = plan_vmm(
+        facts, machine, board, (control,), boot_log=False, beginning=Beginning.SAVE, files=(state,)
+    )
+    return LaunchPlan(
+        driver="qemu",
+        isolation=Isolation.EMULATED_VM,
+        machine=machine,
+        endpoints=control.endpoints,
+        processes=(vmm,),
+        control="control",
+        console="console",
+        monitor="monitor",
+        setup=(),
+        command=GuestCommand((), (), b"/", 0, 0),
+        writable_shares=False,
+        boot_timeout_s=_BOOT_TIMEOUT_S,
+        timeout_s=None,
+        sharing=plan_sharing(request, facts, served=False),
+        notices=notices,
+        ids=facts.ids,
+        memory=MEMORY_FILE.encode(),
+    )

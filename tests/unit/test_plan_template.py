@@ -1,0 +1,108 @@
+"""Plans of machines that go on from a template, and of the machine that is one."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloche.drivers.qemu import abilities
+from cloche.drivers.registry import find_driver
+from cloche.model.guest import BindDevice, Clock, Entropy, Mount
+from cloche.model.plan import OpenFile, Template
+from cloche.model.request import Disk, RunRequest
+from support.plans import KERNEL, TOOLS, facts, process, request, share, values
+
+TEMPLATE = Template("/t", "/t/memory", OpenFile("/t/state", False, 15), 1, b"/memory/ram")
+DISKS = (Disk("one", "/one.img"), Disk("two", "/two.img"))
+#: What two machines must have in common for one to go on where the other was saved.
+MACHINE = ("-machine", "-accel", "-cpu", "-smp", "-m", "-object", "-global", "-serial")
+
+
+def _restored(asked: RunRequest) -> tuple[tuple[bytes, ...], tuple[object, ...]]:
+    plan = find_driver("qemu").plan(asked, facts(), KERNEL, TEMPLATE)
+    return process(plan, "vmm").argv, plan.setup
+
+
+def test_a_clone_is_the_same_machine() -> None:
+    """All but the devices that come with the restore is the template's, the control port's place too."""
+    made = find_driver("qemu").plan_template(request(), facts(), KERNEL).processes[0].argv
+    argv, _ = _restored(request(shares=(share("/a"),), disks=DISKS))
+    for option in MACHINE:
+        assert values(argv, option) == values(made, option)
+    devices = values(made, "-device")
+    assert len(devices) == 2
+    assert values(argv, "-device")[:2] == devices
+
+
+def test_a_template_knows_every_transport_and_no_device() -> None:
+    """The kernel is told of all eight transports, with the numbers by which they are bound later."""
+    plan = find_driver("qemu").plan_template(request(shares=(share("/a"),), disks=DISKS), facts(), KERNEL)
+    assert [one.name for one in plan.processes] == ["vmm"]
+    (line,) = values(plan.processes[0].argv, "-append")
+    words = [word for word in line.split() if word.startswith("virtio_mmio.device=")]
+    assert [word.rpartition(":")[2] for word in words] == [str(slot) for slot in range(8)]
+    assert words[6] == "virtio_mmio.device=512@0xfeb00c00:11:6"
+
+
+def test_a_clone_boots_nothing_and_sees_no_kernel() -> None:
+    """It waits for its state; neither kernel nor initramfs is in its jail."""
+    plan = find_driver("qemu").plan(request(), facts(), KERNEL, TEMPLATE)
+    vmm = process(plan, "vmm")
+    assert not {b"-kernel", b"-initrd", b"-append"} & set(vmm.argv)
+    assert values(vmm.argv, "-incoming") == ["defer"]
+    assert vmm.files == (TEMPLATE.state,)
+    assert KERNEL.path.encode() not in [getattr(op, "source", b"") for op in vmm.jail.root]
+
+
+def test_time_and_randomness_come_before_everything() -> None:
+    """The first steps are clock, fresh randomness, and the devices in the order of their places; then the mounts."""
+    argv, steps = _restored(request(shares=(share("/a"),), disks=DISKS))
+    slots = [word.partition("virtio-mmio-bus.")[2].partition(",")[0] for word in values(argv, "-device")]
+    bound = [BindDevice(f"virtio-mmio.{slot}".encode()) for slot in slots if slot][1:]
+    assert len(bound) == 4
+    assert steps[: 2 + len(bound)] == (Clock(), Entropy(), *bound)
+    assert any(isinstance(step, Mount) for step in steps[2 + len(bound) :])
+
+
+def test_an_emulated_machine_that_boots_takes_randomness_from_its_cpu() -> None:
+    """Only a clone has to be given some."""
+    plan = find_driver("qemu").plan(request(), facts(), KERNEL)
+    assert not [step for step in plan.setup if isinstance(step, (Entropy, BindDevice))]
+    assert plan.setup[0] == Clock()
+
+
+@pytest.mark.parametrize(
+    "asked, why",
+    [
+        (request(), ""),
+        (request(disks=DISKS, shares=(share("/a"),), memory_mib=256, cpus=2), ""),
+        (request(cold=True), "--cold"),
+        (request(boot_log=True), "about a boot"),
+        (request(boot_timeout_s=3.0), "about a boot"),
+        (request(accelerator="kvm"), "KVM"),
+    ],
+)
+def test_which_requests_can_go_on_from_one(asked: RunRequest, why: str) -> None:
+    """What is about a boot boots, and so does what nobody has tried."""
+    said = find_driver("qemu").why_cold(asked, facts(), KERNEL)
+    assert (why in said) if why else (said == "")
+
+
+def test_which_hosts_have_them() -> None:
+    """A QEMU that takes no file server at a restore, a kernel without numbered transports, and KVM have none."""
+    driver = find_driver("qemu")
+    old = facts(tools=TOOLS._replace(qemu_version=(7, 2)))
+    assert "State blocked by non-migratable device" in driver.why_cold(request(), old, KERNEL)
+    assert "vhost-user-fs" in driver.why_cold(request(), old, KERNEL)
+    assert driver.why_cold(request(), facts(), KERNEL._replace(machine="q35"))
+    assert "KVM" in driver.why_cold(request(), facts(kvm=True), KERNEL)
+    assert find_driver("bwrap").why_cold(request(), facts(), None)
+
+
+def test_a_device_that_cannot_be_added_makes_a_run_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of device of a run is asked for, not only the one that every run has."""
+    row = abilities.ABILITIES["vhost-user-blk"]
+    refused = (row[0], row[1]._replace(added_at_restore="no"))
+    monkeypatch.setitem(abilities.ABILITIES, "vhost-user-blk", refused)
+    driver = find_driver("qemu")
+    assert driver.why_cold(request(disks=DISKS), facts(), KERNEL) == "vhost-user-blk with QEMU 10.0: no"
+    assert driver.why_cold(request(), facts(), KERNEL) == ""
