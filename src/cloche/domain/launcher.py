@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _STDERR = 2
 #: Exit status of a device process that cannot use what it was given (crates/device).
 _UNUSABLE = 4
+#: How long the end of one process waits for the word that another was not started, in seconds.
+_OTHERS_S = 0.2
 
 
 class Launcher:
@@ -348,7 +350,9 @@ class Launcher:
         else:
             self._process_ended(event)
 
-    def _process_ended(self, event: Exited) -> None:
+    def _process_ended(self, event: Exited, *, patient: bool = True) -> None:
+        if self._closed:
+            return
         process = self.plan.processes[event.id]
         how = f"was killed by signal {event.signal}" if event.signal else f"exited with status {event.status}"
         log.debug(f"{process.name} {how}")
@@ -360,6 +364,11 @@ class Launcher:
             self._end(reasons.unusable(process, self._complaints[event.id].last_words()))
         elif process.restarts:
             self._start_again(event, how)
+        elif (
+            process.essential and self._template and len(self._pidfds) < len(self.plan.processes) and patient
+        ):
+            # Another one that cannot be started takes the VMM along; that would be the reason, and not the template.
+            self.reactor.call_later(_OTHERS_S, lambda: self._process_ended(event, patient=False))
         elif process.essential:
             from cloche.domain import reasons
 

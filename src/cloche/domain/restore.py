@@ -69,7 +69,7 @@ class Restore:
         """Fill the memory of the VMM behind ``pidfd``, and have it load the rest.
 
         Raises:
-            TemplateError: There is no room for it, or the VMM is gone.
+            TemplateError: There is no room for it.
         """
         try:
             directory = open_in(pidfd, os.path.dirname(self._template.target), os.O_PATH | os.O_DIRECTORY)
@@ -78,6 +78,8 @@ class Restore:
             finally:
                 os.close(directory)
             monitor.sendall(LOAD)
+        except (BrokenPipeError, ConnectionResetError, FileNotFoundError, ProcessLookupError):
+            return  # the VMM is gone, and its end, or that of another process, says why
         except OSError as error:
             raise TemplateError(f"the machine's memory cannot be filled: {error.strerror}") from None
         finally:
