@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cloche.errors import ProtocolError
@@ -32,6 +32,7 @@ PACKETS = st.one_of(
 
 
 @given(PACKETS, FDS)
+@example(bytes.fromhex("43000000000000008000000000"), [])  # an error number that no C integer holds
 def test_any_packet_is_one_event_or_refused(packet: bytes, fds: list[int]) -> None:
     """Bytes that are not an event raise ProtocolError and nothing else; those that are say just that."""
     try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import struct
 
 from cloche.host.reactor import READ
+from cloche.host.text import describe_errno
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Orders:
         self._begun = b""
         # An answer that comes after its time is nobody's.
         if self._answered is not None and number == self._number:
-            self._over(f"it answers: {os.strerror(code)}" if code else "")
+            self._over(f"it answers: {describe_errno(code)}" if code else "")
 
     def _over(self, reason: str) -> None:
         answered, self._answered = self._answered, None

@@ -13,6 +13,7 @@ import sys
 
 from cloche.errors import HostError, LaunchError, ProtocolError
 from cloche.host.codec import Reader, Writer
+from cloche.host.text import describe_errno
 from cloche.lean import socket
 from cloche.model.jail import Bind, BindFd, Dev, Dir, File, Proc, Symlink, Tmpfs
 from cloche.record import TYPE_CHECKING, Record
@@ -64,7 +65,7 @@ class Failed(Record):
         """One clause for a message: the step, then the cause."""
         if self.makes_namespaces and self.errno == errno.ENOSPC:
             return f"{self.what}: this host allows no more of them"
-        return f"{self.what}: {os.strerror(self.errno)}"
+        return f"{self.what}: {describe_errno(self.errno)}"
 
     @property
     def makes_namespaces(self) -> bool:
