@@ -1,7 +1,8 @@
 """How much memory domains take: the kernel's proportional set size (PSS) of every process, mapping by mapping.
 
 A page that several processes map counts for each with its share only, so sums are true. Guest memory is told from the
-rest by its name: QEMU keeps it in a file of that name without a link, and the file server maps the same one.
+rest by its name: raw QEMU keeps it in a file of that name without a link, cloche's in one that its jail shows, and the
+file server maps the same one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bench.rounds import TIMEOUT_S, MeasureError, adopted_orphans, last_line, st
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_GUEST = "/qemu_back_mem."
+_GUEST = ("/qemu_back_mem.", "/memory/ram")
 READY = b"ready"
 
 
@@ -144,7 +145,8 @@ def split_pss(smaps: str) -> tuple[int, int]:
         key, _, value = line.partition(" ")
         if not key.endswith(":"):
             # The head of a mapping: ADDRESSES PERMISSIONS OFFSET DEVICE INODE PATH
-            is_guest = _GUEST in line.split(maxsplit=5)[-1]
+            path = line.split(maxsplit=5)[-1]
+            is_guest = any(name in path for name in _GUEST)
         elif key == "Pss:":
             amount = int(value.split()[0])
             guest, other = (guest + amount, other) if is_guest else (guest, other + amount)

@@ -165,10 +165,11 @@ def test_guest_memory_is_told_by_its_name() -> None:
     smaps = (
         "7f00-7f10 rw-s 00000000 00:01 7 /dev/shm/qemu_back_mem.memory.0a1b2c (deleted)\n"
         "Rss: 9 kB\nPss: 100 kB\nPss_Dirty: 5 kB\n"
+        "7f10-7f20 rw-s 00000000 00:31 2 /memory/ram\nPss: 7 kB\n"
         "5500-5510 r-xp 00000000 08:01 9 /usr/bin/qemu\nPss: 20 kB\n"
         "7f20-7f30 rw-p 00000000 00:00 0 \nPss: 3 kB\nVmFlags: rd wr\n"
     )
-    assert memory.split_pss(smaps) == (100, 23)
+    assert memory.split_pss(smaps) == (107, 23)
 
 
 def test_own_family_is_found() -> None:
