@@ -92,7 +92,8 @@ def test_job_control_inside(cloche: Runner) -> None:
         on.expect(b"run2")
         on.type(b"\x1a")
         on.expect(b"Stopped")
-        on.type(b"kill %1; wait; echo $((40 + 2))\r")
+        # Without -f a job that is still stopped for a moment is not waited for, and the shell does not end then.
+        on.type(b"kill %1; wait -f %1; echo $((40 + 2))\r")
         on.expect(b"42")
         on.type(b"exit\r")
         on.wait()
