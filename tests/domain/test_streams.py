@@ -147,3 +147,28 @@ def test_background_processes_do_not_hold_the_run(cloche: Runner) -> None:
     """The domain ends with its command, whoever still holds the output open."""
     done = cloche.sh("sleep 1000 & echo started")
     assert (done.returncode, done.stdout) == (0, b"started\n")
+
+
+def test_a_byte_back_and_forth_is_one_interrupt(cloche: Runner) -> None:
+    """The guest is interrupted for what comes, not for what it has sent, and the agent wakes once for either."""
+    count = "awk '/virtio/ {n += $2} END {print n}' /proc/interrupts; awk '/^voluntary/ {print $2}' /proc/1/status"
+    rounds = 400
+    with cloche.popen("sh", "-c", f"{count}; cat; {count}", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        before = [int(process.stdout.readline()) for _ in range(2)]
+        for _ in range(rounds):
+            os.write(process.stdin.fileno(), b"x")
+            assert os.read(process.stdout.fileno(), 1) == b"x"
+        process.stdin.close()
+        interrupts, wakes = (int(line) - was for line, was in zip(process.stdout, before, strict=True))
+        assert process.wait(60) == 0
+    assert interrupts < 1.2 * rounds
+    assert wakes < 2.2 * rounds
+
+
+@pytest.mark.parametrize("driver", ["qemu", "bwrap"])
+def test_a_program_is_scheduled_as_ever(cloche: Runner, driver: str) -> None:
+    """That the agent waits for programs is not passed on to them."""
+    done = cloche.sh("chrt -p $$", "--driver", driver)
+    assert b"SCHED_OTHER" in done.stdout

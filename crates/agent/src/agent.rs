@@ -79,6 +79,9 @@ impl Agent {
     pub fn new(port: Port, own_session: bool, is_guest: bool) -> Result<Self> {
         let epoll = sys::epoll_create()?;
         let signals = if is_guest {
+            // A program that has written something goes on until it waits for more: two changes of the address space
+            // less for each piece that passes, and emulation is slow at these.
+            sys::run_after_others();
             sys::signal_fd(&[libc::SIGCHLD])?
         } else {
             sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?
@@ -104,6 +107,7 @@ impl Agent {
             manner: Manner {
                 own_session,
                 own_ids: sys::own_ids(),
+                waits_for_programs: is_guest,
             },
             stack: Stack::new(),
             null: None,

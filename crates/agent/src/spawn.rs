@@ -84,6 +84,8 @@ pub struct Manner {
     pub own_session: bool,
     /// This process's ids.
     pub own_ids: (u32, u32),
+    /// This process runs after others (`sys::run_after_others`), which is not for programs.
+    pub waits_for_programs: bool,
 }
 
 /// A program ready to be started.
@@ -309,6 +311,9 @@ impl Child<'_> {
         // SAFETY: no pointers.
         unsafe { libc::umask(program.umask) };
         program.limits.iter().try_for_each(set_limit)?;
+        if program.manner.waits_for_programs {
+            crate::sys::run_like_others();
+        }
         if program.nice > 0 {
             // SAFETY: no pointers.
             let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, program.nice.into()) };

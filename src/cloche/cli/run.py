@@ -7,7 +7,6 @@ import os
 import sys
 
 from cloche import log
-from cloche.cli.terminal import Terminal, choose_terminal
 from cloche.domain.domain import Domain, State
 from cloche.domain.launcher import Launcher
 from cloche.domain.prepare import NO_TEMPLATE_YET, is_ordinary, prepare_plan
@@ -25,6 +24,7 @@ from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed
+    from cloche.cli.terminal import Terminal
     from cloche.guest.job import Job
     from cloche.guest.pumps import InputPump
     from cloche.guest.session import AgentSession
@@ -34,42 +34,32 @@ if TYPE_CHECKING:
     from cloche.model.request import Disk, Include, RunRequest, Share
 
 
-def main(parsed: Parsed) -> int:
-    """Run a program and return its status."""
+def show_plan(parsed: Parsed) -> int:
+    """Print what would be started."""
+    from cloche.domain.describe import describe_plan
+    from cloche.drivers.registry import find_driver
+
+    facts = collect_facts(remember=False)
+    plan = prepare_plan(build_request(parsed), facts, dry=True)
+    sys.stdout.write(describe_plan(plan, find_driver(plan.driver).why_not_saveable(plan, facts)))
+    return 0
+
+
+def prepare_run(parsed: Parsed, mask: int, warden: Warden, terminal: Terminal) -> Run:
+    """Make the plan of a run. ``mask`` is the program's umask; the warden is the run's as soon as this returns."""
     timings = Timings()
     timings.mark("python")
-    if not parsed.operands:
-        raise UsageError("no program was named", hint="For example: cloche run -- uname -a")
     request = build_request(parsed)
-    if parsed.get("dry_run"):
-        from cloche.domain.describe import describe_plan
-        from cloche.drivers.registry import find_driver
-
-        facts = collect_facts(remember=False)
-        plan = prepare_plan(request, facts, dry=True)
-        sys.stdout.write(describe_plan(plan, find_driver(plan.driver).why_not_saveable(plan, facts)))
-        return 0
-    # The mask is the program's. What cloche itself makes is private and usable, even where the caller's forbids all.
-    mask = os.umask(0o077)
-    # It needs no plan and comes up while one is made.
-    wants_tty, keys = choose_terminal(parsed.get("tty"))  # type: ignore[arg-type]
-    # A keeper only where there is a mode to restore.
-    warden = Warden.start(require_own_binary("cloche-warden"), keeper=wants_tty and os.isatty(keys))
-    try:
-        plan = prepare_plan(request, collect_facts()._replace(umask=mask))
-        timings.mark("plan")
-        for line in plan.notices:
-            _notice_once(line)
-        # At every run: nobody should get used to it.
-        if plan.devices in NOT_APART:
-            log.notice(f"{NOT_APART[plan.devices]} (--devices={plan.devices})")
-        for part in plan.insecure:
-            log.notice(f"the jails are without {INSECURE_PARTS[part]} (--insecure-no-jail={part})")
-        run = _Run(parsed, request, plan, timings, warden, terminal=Terminal(wants_tty, keys, warden.keeper))
-    except BaseException:
-        warden.close()
-        raise
-    return run.run()
+    plan = prepare_plan(request, collect_facts()._replace(umask=mask))
+    timings.mark("plan")
+    for line in plan.notices:
+        _notice_once(line)
+    # At every run: nobody should get used to it.
+    if plan.devices in NOT_APART:
+        log.notice(f"{NOT_APART[plan.devices]} (--devices={plan.devices})")
+    for part in plan.insecure:
+        log.notice(f"the jails are without {INSECURE_PARTS[part]} (--insecure-no-jail={part})")
+    return Run(parsed, request, plan, timings, warden, terminal=terminal)
 
 
 def build_request(parsed: Parsed) -> RunRequest:
@@ -154,7 +144,7 @@ def _notice_once(line: str) -> None:
         log.debug(line)
 
 
-class _Run:
+class Run:
     """The state of one ``run``: a domain, its program, and what the caller's signals and terminal do to them."""
 
     def __init__(

@@ -110,7 +110,7 @@ RUN_OPTIONS = (
 RUN = Verb(
     "run",
     "Run a program of this machine inside a machine of its own.",
-    "run:main",
+    "start:main",
     RUN_OPTIONS,
     operands="CMD [ARG...]",
     program=True,

@@ -162,6 +162,24 @@ pub fn is_child(pid: i32) -> bool {
     }
 }
 
+/// Lets this process run when the program that runs just now blocks or has had its time, and not at once.
+pub fn run_after_others() {
+    schedule(libc::SCHED_BATCH);
+}
+
+/// Takes that back.
+pub fn run_like_others() {
+    schedule(libc::SCHED_OTHER);
+}
+
+fn schedule(policy: c_int) {
+    // SAFETY: a live value; all zero are the parameters of these policies, which every process may choose.
+    unsafe {
+        let parameters: libc::sched_param = zeroed();
+        libc::sched_setscheduler(0, policy, &parameters);
+    }
+}
+
 /// Sends a signal to a process group.
 pub fn kill_group(group: i32, signal: c_int) -> Result<()> {
     // Never "every process": a group is a program's id, so it is above 1.
