@@ -2,18 +2,24 @@
 
 use std::ffi::{CStr, OsStr};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use cloche_proto::message::ToAgent;
+
 use crate::log;
+use crate::setup;
 use crate::sys::{self, c_string, Errno, Result};
 use crate::watch::Watch;
 
 /// Port 1 of the first device with ports.
 const PORT: &CStr = c"/dev/vport0p1";
 const MODULES: &str = "/modules";
+/// A SETUP message of the host's, in the initramfs of a machine that is to become a template.
+const SETUP: &str = "/setup";
 /// How long one wait for the port lasts before the place is looked at again, in case an event was lost.
 const PORT_WAIT_MS: i32 = 2000;
 
@@ -138,6 +144,28 @@ fn load_module(path: &[u8], parameters: &[u8]) -> Result<()> {
     let file = sys::open(&c_string(path)?, libc::O_RDONLY, 0)?;
     let compressed = !path.ends_with(b".ko");
     sys::load_module(file.as_fd(), &c_string(parameters)?, compressed)
+}
+
+/// Does what [`SETUP`] asks for, if it is there.
+///
+/// # Errors
+/// When it cannot be read or is not done; what it was is in the log.
+pub fn do_first_steps() -> Result<()> {
+    let message = match fs::read(SETUP) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    fs::remove_file(SETUP)?;
+    let Ok(ToAgent::Setup { steps, .. }) = ToAgent::decode(&message) else {
+        log::note("the first steps cannot be read");
+        return Err(Errno(libc::EBADMSG));
+    };
+    for step in &steps {
+        setup::perform(step).inspect_err(|_| {
+            log::note(&String::from_utf8_lossy(&setup::describe(step)));
+        })?;
+    }
+    Ok(())
 }
 
 /// Opens the port to the host, and waits until there is one.

@@ -125,7 +125,8 @@ fn serve_guest() -> c_int {
     std::panic::set_hook(Box::new(|info| log::note(&info.to_string())));
     boot::prepare();
     sys::lead_session();
-    let served = boot::open_port()
+    let served = boot::do_first_steps()
+        .and_then(|()| boot::open_port())
         .and_then(|port| Agent::new(Port::connected(port, false), false, true))
         .map(|mut agent| agent.run());
     if let Err(errno) = served {

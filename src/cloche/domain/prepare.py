@@ -108,8 +108,10 @@ def describe_template(machine: LaunchPlan) -> str:
         OSError: A file it is made of is not there.
     """
     assert machine.machine is not None
-    vmm, kernel = machine.processes[0], machine.machine.kernel
-    return templates.describe(vmm.argv, (os.fsdecode(vmm.argv[0]), kernel.path), kernel.initrd)
+    kernel = machine.machine.kernel
+    programs = [process.executable or os.fsdecode(process.argv[0]) for process in machine.processes]
+    words = [word for process in machine.processes for word in process.argv]
+    return templates.describe(words, map(repr, machine.setup), (*programs, kernel.path), kernel.initrd)
 
 
 def choose_kernel(wanted: str | None, agent: str, *, make: bool = True) -> Kernel:

@@ -1,7 +1,7 @@
 """Making a template (layer 5): a machine is booted in its jail until its agent waits, and saved.
 
-Nothing of a run is in it: no devices but the control port, no file system of the host's, no program. It is made once
-for each kernel, QEMU, host kernel and machine, by ``cloche template build``, or after the first run that had to boot.
+Nothing of a run is in it: no devices but the control port and the system tree, of which nothing but the root was looked at,
+no share, no program. It is made once for each user, kernel, QEMU, host kernel and machine, by ``cloche template build``, or after the first run that had to boot.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from cloche.drivers.registry import find_driver
 from cloche.errors import ClocheError, LaunchError, TemplateError
 from cloche.host import templates, xdg
 from cloche.host.process import start_detached
+from cloche.guest import messages
 from cloche.host.reactor import Reactor
+from cloche.kernel.initramfs import write_with_setup
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.lean import socket
     from cloche.model.facts import HostFacts
+    from cloche.model.machine import Kernel
     from cloche.model.plan import LaunchPlan, OpenFile
     from cloche.model.request import RunRequest
 
@@ -40,6 +43,7 @@ _PIECE = 4 << 20
 _RETRY_S = 3600.0
 _FAILED = ".failed-"
 _LOCK = ".lock"
+_INITRAMFS = "initramfs"
 _HINT = "Free some space there, or point XDG_CACHE_HOME to another place."
 
 
@@ -53,6 +57,8 @@ def make_template(request: RunRequest, facts: HostFacts, *, wait: bool = True) -
         ClocheError: The machine could not be started.
     """
     machine = plan_machine(request, facts)
+    assert machine.machine is not None
+    kernel = machine.machine.kernel
     try:
         description = describe_template(machine)
         home = xdg.ensure_directory(templates.home())
@@ -69,7 +75,7 @@ def make_template(request: RunRequest, facts: HostFacts, *, wait: bool = True) -
         fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         if find_template(machine) is None:
             templates.sweep()
-            _make(machine, description, name)
+            _make(request, facts, kernel, description, name)
     except BlockingIOError:
         raise TemplateError("somebody else is making a template") from None
     except OSError as error:
@@ -95,11 +101,19 @@ def plan_machine(request: RunRequest, facts: HostFacts) -> LaunchPlan:
     return driver.plan_template(request, facts, kernel)
 
 
-def _make(machine: LaunchPlan, description: str, name: str) -> None:
+def _make(request: RunRequest, facts: HostFacts, kernel: Kernel, description: str, name: str) -> None:
     building = os.path.join(templates.home(), f"{templates.HIDDEN}new-{os.getpid()}")
     os.mkdir(building, 0o700)
     try:
+        # What is done before the machine is saved travels in its initramfs: an agent that has once been spoken to would
+        # take the host of a clone for its own that has come back.
+        initramfs = os.path.join(building, _INITRAMFS)
+        driver = find_driver(request.driver)
+        machine = driver.plan_template(request, facts, kernel._replace(initrd=initramfs))
+        setup = messages.encode(messages.Setup(0, machine.setup))[messages.LENGTH_SIZE :]
+        write_with_setup(initramfs, kernel.initrd, setup)
         content = _boot_and_save(machine, building)
+        os.unlink(initramfs)
         _write(os.path.join(building, templates.INFO), templates.format_info(description, content))
         _sync(building)
         templates.publish(building, name)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from cloche.model.guest import Step
 
-#: Greatest sizes of a message (type and body), in bytes.
+#: What stands in front of a message, and the greatest sizes of one (type and body), in bytes.
+LENGTH_SIZE = 4
 MAX_TO_AGENT = 4 << 20
 MAX_TO_HOST = 64 << 10
 
@@ -283,7 +284,7 @@ def encode(message: Message) -> bytes:
     limit = MAX_TO_AGENT if number in _TO_AGENT else MAX_TO_HOST
     if len(body) > limit:
         raise ValueError(f"{type(message).__name__} has {len(body)} bytes, {limit} is the limit")
-    return struct.pack("<I", len(body)) + body
+    return len(body).to_bytes(LENGTH_SIZE, "little") + body
 
 
 def _check(message: Message) -> None:

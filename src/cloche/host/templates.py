@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 MEMORY, STATE, INFO = "memory", "state", "info"
 #: Raised whenever what lies in a template, or what the agent does before it is saved, is to be made anew.
-_FORMAT = "cloche-template 1"
+_FORMAT = "cloche-template 2"
 _END = "end"
 #: Directories that begin so are being made or taken away.
 HIDDEN = "."
 _KEPT = 3
-_MOST_INFO = 64 * 1024
+_MOST_INFO = 1 << 20
 
 
 class Found(Record):
@@ -64,12 +64,13 @@ def home() -> str:
     return os.path.join(xdg.cache_dir(), "templates")
 
 
-def describe(words: Iterable[bytes], files: Iterable[str], archive: str) -> str:
+def describe(words: Iterable[bytes], steps: Iterable[str], files: Iterable[str], archive: str) -> str:
     """Return all that a template's machine consists of, one fact a line.
 
     Args:
-        words: The arguments of its VMM: machine, CPU, memory, the kernel's command line.
-        files: VMM and kernel, told apart by inode, size and time.
+        words: The arguments of its processes: machine, CPU, memory, the kernel's command line.
+        steps: What was done in it before it was saved.
+        files: The processes' programs and the kernel, told apart by inode, size and time.
         archive: The initramfs. It may be made twice; its name says what is in it (``kernel.initramfs``).
 
     Raises:
@@ -82,6 +83,7 @@ def describe(words: Iterable[bytes], files: Iterable[str], archive: str) -> str:
         lines.append(f"file {path!r} {status.st_dev}:{status.st_ino} {status.st_size} {status.st_mtime_ns}")
     lines.append(f"archive {os.path.basename(archive)!r} {os.stat(archive).st_size}")
     lines += [f"word {word!r}" for word in words]
+    lines += [f"step {step}" for step in steps]
     return "\n".join(lines) + "\n"
 
 

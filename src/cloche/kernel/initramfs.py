@@ -5,7 +5,8 @@ has to be in it (device nodes, files of root's) cannot be made as files by an or
 copies it into memory anyway, and unpacking would be emulated. The same inputs give the same bytes.
 
 ``/modules`` in it, if there are any, names the module files, one absolute path a line; the agent loads them in this
-order with finit_module(2). They are always uncompressed.
+order with finit_module(2). They are always uncompressed. ``/setup`` is a SETUP message of the protocol, whose steps the agent
+does before it waits for a host.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from cloche.kernel.store import BUILT, KernelInfo
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 #: Raised whenever the same inputs are to give another archive.
 FORMAT = 2
-MODULE_LIST = "modules"
+MODULE_LIST, SETUP = "modules", "setup"
 _KEPT = 8
 _DIRECTORIES = ("dev", "proc", "sys")
 #: The kernel opens /dev/console for PID 1; Rust's runtime opens /dev/null for the descriptors that are missing.
@@ -71,10 +72,27 @@ def ensure_initramfs(kernel: KernelInfo, agent: str, *, make: bool = True) -> st
     return path
 
 
+def write_with_setup(path: str, initramfs: str, setup: bytes) -> None:
+    """Write ``initramfs`` again with a SETUP message in it.
+
+    Raises:
+        OSError: One cannot be read or the other written.
+    """
+    with open(initramfs, "rb") as file:
+        data = file.read()
+    # The kernel unpacks archives that follow each other as if they were one.
+    data += bytes(-len(data) % _ALIGN)
+    _write(path, data + _pack([(SETUP, stat.S_IFREG | 0o600, (0, 0), setup)]))
+
+
 def pack_initramfs(agent: bytes, modules: Sequence[tuple[str, bytes]] = ()) -> bytes:
     """Return the archive for an agent and ``(name, content)`` of modules in load order; pure."""
+    return _pack(_entries(agent, modules))
+
+
+def _pack(entries: Iterable[tuple[str, int, tuple[int, int], bytes]]) -> bytes:
     out = bytearray()
-    for number, (name, mode, device, content) in enumerate(_entries(agent, modules), 1):
+    for number, (name, mode, device, content) in enumerate(entries, 1):
         out += _header(number, name, mode, device, len(content))
         out += content
         out += bytes(-len(out) % _ALIGN)

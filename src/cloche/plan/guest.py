@@ -40,6 +40,9 @@ SHARES_TAG = b"shares"
 #: (DESIGN D2).
 OVERLAY_OPTIONS = b"index=off,metacopy=off,redirect_dir=off,xino=off"
 
+#: Where the agent puts a guest together, and where its root is meanwhile.
+_BASE, _ROOT = b"/cloche", b"/cloche/root"
+
 _USER_PATH = b"/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 _ROOT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -87,6 +90,7 @@ def build_machine_steps(
     hostname: str,
     loopback: bool,
     entropy: bool,
+    restored: bool = False,
     devices: tuple[bytes, ...] = (),
 ) -> tuple[Step, ...]:
     """Return the SETUP steps of a virtual machine: mounts, writable layer, home, shares, copies, names.
@@ -101,49 +105,66 @@ def build_machine_steps(
         hostname: The guest's name.
         loopback: Whether the loopback device has to be brought up; a kernel may do that by itself.
         entropy: Whether the kernel has to be given randomness; a CPU may have done that by itself.
+        restored: Whether it goes on from a template, in which ``build_first_steps`` were done.
         devices: Those that were added after the boot, to be bound in this order.
     """
-    base, root = b"/cloche", b"/cloche/root"
     # Time and randomness come first: nothing is made with those of a template, and the clock loses no time by the rest.
     steps: list[Step] = [Clock()]
     if entropy:
         steps.append(Entropy())
     steps += [BindDevice(name) for name in devices]
-    steps += [
-        Mkdir(base + b"/system"),
-        Mkdir(base + b"/layer"),
-        Mkdir(root),
-        mount_tree(SYSTEM_TAG, base + b"/system", MS_RDONLY, devices=request.devices),
-        Mount(b"tmpfs", b"layer", base + b"/layer", 0, b"mode=0755,size=80%"),
-        Mkdir(base + b"/layer/upper"),
-        Mkdir(base + b"/layer/work"),
-        # Made in the writable layer itself, before it lies over the system tree: nothing has to be copied up for it.
-        *build_home_steps(user, skeleton, home=base + b"/layer/upper", system=base + b"/system"),
-        Mount(
-            b"overlay",
-            b"cloche",
-            root,
-            0,
-            b"lowerdir=/cloche/system,upperdir=/cloche/layer/upper,workdir=/cloche/layer/work,"
-            + OVERLAY_OPTIONS,
-        ),
-    ]
+    if not restored:
+        steps += build_first_steps(user, skeleton, devices=request.devices)
     if request.shares or request.includes:
-        steps.append(Mkdir(base + b"/shares"))
+        steps.append(Mkdir(_BASE + b"/shares"))
         flags = MS_NOSUID | MS_NODEV
-        steps.append(mount_tree(SHARES_TAG, base + b"/shares", flags, devices=request.devices))
+        steps.append(mount_tree(SHARES_TAG, _BASE + b"/shares", flags, devices=request.devices))
     # The copies come first: none of them may land in a share.
-    steps += build_copy_steps(request.includes, user, person, source=base + b"/shares/i%d", prefix=root)
-    steps += _bind_shares(request.shares, user, base + b"/shares/%d", root)
+    steps += build_copy_steps(request.includes, user, person, source=_BASE + b"/shares/i%d", prefix=_ROOT)
+    steps += _bind_shares(request.shares, user, _BASE + b"/shares/%d", _ROOT)
     if request.disks:
         from cloche.plan.disks import build_disk_steps
 
         # /dev moves along into the new root.
         steps += build_disk_steps(request.disks)
-    steps += [SwitchRoot(root), Hostname(hostname.encode())]
+    steps += [SwitchRoot(_ROOT), Hostname(hostname.encode())]
     if loopback:
         steps.append(Loopback())
     return tuple(steps)
+
+
+def build_first_steps(
+    user: User, skeleton: tuple[SkeletonEntry, ...] | None, *, devices: str
+) -> tuple[Step, ...]:
+    """Return the steps that all machines of a user have in common: system tree, home, and the layer over both.
+
+    Nothing is looked up in the system tree but its root, so a template in which they were done remembers none of it.
+
+    Args:
+        user: Whose home the guest has.
+        skeleton: What the home begins with, if it is to be sent along.
+        devices: How the machine's devices are arranged.
+    """
+    layer = _BASE + b"/layer"
+    return (
+        Mkdir(_BASE + b"/system"),
+        Mkdir(layer),
+        Mkdir(_ROOT),
+        mount_tree(SYSTEM_TAG, _BASE + b"/system", MS_RDONLY, devices=devices),
+        Mount(b"tmpfs", b"layer", layer, 0, b"mode=0755,size=80%"),
+        Mkdir(layer + b"/upper"),
+        Mkdir(layer + b"/work"),
+        # Made in the writable layer itself, before it lies over the system tree: nothing has to be copied up for it.
+        *build_home_steps(user, skeleton, home=layer + b"/upper", system=_BASE + b"/system"),
+        Mount(
+            b"overlay",
+            b"cloche",
+            _ROOT,
+            0,
+            b"lowerdir=/cloche/system,upperdir=/cloche/layer/upper,workdir=/cloche/layer/work,"
+            + OVERLAY_OPTIONS,
+        ),
+    )
 
 
 def mount_tree(tag: bytes, target: bytes, flags: int, *, devices: str) -> Mount:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 #: interrupt with the clock and comes last.
 _SLOTS = (7, 6, 5, 4, 2, 1, 0, 3)
 _SLOT_BASE, _SLOT_SIZE, _SLOT_IRQ = 0xFEB00000, 512, 5
-#: All of them in the order of their numbers, for a machine that is to get its devices later.
-ALL_SLOTS = tuple(sorted(_SLOTS))
+#: How many of a machine's devices, in this order, a template has: control port and system tree.
+IN_TEMPLATE = 2
 #: On PCI there is room for more than anybody needs; this keeps a plan readable.
 _PCI_DEVICES = 19
 
@@ -131,8 +131,11 @@ def transport_parameters(slots: tuple[int, ...]) -> list[str]:
 
 
 def numbered_parameters() -> list[str]:
-    """Return the kernel parameters that name every transport, with the number by which it is bound later."""
-    named = zip(transport_parameters(ALL_SLOTS), ALL_SLOTS, strict=True)
+    """Return the kernel parameters that name every transport, with the number by which it is bound later.
+
+    They are in the order in which devices get them: the agent looks for its port at the first device.
+    """
+    named = zip(transport_parameters(_SLOTS), _SLOTS, strict=True)
     return [f"{parameter}:{slot}" for parameter, slot in named]
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: Replaced by fresh digits when the plan is carried out, so that equal requests have equal plans.
 MACHINE_ID_PLACEHOLDER = "0" * 32
 
+#: What every guest is called.
+HOSTNAME = "cloche"
+
 #: The descriptors by which QEMU is connected to the servers, in this order.
 SOCKET_FDS = (11, 12)
 #: The descriptor on which a server listens, and the one on which the supervisor tells it what was taken away.

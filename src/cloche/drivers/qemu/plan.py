@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cloche.drivers.qemu.board import Board, platform_device
+from cloche.drivers.qemu.board import IN_TEMPLATE, Board, platform_device
 from cloche.drivers.qemu.command import HUGE_PAGE, MEMORY_FILE, Beginning, plan_control
-from cloche.drivers.qemu.files import SOCKET_FDS, build_trees, plan_file_server, plan_sharing
+from cloche.drivers.qemu.files import HOSTNAME, SOCKET_FDS, build_trees, plan_file_server, plan_sharing
 from cloche.drivers.qemu.jails import check_insecure, give_up
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.qemu.vmm import plan_vmm
@@ -58,11 +58,10 @@ def plan_launch(
     machine, notices = choose_machine(request, facts, kernel)
     check_insecure(request.insecure, facts)
     person = resolve_user(request, facts.user)
-    ident = "cloche"
     check_places(request.shares, request.includes)
     board = Board(microvm=kernel.machine == "microvm")
     shared = bool(request.shares or request.includes or request.share_later)
-    devices = [plan_control(board), *_plan_devices(board, request, facts, ident)]
+    devices = [plan_control(board), *_plan_devices(board, request, facts)]
     vmm = plan_vmm(
         facts,
         machine,
@@ -93,14 +92,15 @@ def plan_launch(
             facts.user,
             person,
             facts.skeleton,
-            hostname=ident,
+            hostname=HOSTNAME,
             loopback=LO_ON_DEMAND not in kernel.abilities,
             # An emulated CPU's RDRAND is the host's getrandom (target/i386/tcg/int_helper.c of QEMU), and the kernel
             # takes it at its first breath. What a real CPU has is not known.
             # A template has taken it before it was saved, and all its clones have the same.
             entropy=machine.accelerator != Accelerator.TCG or template is not None,
-            # The control port has its driver, the others came after the boot.
-            devices=tuple(platform_device(slot) for slot in board.taken[1:]) if template else (),
+            restored=template is not None,
+            # Control port and system tree have their drivers, the others came after the boot.
+            devices=tuple(platform_device(slot) for slot in board.taken[IN_TEMPLATE:]) if template else (),
         ),
         command=build_command(request, facts, person, shown_trees(request.shares)),
         writable_shares=any(share.writable for share in request.shares)
@@ -119,10 +119,8 @@ def plan_launch(
     )
 
 
-def _plan_devices(
-    board: Board, request: RunRequest, facts: HostFacts, hostname: str
-) -> tuple[DeviceParts, ...]:
-    trees = build_trees(request, facts, hostname)
+def _plan_devices(board: Board, request: RunRequest, facts: HostFacts) -> tuple[DeviceParts, ...]:
+    trees = build_trees(request, facts, HOSTNAME)
     if request.devices in NOT_APART:
         for option, given in (("--share-later", request.share_later), ("--net", request.network is not None)):
             if given:

@@ -1,7 +1,7 @@
 """Machines that go on from a template (layer 4, pure): which can, and the one that is saved.
 
-A template has the control port and nothing else. The devices of a run are added when it is restored, in the transports
-that were empty (docs/devices.md).
+A template has the control port and the system tree, which is mounted under a fresh writable layer with the caller's home
+in it. The other devices of a run are added when it is restored, in the transports that were empty (docs/devices.md).
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from cloche.drivers.qemu.abilities import ability
 from cloche.drivers.qemu.board import Board
 from cloche.drivers.qemu.command import MEMORY_FILE, STATE_FD, Beginning, plan_control
-from cloche.drivers.qemu.files import plan_sharing
+from cloche.drivers.qemu.files import HOSTNAME, SOCKET_FDS, build_trees, plan_file_server, plan_sharing
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.qemu.vmm import plan_vmm
 from cloche.model.guest import GuestCommand
 from cloche.model.machine import Accelerator, Devices, Isolation
 from cloche.model.plan import LaunchPlan, OpenFile
+from cloche.plan.guest import build_first_steps
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 _MICROVM = "microvm"
 #: Stands in a plan for the file that QEMU saves the devices to, which is made when the plan is carried out.
 STATE_PLACEHOLDER = "/state"
-#: What every run has, and what some have.
-_ALWAYS, _DISK, _NETWORK, _NUMBERS = "vhost-user-fs", "vhost-user-blk", "virtio-net", "vhost-user-rng"
+#: What every run has and is saved with, and what some have besides.
+_TREE, _DISK, _NETWORK, _NUMBERS = "vhost-user-fs", "vhost-user-blk", "virtio-net", "vhost-user-rng"
 _BOOT_TIMEOUT_S = 120.0
 
 
@@ -44,8 +45,13 @@ def why_cold(request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> st
         return "nobody has tried it under KVM yet"
     if request.devices != Devices.PROCESS:
         return f"nobody has tried it with --devices={request.devices}"
+    if facts.skeleton is None:
+        return "what a home begins with (/etc/skel) is too much to be kept in a template"
+    reason = ability(_TREE, version).saved
+    if reason:
+        return f"{_TREE} with QEMU {version[0]}.{version[1]}: {reason}"
     kinds = (
-        (_ALWAYS, True),
+        (_TREE, request.shares or request.includes or request.share_later),
         (_DISK, request.disks),
         (_NETWORK, request.network),
         (_NUMBERS, request.hwrng),
@@ -69,20 +75,21 @@ def plan_template(request: RunRequest, facts: HostFacts, kernel: Kernel) -> Laun
     machine, notices = choose_machine(request, facts, kernel)
     board = Board(microvm=True)
     control = plan_control(board)
+    system = plan_file_server(board, build_trees(request, facts, HOSTNAME)[0], SOCKET_FDS[0], facts)
     state = OpenFile(STATE_PLACEHOLDER, True, STATE_FD)
     vmm = plan_vmm(
-        facts, machine, board, (control,), boot_log=False, beginning=Beginning.SAVE, files=(state,)
+        facts, machine, board, (control, system), boot_log=False, beginning=Beginning.SAVE, files=(state,)
     )
     return LaunchPlan(
         driver="qemu",
         isolation=Isolation.EMULATED_VM,
         machine=machine,
-        endpoints=control.endpoints,
-        processes=(vmm,),
+        endpoints=(*control.endpoints, *system.endpoints),
+        processes=(vmm, *system.processes),
         control="control",
         console="console",
         monitor="monitor",
-        setup=(),
+        setup=build_first_steps(facts.user, facts.skeleton, devices=request.devices),
         command=GuestCommand((), (), b"/", 0, 0),
         writable_shares=False,
         boot_timeout_s=_BOOT_TIMEOUT_S,
