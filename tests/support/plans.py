@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cloche.drivers.registry import find_driver
-from cloche.model.facts import HostFacts, PathFact, Tools, User
+from cloche.model.facts import HostFacts, PathFact, SkeletonEntry, Tools, User
 from cloche.model.jail import IdRange
 from cloche.model.machine import Kernel
 from cloche.model.request import Include, RunRequest, Share
@@ -72,6 +72,7 @@ def facts(
     memory_mib: int = 8192,
     tools: Tools = TOOLS,
     filters: dict[str, bytes] | None = None,
+    skeleton: tuple[SkeletonEntry, ...] | None = (),
 ) -> HostFacts:
     """Return the facts of an ordinary host."""
     return HostFacts(
@@ -87,6 +88,7 @@ def facts(
         nofile_hard=4096,
         filters=FILTERS if filters is None else filters,
         ids=IDS if user.uid == 0 else None,
+        skeleton=skeleton,
     )
 
 

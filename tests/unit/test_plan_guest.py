@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from cloche.errors import UsageError
 from cloche.model.facts import SkeletonEntry
 from cloche.model.guest import (
+    MNT_DETACH,
     MS_BIND,
     MS_RDONLY,
     MS_REMOUNT,
+    UMOUNT_NOFOLLOW,
     CopyTree,
     GuestCommand,
     MakeSymlink,
@@ -22,12 +24,14 @@ from cloche.model.guest import (
     Mount,
     Step,
     SwitchRoot,
+    Unmount,
     WriteFile,
 )
 from cloche.model.request import Include, RunRequest, Share
 from cloche.plan.guest import (
     build_command,
     build_environment,
+    build_first_steps,
     build_machine_steps,
     guest_path,
     is_below,
@@ -294,7 +298,7 @@ def machine_steps(
 
 def targets(steps: list[Step]) -> list[bytes]:
     """Return where things are mounted, in order, without the prefix of the new root."""
-    return [step.target.removeprefix(b"/cloche/root") for step in steps if isinstance(step, Mount)]
+    return [step.target for step in steps if isinstance(step, Mount)]
 
 
 def test_without_shares_there_is_no_second_file_system() -> None:
@@ -313,11 +317,11 @@ def test_shares_are_mounted_outer_ones_first() -> None:
     steps = machine_steps((share("/data/in/side"), share("/data", writable=True), share("/a", "/data2")))
     bound = [step for step in steps if isinstance(step, Mount) and step.flags & MS_BIND]
     assert [(step.source, step.target, bool(step.flags & MS_REMOUNT)) for step in bound] == [
-        (b"/cloche/shares/1", b"/cloche/root/data", False),
-        (b"/cloche/shares/0", b"/cloche/root/data/in/side", False),
-        (b"", b"/cloche/root/data/in/side", True),
-        (b"/cloche/shares/2", b"/cloche/root/data2", False),
-        (b"", b"/cloche/root/data2", True),
+        (b"/run/cloche/shares/1", b"/data", False),
+        (b"/run/cloche/shares/0", b"/data/in/side", False),
+        (b"", b"/data/in/side", True),
+        (b"/run/cloche/shares/2", b"/data2", False),
+        (b"", b"/data2", True),
     ]
     assert all(step.flags & MS_RDONLY for step in bound if step.flags & MS_REMOUNT)
 
@@ -338,12 +342,40 @@ def test_nothing_is_made_in_a_share() -> None:
         assert path is None or not is_below(path, tuple(mounted))
 
 
-def test_everything_happens_before_the_root_is_switched() -> None:
-    """Mounts, directories and copies come before the switch of the root, and are made below the new one."""
+def test_shares_come_into_the_new_root_and_their_server_leaves_it() -> None:
+    """What is shared is bound and copied when the root is switched; then the whole of it is out of sight."""
     steps = machine_steps((share("/data"),), (Include("/f", "/etc/f"),))
-    at = next(index for index, step in enumerate(steps) if isinstance(step, SwitchRoot))
-    assert not any(isinstance(step, (Mount, Mkdir, CopyTree)) for step in steps[at:])
-    assert all(step.path.startswith(b"/cloche/") for step in steps if isinstance(step, Mkdir))
+    switched = next(index for index, step in enumerate(steps) if isinstance(step, SwitchRoot))
+    aside = next(
+        index for index, step in enumerate(steps) if isinstance(step, Mount) and step.source == b"shares"
+    )
+    gone = steps.index(Unmount(b"/run/cloche/shares", MNT_DETACH | UMOUNT_NOFOLLOW))
+    uses = [
+        index for index, step in enumerate(steps) if isinstance(step, CopyTree) and b"shares" in step.source
+    ]
+    uses += [index for index, step in enumerate(steps) if isinstance(step, Mount) and step.flags & MS_BIND]
+    assert steps[aside - 1] == Mkdir(b"/run/cloche/shares", 0o700)
+    assert switched < aside < min(uses) <= max(uses) < gone
+    assert Unmount(b"/run/cloche/shares", MNT_DETACH | UMOUNT_NOFOLLOW) not in machine_steps()
+
+
+def test_a_clone_has_the_first_steps_behind_it() -> None:
+    """What is done in a template and what is left of it are together what a machine that boots does."""
+    shares, small = (share("/data"),), (SkeletonEntry(b".bashrc", "file", 0o644, b"# hello"),)
+    steps: dict[bool, tuple[Step, ...]] = {}
+    for restored in (False, True):
+        steps[restored] = build_machine_steps(
+            request(shares=shares),
+            ALICE,
+            ALICE,
+            small,
+            hostname="guest",
+            loopback=False,
+            entropy=True,
+            restored=restored,
+        )
+    first = build_first_steps(ALICE, small, hostname="guest", devices="process")
+    assert steps[False] == (*steps[True][:2], *first, *steps[True][2:])
 
 
 def test_the_home_is_fresh_and_private() -> None:
@@ -377,7 +409,7 @@ def test_directories_on_the_way() -> None:
     steps = machine_steps(
         (share("/d", "/home/alice/src/p"),), (Include("/f", "/etc/app/x/f"), Include("/g", "/tmp/g"))
     )
-    made = [(step.path.removeprefix(b"/cloche/root"), step.uid) for step in steps if isinstance(step, Mkdir)]
+    made = [(step.path, step.uid) for step in steps if isinstance(step, Mkdir)]
     assert (b"/home/alice/src", 1000) in made
     assert (b"/home/alice/src/p", 1000) in made
     assert (b"/etc/app/x", 0) in made
@@ -391,8 +423,8 @@ def test_copies_belong_to_whoever_runs() -> None:
     steps = machine_steps(includes=(Include("/a", "/f"), Include("/b", "/home/alice/x/g")), person=ROOT)
     copies = [step for step in steps if isinstance(step, CopyTree)][1:]
     assert copies == [
-        CopyTree(b"/cloche/shares/i0", b"/cloche/root/", 0, 0),
-        CopyTree(b"/cloche/shares/i1", b"/cloche/root/home/alice/x", 0, 0),
+        CopyTree(b"/run/cloche/shares/i0", b"/", 0, 0),
+        CopyTree(b"/run/cloche/shares/i1", b"/home/alice/x", 0, 0),
     ]
 
 

@@ -23,24 +23,24 @@ def _restored(asked: RunRequest) -> tuple[tuple[bytes, ...], tuple[object, ...]]
 
 
 def test_a_clone_is_the_same_machine() -> None:
-    """All but the devices that come with the restore is the template's, the control port's place too."""
+    """All but the devices that come with the restore is the template's, its own devices' places too."""
     made = find_driver("qemu").plan_template(request(), facts(), KERNEL).processes[0].argv
     argv, _ = _restored(request(shares=(share("/a"),), disks=DISKS))
     for option in MACHINE:
         assert values(argv, option) == values(made, option)
     devices = values(made, "-device")
-    assert len(devices) == 2
-    assert values(argv, "-device")[:2] == devices
+    assert len(devices) == 3
+    assert values(argv, "-device")[:3] == devices
 
 
-def test_a_template_knows_every_transport_and_no_device() -> None:
-    """The kernel is told of all eight transports, with the numbers by which they are bound later."""
+def test_a_template_knows_every_transport_and_no_share() -> None:
+    """The kernel is told of all eight transports, with the numbers by which they are bound later; its own come first."""
     plan = find_driver("qemu").plan_template(request(shares=(share("/a"),), disks=DISKS), facts(), KERNEL)
-    assert [one.name for one in plan.processes] == ["vmm"]
+    assert [one.name for one in plan.processes] == ["vmm", "fs-system"]
     (line,) = values(plan.processes[0].argv, "-append")
     words = [word for word in line.split() if word.startswith("virtio_mmio.device=")]
-    assert [word.rpartition(":")[2] for word in words] == [str(slot) for slot in range(8)]
-    assert words[6] == "virtio_mmio.device=512@0xfeb00c00:11:6"
+    assert [word.rpartition(":")[2] for word in words] == ["7", "6", "5", "4", "2", "1", "0", "3"]
+    assert words[1] == "virtio_mmio.device=512@0xfeb00c00:11:6"
 
 
 def test_a_clone_boots_nothing_and_sees_no_kernel() -> None:
@@ -57,8 +57,8 @@ def test_time_and_randomness_come_before_everything() -> None:
     """The first steps are clock, fresh randomness, and the devices in the order of their places; then the mounts."""
     argv, steps = _restored(request(shares=(share("/a"),), disks=DISKS))
     slots = [word.partition("virtio-mmio-bus.")[2].partition(",")[0] for word in values(argv, "-device")]
-    bound = [BindDevice(f"virtio-mmio.{slot}".encode()) for slot in slots if slot][1:]
-    assert len(bound) == 4
+    bound = [BindDevice(f"virtio-mmio.{slot}".encode()) for slot in slots if slot][2:]
+    assert len(bound) == 3
     assert steps[: 2 + len(bound)] == (Clock(), Entropy(), *bound)
     assert any(isinstance(step, Mount) for step in steps[2 + len(bound) :])
 
@@ -88,12 +88,13 @@ def test_which_requests_can_go_on_from_one(asked: RunRequest, why: str) -> None:
 
 
 def test_which_hosts_have_them() -> None:
-    """A QEMU that takes no file server at a restore, a kernel without numbered transports, and KVM have none."""
+    """A QEMU that saves no file server, a kernel without numbered transports, much to begin with, and KVM have none."""
     driver = find_driver("qemu")
     old = facts(tools=TOOLS._replace(qemu_version=(7, 2)))
     assert "State blocked by non-migratable device" in driver.why_cold(request(), old, KERNEL)
     assert "vhost-user-fs" in driver.why_cold(request(), old, KERNEL)
     assert driver.why_cold(request(), facts(), KERNEL._replace(machine="q35"))
+    assert "/etc/skel" in driver.why_cold(request(), facts(skeleton=None), KERNEL)
     assert "KVM" in driver.why_cold(request(), facts(kvm=True), KERNEL)
     assert find_driver("bwrap").why_cold(request(), facts(), None)
 

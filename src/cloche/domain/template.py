@@ -1,7 +1,7 @@
 """Making a template (layer 5): a machine is booted in its jail until its agent waits, and saved.
 
-Nothing of a run is in it: no devices but the control port and the system tree, of which nothing but the root was looked at,
-no share, no program. It is made once for each user, kernel, QEMU, host kernel and machine, by ``cloche template build``, or after the first run that had to boot.
+Nothing of a run is in it: no devices but the control port and the system tree, no share, no program. It is made once for
+each user, kernel, QEMU, host kernel and machine, by ``cloche template build``, or after the first run that had to boot.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cloche.domain.restore import PREPARE, SAVE, extents, open_in
 from cloche.domain.timings import Timings
 from cloche.drivers.registry import find_driver
 from cloche.errors import ClocheError, LaunchError, TemplateError
+from cloche.guest import messages
 from cloche.host import templates, xdg
 from cloche.host.process import start_detached
-from cloche.guest import messages
 from cloche.host.reactor import Reactor
 from cloche.kernel.initramfs import write_with_setup
 from cloche.record import TYPE_CHECKING

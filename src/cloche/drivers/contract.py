@@ -98,9 +98,9 @@ class Driver(Protocol):
     def plan_template(self, request: RunRequest, facts: HostFacts, kernel: Kernel) -> LaunchPlan:
         """Compute the machine that is saved as the template for such requests. Pure.
 
-        Its first process is the VMM. Everything a clone has in common with it is in the arguments of its processes and in
-        its set-up, which is done before the agent waits for a host; ``kernel`` has an initramfs that says so, once the
-        template is really made.
+        Its first process is the VMM. Everything a clone has in common with it is in the arguments of its processes
+        and in its set-up, which is done before the agent waits for a host; ``kernel`` has an initramfs that says so,
+        once the template is really made.
         """
         raise NotImplementedError
 

@@ -5,8 +5,8 @@ has to be in it (device nodes, files of root's) cannot be made as files by an or
 copies it into memory anyway, and unpacking would be emulated. The same inputs give the same bytes.
 
 ``/modules`` in it, if there are any, names the module files, one absolute path a line; the agent loads them in this
-order with finit_module(2). They are always uncompressed. ``/setup`` is a SETUP message of the protocol, whose steps the agent
-does before it waits for a host.
+order with finit_module(2). They are always uncompressed. ``/setup`` is a SETUP message of the protocol, whose steps the
+agent does before it waits for a host.
 """
 
 from __future__ import annotations

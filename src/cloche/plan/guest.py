@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from cloche.errors import UsageError
 from cloche.model.guest import (
+    MNT_DETACH,
     MS_BIND,
     MS_NODEV,
     MS_NOSUID,
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
+    UMOUNT_NOFOLLOW,
     BindDevice,
     Clock,
     CopyTree,
@@ -22,6 +24,7 @@ from cloche.model.guest import (
     Mount,
     Step,
     SwitchRoot,
+    Unmount,
     WriteFile,
 )
 from cloche.model.machine import Devices
@@ -40,8 +43,8 @@ SHARES_TAG = b"shares"
 #: (DESIGN D2).
 OVERLAY_OPTIONS = b"index=off,metacopy=off,redirect_dir=off,xino=off"
 
-#: Where the agent puts a guest together, and where its root is meanwhile.
-_BASE, _ROOT = b"/cloche", b"/cloche/root"
+#: Where the guest's root sees all of the shares' server for a moment. What it shows was all shared with the guest.
+ASIDE = b"/run/cloche/shares"
 
 _USER_PATH = b"/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 _ROOT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -93,9 +96,7 @@ def build_machine_steps(
     restored: bool = False,
     devices: tuple[bytes, ...] = (),
 ) -> tuple[Step, ...]:
-    """Return the SETUP steps of a virtual machine: mounts, writable layer, home, shares, copies, names.
-
-    Everything is done below /cloche before the root is switched, so that nothing has to be undone.
+    """Return the SETUP steps of a virtual machine: mounts, writable layer, home, name, then shares, copies and disks.
 
     Args:
         request: Whose shares and includes.
@@ -114,56 +115,60 @@ def build_machine_steps(
         steps.append(Entropy())
     steps += [BindDevice(name) for name in devices]
     if not restored:
-        steps += build_first_steps(user, skeleton, devices=request.devices)
+        steps += build_first_steps(user, skeleton, hostname=hostname, devices=request.devices)
     if request.shares or request.includes:
-        steps.append(Mkdir(_BASE + b"/shares"))
-        flags = MS_NOSUID | MS_NODEV
-        steps.append(mount_tree(SHARES_TAG, _BASE + b"/shares", flags, devices=request.devices))
-    # The copies come first: none of them may land in a share.
-    steps += build_copy_steps(request.includes, user, person, source=_BASE + b"/shares/i%d", prefix=_ROOT)
-    steps += _bind_shares(request.shares, user, _BASE + b"/shares/%d", _ROOT)
+        steps.append(Mkdir(ASIDE, 0o700))
+        steps.append(mount_tree(SHARES_TAG, ASIDE, MS_NOSUID | MS_NODEV, devices=request.devices))
+        # The copies come first: none of them may land in a share.
+        steps += build_copy_steps(request.includes, user, person, source=ASIDE + b"/i%d")
+        steps += _bind_shares(request.shares, user, ASIDE + b"/%d")
+        steps.append(Unmount(ASIDE, MNT_DETACH | UMOUNT_NOFOLLOW))
     if request.disks:
         from cloche.plan.disks import build_disk_steps
 
-        # /dev moves along into the new root.
         steps += build_disk_steps(request.disks)
-    steps += [SwitchRoot(_ROOT), Hostname(hostname.encode())]
     if loopback:
         steps.append(Loopback())
     return tuple(steps)
 
 
 def build_first_steps(
-    user: User, skeleton: tuple[SkeletonEntry, ...] | None, *, devices: str
+    user: User, skeleton: tuple[SkeletonEntry, ...] | None, *, hostname: str, devices: str
 ) -> tuple[Step, ...]:
-    """Return the steps that all machines of a user have in common: system tree, home, and the layer over both.
+    """Return the steps that all machines of a user have in common: system tree, the layer over it, home, name.
 
-    Nothing is looked up in the system tree but its root, so a template in which they were done remembers none of it.
+    Nothing is looked up in the system tree but the directories that the stage itself makes, so a template in which
+    these steps were done remembers nothing of the host's.
 
     Args:
         user: Whose home the guest has.
         skeleton: What the home begins with, if it is to be sent along.
+        hostname: The guest's name.
         devices: How the machine's devices are arranged.
     """
-    layer = _BASE + b"/layer"
+    # Put together aside, and then made the root: what is there first is a file system of the kernel's.
+    base, root = b"/cloche", b"/cloche/root"
+    layer = base + b"/layer"
     return (
-        Mkdir(_BASE + b"/system"),
+        Mkdir(base + b"/system"),
         Mkdir(layer),
-        Mkdir(_ROOT),
-        mount_tree(SYSTEM_TAG, _BASE + b"/system", MS_RDONLY, devices=devices),
+        Mkdir(root),
+        mount_tree(SYSTEM_TAG, base + b"/system", MS_RDONLY, devices=devices),
         Mount(b"tmpfs", b"layer", layer, 0, b"mode=0755,size=80%"),
         Mkdir(layer + b"/upper"),
         Mkdir(layer + b"/work"),
         # Made in the writable layer itself, before it lies over the system tree: nothing has to be copied up for it.
-        *build_home_steps(user, skeleton, home=layer + b"/upper", system=_BASE + b"/system"),
+        *build_home_steps(user, skeleton, home=layer + b"/upper", system=base + b"/system"),
         Mount(
             b"overlay",
             b"cloche",
-            _ROOT,
+            root,
             0,
             b"lowerdir=/cloche/system,upperdir=/cloche/layer/upper,workdir=/cloche/layer/work,"
             + OVERLAY_OPTIONS,
         ),
+        SwitchRoot(root),
+        Hostname(hostname.encode()),
     )
 
 
@@ -176,26 +181,24 @@ def mount_tree(tag: bytes, target: bytes, flags: int, *, devices: str) -> Mount:
     return Mount(b"9p", tag, target, flags, b"trans=virtio,version=9p2000.L,msize=512000,cache=" + cache)
 
 
-def _bind_shares(shares: tuple[Share, ...], user: User, source: bytes, prefix: bytes) -> list[Step]:
+def _bind_shares(shares: tuple[Share, ...], user: User, source: bytes) -> list[Step]:
     steps: list[Step] = []
     ordered = sorted(enumerate(shares), key=lambda pair: pair[1].target)
     for index, share in ordered:
         inside_another = any(
             other.target != share.target and contains(other.target, share.target) for other in shares
         )
-        target = prefix + encode(share.target)
+        target = encode(share.target)
         if not inside_another:
             # Made here it would get this owner and mode on the host; the other share has it (``shares.check_places``).
-            steps += make_directory(share.target, user, prefix)
+            steps += make_directory(share.target, user)
         steps.append(Mount(b"", source % index, target, MS_BIND | MS_REC))
         if not share.writable:
             steps.append(Mount(b"", b"", target, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV))
     return steps
 
 
-def build_copy_steps(
-    includes: tuple[Include, ...], user: User, person: User, *, source: bytes, prefix: bytes = b""
-) -> list[Step]:
+def build_copy_steps(includes: tuple[Include, ...], user: User, person: User, *, source: bytes) -> list[Step]:
     """Return the steps that copy what was included.
 
     Args:
@@ -203,13 +206,12 @@ def build_copy_steps(
         user: Whose home the guest has.
         person: Whom the copies belong to.
         source: Where the k-th is found, ``%d`` standing for k: a directory that holds it under its name in the guest.
-        prefix: Where the guest's root is while this is done.
     """
     steps: list[Step] = []
     for index, include in enumerate(includes):
         directory = include.target.rpartition("/")[0] or "/"
-        steps += make_directory(directory, user, prefix)
-        steps.append(CopyTree(source % index, prefix + encode(directory), person.uid, person.gid))
+        steps += make_directory(directory, user)
+        steps.append(CopyTree(source % index, encode(directory), person.uid, person.gid))
     return steps
 
 
@@ -236,15 +238,15 @@ def build_home_steps(
     return tuple(steps)
 
 
-def make_directory(path: str, user: User, prefix: bytes) -> list[Step]:
+def make_directory(path: str, user: User) -> list[Step]:
     """Return the steps that make a directory: below the home it is the user's with all above it, else root's."""
     if path in _PRESENT or contains(path, user.home):
         return []
     if not contains(user.home, path):
-        return [Mkdir(prefix + encode(path))]
+        return [Mkdir(encode(path))]
     steps: list[Step] = []
     for part in path[len(user.home) :].strip("/").split("/"):
-        before = steps[-1].path if steps and isinstance(steps[-1], Mkdir) else prefix + encode(user.home)
+        before = steps[-1].path if steps and isinstance(steps[-1], Mkdir) else encode(user.home)
         steps.append(Mkdir(before + b"/" + encode(part), 0o755, user.uid, user.gid))
     return steps
 

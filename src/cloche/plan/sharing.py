@@ -16,7 +16,7 @@ from cloche.model.guest import (
     Step,
     Unmount,
 )
-from cloche.plan.guest import SHARES_TAG, encode, make_directory
+from cloche.plan.guest import ASIDE, SHARES_TAG, encode, make_directory
 from cloche.plan.shares import contains
 from cloche.record import TYPE_CHECKING
 
@@ -24,24 +24,21 @@ if TYPE_CHECKING:
     from cloche.model.facts import User
     from cloche.model.request import Share
 
-#: Where the guest's root sees the whole server for a moment. What it shows was all shared with the guest.
-_ASIDE = b"/run/cloche/shares"
-
 
 def build_add_steps(number: int, share: Share, user: User, others: tuple[Share, ...]) -> tuple[Step, ...]:
     """Return the steps that put a share, which is in the stage under ``number``, at its place in a running guest."""
     target = encode(share.target)
     steps: list[Step] = [
-        Mkdir(_ASIDE, 0o700),
-        Mount(b"virtiofs", SHARES_TAG, _ASIDE, MS_NOSUID | MS_NODEV),
+        Mkdir(ASIDE, 0o700),
+        Mount(b"virtiofs", SHARES_TAG, ASIDE, MS_NOSUID | MS_NODEV),
     ]
     if not any(contains(other.target, share.target) for other in others):
         # In another share it is there already (``shares.check_places``).
-        steps += make_directory(share.target, user, b"")
-    steps.append(Mount(b"", b"%s/%d" % (_ASIDE, number), target, MS_BIND | MS_REC))
+        steps += make_directory(share.target, user)
+    steps.append(Mount(b"", b"%s/%d" % (ASIDE, number), target, MS_BIND | MS_REC))
     if not share.writable:
         steps.append(Mount(b"", b"", target, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV))
-    steps.append(Unmount(_ASIDE, MNT_DETACH | UMOUNT_NOFOLLOW))
+    steps.append(Unmount(ASIDE, MNT_DETACH | UMOUNT_NOFOLLOW))
     return tuple(steps)
 
 

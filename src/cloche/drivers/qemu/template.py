@@ -1,7 +1,8 @@
 """Machines that go on from a template (layer 4, pure): which can, and the one that is saved.
 
-A template has the control port and the system tree, which is mounted under a fresh writable layer with the caller's home
-in it. The other devices of a run are added when it is restored, in the transports that were empty (docs/devices.md).
+A template has the control port and the system tree, which is mounted under a fresh writable layer with the caller's
+home in it. The other devices of a run are added when it is restored, in the transports that were empty
+(docs/devices.md).
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def plan_template(request: RunRequest, facts: HostFacts, kernel: Kernel) -> Laun
         control="control",
         console="console",
         monitor="monitor",
-        setup=build_first_steps(facts.user, facts.skeleton, devices=request.devices),
+        setup=build_first_steps(facts.user, facts.skeleton, hostname=HOSTNAME, devices=request.devices),
         command=GuestCommand((), (), b"/", 0, 0),
         writable_shares=False,
         boot_timeout_s=_BOOT_TIMEOUT_S,
