@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cloche.domain.template import make_template
+from cloche.host.facts import collect_facts
+from cloche.model.guest import CopyTree
+from cloche.plan.guest import build_first_steps
 from support.hosts import ChangedHost, small_disk
+from support.plans import request
 from support.pty import TerminalProgram
-from support.templates import OwnCache, orphans, own_cache
+from support.templates import OwnCache, orphans, own_cache, share_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from cloche.model.guest import Step
     from support.runs import Runner
     from support.users import OrdinaryUser
 
@@ -52,6 +59,37 @@ def test_a_run_goes_on_from_a_template(cloche: Runner, template: Path) -> None:
     done = cloche("--timings", "cat", input=b"through it and back")
     assert (done.returncode, done.stdout) == (0, b"through it and back")
     assert b"memory filled" in done.stderr
+
+
+def _remembered(template: Path) -> set[bytes]:
+    """Return the names in the system tree that the guest of a template knows (crates/fs/src/tree_state.rs)."""
+    state = (template / "state").read_bytes()
+    at = state.index(b"clochefs") + 20
+    names = set()
+    while len(header := state[at : at + 28]) == 28:
+        number, parent, lookups, length = struct.unpack("<QQQI", header)
+        if not 1 <= parent < number or not lookups or not 0 < length < 256:
+            break
+        names.add(state[at + 28 : at + 28 + length])
+        at += 28 + length
+    return names
+
+
+def test_a_template_remembers_nothing_of_the_hosts(cloche: Runner, template: Path) -> None:
+    """Its guest has the places of its own file systems in mind, and nothing that may change on the host."""
+    assert _remembered(template) == {b"dev", b"proc", b"sys", b"run"}
+
+
+def test_what_was_looked_at_would_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: a template in which a file of the host's was read has its name."""
+    share_kernels(tmp_path, monkeypatch)
+
+    def curious(*words: object, **named: object) -> tuple[Step, ...]:
+        return (*build_first_steps(*words, **named), CopyTree(b"/usr/share/licenses", b"/tmp", 0, 0))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("cloche.drivers.qemu.template.build_first_steps", curious)
+    name = make_template(request(), collect_facts())
+    assert _remembered(tmp_path / "cloche" / "templates" / name) > {b"usr", b"share"}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_a_clone_is_the_same_machine() -> None:
 
 
 def test_a_template_knows_every_transport_and_no_share() -> None:
-    """The kernel is told of all eight transports, with the numbers by which they are bound later; its own come first."""
+    """The kernel is told of all eight transports, with the numbers by which they are bound; its own come first."""
     plan = find_driver("qemu").plan_template(request(shares=(share("/a"),), disks=DISKS), facts(), KERNEL)
     assert [one.name for one in plan.processes] == ["vmm", "fs-system"]
     (line,) = values(plan.processes[0].argv, "-append")
