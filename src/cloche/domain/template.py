@@ -1,7 +1,8 @@
 """Making a template (layer 5): a machine is booted in its jail until its agent waits, and saved.
 
 Nothing of a run is in it: no devices but the control port and the system tree, no share, no program. It is made once
-for each user, kernel, QEMU, host kernel and machine, by ``cloche template build``, or after the first run that had to boot.
+for each user, kernel, QEMU, host kernel and machine, by ``cloche template build``, or after the first run that had to
+boot.
 """
 
 from __future__ import annotations
