@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cloche.domain.domain import Domain, State
+from cloche.domain.domain import Domain
 from cloche.domain.launcher import Launcher
 from cloche.domain.prepare import prepare_plan
+from cloche.domain.states import State
 from cloche.guest.streams import Sender
 from cloche.host.facts import collect_facts
 from cloche.host.reactor import Reactor
@@ -68,7 +69,7 @@ class Transfer:
         with Reactor() as reactor, machine(reactor, directory, mean) as domain:
             job = domain.execute(domain.plan.command, stdin=self.source, stdout=self._take)
             assert reactor.run_until(lambda: job.done or domain.state is State.ENDED, PATIENCE_S)
-            assert domain.state is State.OPEN
+            assert domain.state is State.RUNNING
             assert job.status == 0
             assert domain._session is not None
             self.cuts = domain._session.mux.attached_count - 1
@@ -105,7 +106,7 @@ def machine(reactor: Reactor, directory: Path, mean: int) -> Iterator[Domain]:
         domain.on_end = errors.append
         try:
             domain.start()
-            assert reactor.run_until(lambda: domain.state is State.OPEN or bool(errors), PATIENCE_S)
+            assert reactor.run_until(lambda: domain.state is State.RUNNING or bool(errors), PATIENCE_S)
             assert not errors, errors[0].message
             yield domain
         finally:

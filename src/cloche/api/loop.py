@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 
-from cloche.domain.domain import Domain, State
+from cloche.domain.domain import Domain
 from cloche.domain.remote import RemoteLauncher
+from cloche.domain.states import State
 from cloche.errors import ClocheError, DomainError
 from cloche.host.reactor import Reactor
 from cloche.record import TYPE_CHECKING
@@ -145,7 +146,7 @@ class Loop:
         def over() -> None:
             self._over = True
 
-        if self._domain.state is State.OPEN:
+        if self._domain.state is State.RUNNING:
             self._domain.finish(over)
         else:
             over()

@@ -232,11 +232,45 @@ def parse_duration_s(word: str) -> float:
     Raises:
         UsageError: It is no positive duration.
     """
+    seconds = _read_seconds(word)
+    if not 0 < seconds < 1e9:
+        raise UsageError(f"{word!r} is not a duration", hint="Write for example 30s, 5m or 2h.")
+    return seconds
+
+
+def parse_time_s(word: str) -> float:
+    """Read a duration that may be none at all: ``0``, ``1.5``, ``90s``, ``5m``.
+
+    Raises:
+        UsageError: It is no duration.
+    """
+    seconds = _read_seconds(word)
+    if not 0 <= seconds < 1e6:
+        raise UsageError(f"{word!r} is not a duration", hint="Write for example 0, 30s or 5m.")
+    return seconds
+
+
+def _read_seconds(word: str) -> float:
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     number, factor = (word[:-1], units[word[-1]]) if word[-1:] in units else (word, 1.0)
     # float() would also take "nan", "1e3", "1_0" and blanks.
     plain = number.isascii() and number.replace(".", "", 1).isdigit()
-    seconds = float(number) * factor if plain else 0.0
-    if not 0 < seconds < 1e9:
-        raise UsageError(f"{word!r} is not a duration", hint="Write for example 30s, 5m or 2h.")
-    return seconds
+    return float(number) * factor if plain and number.strip(".") else -1.0
+
+
+def parse_signal(word: str) -> int:
+    """Read a signal's name, with or without SIG, or its number.
+
+    Raises:
+        UsageError: There is no such signal.
+    """
+    # The enumeration of signals is slow to import, and only this option needs it.
+    from signal import Signals
+
+    name = word.upper().removeprefix("SIG")
+    if word.isascii() and word.isdigit() and 0 < int(word) <= 64:
+        return int(word)
+    for signal in Signals:
+        if signal.name == f"SIG{name}":
+            return int(signal)
+    raise UsageError(f"there is no signal {word!r}", hint="Write for example TERM, HUP, USR1 or 9.")

@@ -7,9 +7,11 @@ import os
 import sys
 
 from cloche import log
-from cloche.domain.domain import Domain, State
+from cloche.domain.domain import Domain
 from cloche.domain.launcher import Launcher
-from cloche.domain.prepare import NO_TEMPLATE_YET, is_ordinary, prepare_plan
+from cloche.domain.prepare import NO_TEMPLATE_YET, give_notices, is_ordinary, prepare_plan
+from cloche.domain.programs import Programs
+from cloche.domain.states import State
 from cloche.domain.timings import Timings
 from cloche.errors import ClocheError, TimeLimitError, UsageError
 from cloche.host import rundir
@@ -18,8 +20,6 @@ from cloche.host.reactor import Reactor
 from cloche.host.text import escape_untrusted
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import Warden
-from cloche.model.jail import INSECURE_PARTS
-from cloche.model.machine import NOT_APART
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,13 +52,7 @@ def prepare_run(parsed: Parsed, mask: int, warden: Warden, terminal: Terminal) -
     request = build_request(parsed)
     plan = prepare_plan(request, collect_facts()._replace(umask=mask))
     timings.mark("plan")
-    for line in plan.notices:
-        _notice_once(line)
-    # At every run: nobody should get used to it.
-    if plan.devices in NOT_APART:
-        log.notice(f"{NOT_APART[plan.devices]} (--devices={plan.devices})")
-    for part in plan.insecure:
-        log.notice(f"the jails are without {INSECURE_PARTS[part]} (--insecure-no-jail={part})")
+    give_notices(plan)
     return Run(parsed, request, plan, timings, warden, terminal=terminal)
 
 
@@ -83,6 +77,10 @@ def build_request(parsed: Parsed) -> RunRequest:
         from cloche.host.networks import resolve_network
 
         network = resolve_network(given["net"])  # type: ignore[arg-type]
+    if "name" in given:
+        from cloche.host.names import check_name
+
+        given["name"] = check_name(str(given["name"]))
     plain = {
         key: given[key]
         for key in (
@@ -102,6 +100,7 @@ def build_request(parsed: Parsed) -> RunRequest:
             "devices",
             "hwrng",
             "cold",
+            "name",
         )
         if key in given
     }
@@ -134,16 +133,6 @@ def _variable(word: str) -> tuple[bytes, bytes]:
     return name, passed
 
 
-def _notice_once(line: str) -> None:
-    """Say what the user should know, but not at every run: stderr belongs to the program."""
-    from cloche.host.memory import first_time
-
-    if first_time(line):
-        log.notice(line)
-    else:
-        log.debug(line)
-
-
 class Run:
     """The state of one ``run``: a domain, its program, and what the caller's signals and terminal do to them."""
 
@@ -164,6 +153,8 @@ class Run:
         self._reactor = Reactor()
         self._warden: Warden | None = warden
         self._domain = Domain(self._reactor, plan, timings, self._launcher, self._boot_plan)
+        self._programs = Programs(self._domain)
+        self._programs.on_last = self._end
         self._terminal = terminal
         self._job: Job | None = None
         self._status: int | None = None
@@ -248,6 +239,7 @@ class Run:
             terminal=terminal,
             keys=self._make_keys if beside else None,
         )
+        self._programs.began(self._job)
         stdin, stdout = self._job.stdin, self._job.stdout
         assert isinstance(stdin, InputPump)
         assert isinstance(stdout, OutputPump)
@@ -305,7 +297,17 @@ class Run:
             return
         if status and self._request.shell_on_failure and self._open_shell(status):
             return
-        self._end(status)
+        self._over(job)
+
+    def _over(self, main: Job) -> None:
+        """The program has ended; its machine goes with it, unless others have joined."""
+        self._programs.over(main)
+        if self._programs.count:
+            self._terminal.restore()
+            log.notice(
+                f"the program has ended; {self._programs.count} that joined it still run in its machine, "
+                f"which goes with the last of them (`cloche stop {self._domain.ident}` ends it)"
+            )
 
     def _plan_memory(self) -> str:
         return f"{self._plan.machine.memory_mib} MiB" if self._plan.machine else "share"
@@ -321,16 +323,17 @@ class Run:
         shell = self._domain.execute(
             command, stdin=self._terminal.keys, stdout=1, terminal=self._terminal.size()
         )
-        self._job = shell
-        shell.on_done = lambda job: self._end(status)
+        main, self._job = self._job, shell
+        assert main is not None
+        shell.on_done = lambda job: self._over(main)
         return True
 
-    def _end(self, status: int | None) -> None:
+    def _end(self) -> None:
         # From now on a signal does not wait for shares to be written back: it ends the run.
         self._ending = True
 
         def ended() -> None:
-            self._status = status
+            self._status = self._programs.status
 
         self._domain.finish(ended, wait=False)
 
@@ -349,7 +352,8 @@ class Run:
 
     def _signal(self, signo: int) -> None:
         """Pass a signal on; one that comes before the program runs ends the run."""
-        if self._job is not None and self._domain.state is State.OPEN and not self._ending:
+        runs = self._programs.status is None and self._domain.state in (State.RUNNING, State.STOPPING)
+        if self._job is not None and runs and not self._ending:
             self._job.signal(signo)
         elif self._status is None:
             self._status = 128 + signo

@@ -22,6 +22,10 @@ def main(parsed: Parsed) -> int:
         from cloche.cli.run import show_plan
 
         return show_plan(parsed)
+    if parsed.get("detach"):
+        from cloche.cli.detach import main as detach
+
+        return detach(parsed)
     # The mask is the program's. What cloche itself makes is private and usable, even where the caller's forbids all.
     mask = os.umask(0o077)
     wants_tty, keys = choose_terminal(parsed.get("tty"))  # type: ignore[arg-type]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from cloche.cli.parser import Option, Verb, parse_count, parse_duration_s, parse_size_mib
+from cloche.cli.parser import (
+    Option,
+    Verb,
+    parse_count,
+    parse_duration_s,
+    parse_signal,
+    parse_size_mib,
+    parse_time_s,
+)
 
 COMMON = (
     Option(("-h", "--help"), "Show help for the verb."),
@@ -27,6 +35,17 @@ _TEMPLATE_OPTIONS = (
 )
 
 RUN_OPTIONS = (
+    Option(
+        ("-d", "--detach"), "Start the program, print the domain's name and return; it goes on by itself."
+    ),
+    Option(("--name",), "Call the domain so, for `exec`, `logs`, `stop` and all others.", metavar="NAME"),
+    Option(("--interactive",), "Keep a detached program's input open, for `cloche attach`."),
+    Option(
+        ("--log-size",),
+        "How much of a detached program's output is kept (16M).",
+        metavar="SIZE",
+        convert=parse_size_mib,
+    ),
     Option(
         ("--share",),
         "Show a directory of the host in the guest; read-only unless :rw is said.",
@@ -129,7 +148,66 @@ VERBS = (
             Verb("remove", "Delete a kernel.", "kernel:remove", operands="NAME"),
         ),
     ),
-    Verb("ps", "List your running domains.", "ps:main", (_JSON,)),
+    Verb(
+        "ps",
+        "List your running domains.",
+        "ps:main",
+        (Option(("-a", "--all"), "Also those detached ones that have ended."), _JSON),
+    ),
+    Verb(
+        "logs",
+        "Show what the program of a detached domain has written.",
+        "logs:main",
+        (
+            Option(("-f", "--follow"), "Go on until the domain ends."),
+            Option(("-n", "--lines"), "Only the last so many lines.", metavar="N", convert=parse_count),
+            Option(("--json",), "Print a JSON object for each piece, with its time and stream."),
+        ),
+        operands="DOMAIN",
+    ),
+    Verb(
+        "wait",
+        "Wait for the program of a domain and end with its status.",
+        "life:wait",
+        (
+            Option(
+                ("--timeout",),
+                "Give up after this time (30s, 5m); the domain goes on.",
+                metavar="TIME",
+                convert=parse_duration_s,
+            ),
+        ),
+        operands="DOMAIN",
+    ),
+    Verb(
+        "stop",
+        "End domains: SIGTERM to their programs, and later their machines.",
+        "life:stop",
+        (
+            Option(
+                ("-t", "--grace"),
+                "How long programs have to end by themselves (10s).",
+                metavar="TIME",
+                convert=parse_time_s,
+            ),
+        ),
+        operands="DOMAIN...",
+    ),
+    Verb(
+        "kill",
+        "Send a signal to the program of domains.",
+        "life:kill",
+        (Option(("-s", "--signal"), "This one instead of KILL.", metavar="SIGNAL", convert=parse_signal),),
+        operands="DOMAIN...",
+    ),
+    Verb("rename", "Call a running domain something else.", "life:rename", operands="DOMAIN NAME"),
+    Verb(
+        "rm",
+        "Forget detached domains that have ended: their logs and how they ended.",
+        "life:remove",
+        (Option(("-a", "--all"), "All that have ended."),),
+        operands="[DOMAIN...]",
+    ),
     Verb(
         "share",
         "Share directories with a running domain, or take them away.",

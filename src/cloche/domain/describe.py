@@ -46,6 +46,8 @@ def describe_plan(plan: LaunchPlan, unsaveable: str = "") -> str:
             f"from the template {_text(plan.template.directory)}" if plan.template else f"cold: {plan.cold}"
         )
         lines.append(f"start       {begins}")
+    if plan.name:
+        lines.append(f"name        {plan.name}")
     lines.append(f"saveable    {f'no: {unsaveable}' if unsaveable else 'yes'}")
     if plan.devices in NOT_APART:
         lines.append(f"devices     {NOT_APART[plan.devices]}")

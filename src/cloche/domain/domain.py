@@ -1,10 +1,4 @@
-"""One running machine (layer 5): its states, from the plan to its end.
-
-::
-
-    PLANNED --start--> BOOTING --agent answers--> SETTING_UP --done--> OPEN --close/end--> ENDED
-                          |                            |
-                          +-- deadline, death ---------+--> ENDED (with the reason)
+"""One running machine (layer 5), from the plan to its end; its states are those of ``domain.states``.
 
 A machine that goes on from a template and does not get as far as the agent's answer is booted instead, from PLANNED on.
 Whatever happens, ``close`` ends it: every process, socket and file of the domain is gone when it returns.
@@ -15,24 +9,24 @@ from __future__ import annotations
 import errno
 
 from cloche.domain.launcher import Launcher
+from cloche.domain.states import Life, State
 from cloche.domain.timings import Timings
 from cloche.errors import (
     BootTimeoutError,
     ClocheError,
-    DomainError,
     LaunchError,
     MachineEndedError,
     ProtocolError,
     TemplateError,
 )
 from cloche.host.text import describe_errno, escape_untrusted
-from cloche.lean import Enum
 from cloche.model.plan import EndpointKind
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.domain.programs import Programs
     from cloche.domain.remote import RemoteLauncher
     from cloche.domain.sharing import GuestAnswer
     from cloche.guest.job import Job
@@ -50,16 +44,6 @@ _REASON_TIMEOUT_S = 0.5
 _OF_TEMPLATE = (TemplateError, MachineEndedError, BootTimeoutError, ProtocolError)
 
 
-class State(Enum):
-    """Where a domain is in its life."""
-
-    PLANNED = "planned"
-    BOOTING = "booting"
-    SETTING_UP = "setting up"
-    OPEN = "open"
-    ENDED = "ended"
-
-
 class Domain:
     """A domain made from a plan. Everything is driven by the reactor; callbacks come from there.
 
@@ -67,6 +51,10 @@ class Domain:
     the plan of the same domain without its template, for when that turns out to be of no use.
 
     Attributes:
+        reactor: What drives it.
+        life: Where it is in its life.
+        programs: What runs in it, for those who ask its supervisor; None where nobody keeps account of that.
+        error: Why it ended, when that was by itself; known before it is ENDED.
         on_ready: Called when the agent has answered: programs can be asked for, and start when the guest is set up.
         on_open: Called when the guest is set up.
         on_end: Called once when the domain ended by itself, with the reason. Not called after ``close``.
@@ -82,13 +70,15 @@ class Domain:
         boot: Callable[[], LaunchPlan] | None = None,
     ) -> None:
         self.plan = plan
-        self.state = State.PLANNED
+        self.life = Life()
         self.timings = timings or Timings()
+        self.programs: Programs | None = None
+        self.error: ClocheError | None = None
         self.on_ready: Callable[[], None] = _nothing
         self.on_open: Callable[[], None] = _nothing
         self.on_end: Callable[[ClocheError], None] = _raise
         self.on_agent_log: Callable[[int, str], None] | None = None
-        self._reactor = reactor
+        self.reactor = reactor
         self._make_launcher = launcher
         self._boot = boot
         self._launcher = launcher(reactor, plan, self.timings)
@@ -103,21 +93,20 @@ class Domain:
         return self._launcher.ident
 
     @property
+    def name(self) -> str:
+        """What its owner calls it; empty where nobody has named it."""
+        return self._launcher.name
+
+    @property
     def agent_version(self) -> str:
         """The agent's version, once it has answered."""
         ready = self._session.ready if self._session else None
         return escape_untrusted(ready.agent_version, 40) if ready else ""
 
-    def require(self, *states: State) -> None:
-        """Check the state.
-
-        Raises:
-            DomainError: The domain is in another one.
-        """
-        if self.state not in states:
-            raise DomainError(
-                f"the domain is {self.state.value}, not {' or '.join(state.value for state in states)}"
-            )
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self.life.state
 
     def watch_console(self, sink: Callable[[bytes], None]) -> None:
         """Hand the guest's console output to ``sink`` as it comes (raw bytes of the guest: escape before showing)."""
@@ -129,7 +118,7 @@ class Domain:
         Raises:
             ClocheError: Something could not be started; the domain has ended.
         """
-        self.require(State.PLANNED)
+        self.life.require(State.PLANNED)
         try:
             self._start()
         except _OF_TEMPLATE as error:
@@ -138,15 +127,21 @@ class Domain:
             self._start_without(error)
 
     def _start(self) -> None:
-        self.state = State.BOOTING
+        self.life.enter(State.BOOTING)
         try:
+            self._launcher.programs = self.programs
             self._launcher.ended = self._ended
             self._launcher.ask_guest = self._ask_guest
             if self._console_sink is not None:
                 self._launcher.watch_console(self._console_sink)
             self._launcher.start()
-            self._deadline = self._reactor.call_later(self.plan.boot_timeout_s, self._too_late)
+            self._deadline = self.reactor.call_later(self.plan.boot_timeout_s, self._too_late)
             self._greet()
+        except _OF_TEMPLATE as error:
+            self._release()
+            if not self._can_boot_instead(error):
+                self.life.enter(State.ENDED)
+            raise
         except BaseException:
             self.close()
             raise
@@ -166,14 +161,19 @@ class Domain:
         template = self.plan.template
         assert template is not None
         assert self._boot is not None
-        self.close()
+        self._release()
         remove(template.directory.rpartition("/")[2])
         said = f" ({error.detail[-1]})" if error.detail else ""
         log.notice(f"the template was of no use and is removed, this machine boots: {error.message}{said}")
         self.timings.mark("template given up")
-        self.plan = self._boot()
-        self._boot = None
-        self._launcher = self._make_launcher(self._reactor, self.plan, self.timings)
+        boot, self._boot = self._boot, None
+        assert boot is not None
+        try:
+            self.plan = boot()
+        except BaseException:
+            self.life.enter(State.ENDED)
+            raise
+        self._launcher = self._make_launcher(self.reactor, self.plan, self.timings)
         self._start()
 
     def _greet(self) -> None:
@@ -182,7 +182,7 @@ class Domain:
 
         plan = self.plan
         resume = any(e.name == plan.control and e.kind == EndpointKind.LISTEN for e in plan.endpoints)
-        self._session = session = AgentSession(self._reactor, self._launcher.connect, resume=resume)
+        self._session = session = AgentSession(self.reactor, self._launcher.connect, resume=resume)
         session.on_attached = self._verify
         session.on_ready = self._ready
         session.on_lost = lambda error: self._lost(session, error)
@@ -200,7 +200,7 @@ class Domain:
     def _ready(self, ready: Ready) -> None:
         del ready
         self.timings.mark("agent answers")
-        self.state = State.SETTING_UP
+        self.life.enter(State.SETTING_UP)
         self.on_ready()
 
     def _set_up(self, answer: SetupDone | SetupFailed) -> None:
@@ -217,7 +217,7 @@ class Domain:
             )
             return
         self.timings.mark("guest set up")
-        self.state = State.OPEN
+        self.life.enter(State.RUNNING)
         self.on_open()
 
     def _too_late(self) -> None:
@@ -247,7 +247,7 @@ class Domain:
         Raises:
             DomainError: The agent has not answered yet, or the domain has ended.
         """
-        self.require(State.SETTING_UP, State.OPEN)
+        self.life.require(State.SETTING_UP, State.RUNNING, State.STOPPING)
         assert self._session is not None
         return self._session.exec(
             command, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal, keys=keys, linger=linger
@@ -255,7 +255,11 @@ class Domain:
 
     def finish(self, then: Callable[[], None], *, wait: bool = True) -> None:
         """End the domain in an orderly way: what programs wrote to shares is on the host before ``then`` is called."""
-        if self.state is not State.OPEN or self._session is None or not self._must_sync:
+        was = self.state
+        if was in (State.RUNNING, State.PAUSED):
+            # Whoever asks from here on is told that it has ended.
+            self.life.enter(State.STOPPING)
+        if was not in (State.RUNNING, State.STOPPING) or self._session is None or not self._must_sync:
             self.close(wait=wait)
             then()
             return
@@ -269,7 +273,7 @@ class Domain:
                 self.close(wait=wait)
                 then()
 
-        timer = self._reactor.call_later(_SYNC_TIMEOUT_S, once)
+        timer = self.reactor.call_later(_SYNC_TIMEOUT_S, once)
         self._session.sync(once)
 
     def _ask_guest(self, steps: tuple[Step, ...], sync: bool, answer: Callable[[GuestAnswer], None]) -> None:
@@ -277,8 +281,9 @@ class Domain:
         from cloche.domain.sharing import GuestAnswer
         from cloche.guest.messages import SetupFailed
 
-        if self.state is not State.OPEN or self._session is None:
-            answer(GuestAnswer(errno.EAGAIN, b"the guest is not set up"))
+        if self.state is not State.RUNNING or self._session is None:
+            why = b"the domain is paused" if self.state is State.PAUSED else b"the guest is not set up"
+            answer(GuestAnswer(errno.EAGAIN, why))
             return
         # What is shared now may be writable.
         self._must_sync = True
@@ -300,11 +305,18 @@ class Domain:
 
         Without ``wait`` the kernel may still be ending its processes when this returns; nothing can keep them.
         """
-        self.state = State.ENDED
+        self.life.enter(State.ENDED)
+        self._release(wait=wait)
+
+    def _release(self, *, wait: bool = True) -> None:
         self._cancel_deadline()
         if self._session is not None:
             self._session.close()
         self._launcher.close(wait=wait)
+
+    def abort(self, error: ClocheError) -> None:
+        """End the domain now, as if it had ended by itself for this reason."""
+        self._ended(error)
 
     def _lost(self, session: AgentSession, error: ClocheError) -> None:
         if isinstance(error, ProtocolError):
@@ -316,7 +328,7 @@ class Domain:
                 self._ended(error)
 
         # The agent goes when its machine goes: the launcher knows why, and will say so in a moment.
-        self._reactor.call_later(_REASON_TIMEOUT_S, end)
+        self.reactor.call_later(_REASON_TIMEOUT_S, end)
 
     def _ended(self, error: ClocheError) -> None:
         if self.state is State.BOOTING and self._can_boot_instead(error):
@@ -326,9 +338,9 @@ class Domain:
                 self.on_end(second)
             return
         if self.state is not State.ENDED:
-            booting = self.state is State.BOOTING
+            self.error = (self._kernel_damage() if self.state is State.BOOTING else None) or error
             self.close()
-            self.on_end((self._kernel_damage() if booting else None) or error)
+            self.on_end(self.error)
 
     def _kernel_damage(self) -> ClocheError | None:
         """Look at the kernel's content now that it did not boot: too dear for every start."""

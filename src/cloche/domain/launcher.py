@@ -14,13 +14,13 @@ from cloche.domain.complaints import Complaints
 from cloche.domain.console import Console
 from cloche.domain.control.door import Door
 from cloche.domain.endpoints import Endpoints
+from cloche.domain.fresh import fresh_root
 from cloche.errors import DomainError, LaunchError
 from cloche.host.reactor import READ
 from cloche.host.rundir import RunDirectory
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import WARDEN_ID, Done, Failed, Ready, Spawned, Warden
-from cloche.model.jail import OWN, Bind, File, SpawnSpec
-from cloche.model.plan import RUN_DIRECTORY
+from cloche.model.jail import OWN, SpawnSpec
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from cloche.domain.monitor import Monitor, TemplateWork
     from cloche.domain.peers import Peers
+    from cloche.domain.programs import Programs
     from cloche.domain.restarts import Restarts
     from cloche.domain.sharing import GuestAnswer, Sharing
     from cloche.domain.timings import Timings
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from cloche.host.reactor import Reactor
     from cloche.host.warden import Event, Exited
     from cloche.model.guest import Step
-    from cloche.model.jail import Jail, RootOp
+    from cloche.model.jail import Jail
     from cloche.model.plan import LaunchPlan, OpenFile, ProcessPlan
 
 _STDERR = 2
@@ -54,6 +55,7 @@ class Launcher:
         ended: Called once, with an error that says why the domain ended by itself.
         ask_guest: Does steps in the guest, after a sync if that is asked for, and calls back with the answer.
         is_remote: Whether it works for a program that uses the API and has the guest to itself.
+        programs: What runs in the guest; None where that is not this process's to know.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Launcher:
         self.ended: Callable[[ClocheError], None] = _raise
         self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
         self.is_remote = False
+        self.programs: Programs | None = None
         self.console = Console(reactor)
         self.console.stands_still = self._stands_still
         self.reactor = reactor
@@ -104,6 +107,20 @@ class Launcher:
         """The domain's own name: that of its run directory."""
         return self._directory.ident if self._directory else ""
 
+    @property
+    def name(self) -> str:
+        """What its owner calls the domain; empty where nobody has named it."""
+        return self._directory.name if self._directory else ""
+
+    def rename(self, name: str) -> None:
+        """Call the domain something else.
+
+        Raises:
+            DomainError: Another running domain is called so.
+        """
+        assert self._directory is not None
+        self._directory.rename(name)
+
     def start(self) -> None:
         """Make the sockets and send off every process of the plan.
 
@@ -130,7 +147,7 @@ class Launcher:
             for ident, process in enumerate(self.plan.processes):
                 if process.connections:
                     self._peers.first(ident, process)
-        self._directory = RunDirectory.create()
+        self._directory = RunDirectory.create(self.plan.name)
         # The warden needs nothing of the others: it comes up while they are made.
         self._warden = self._warden or Warden.start(require_own_binary("cloche-warden"))
         self._directory.record_warden(self._warden.pid, self.plan.insecure)
@@ -225,7 +242,7 @@ class Launcher:
             argv=argv,
             env=process.env,
             jail=self._own_ids(ident, process.jail)._replace(
-                root=_fresh(process.jail.root, machine_id, self._directory.path)
+                root=fresh_root(process.jail.root, machine_id, self._directory.path)
             ),
             fds=(*numbers, _STDERR),
             exe_fd=program is not None,
@@ -478,16 +495,3 @@ def _open_program(path: str) -> int:
 
 def _raise(error: ClocheError) -> None:
     raise error
-
-
-def _fresh(root: tuple[RootOp, ...], machine_id: bytes, directory: str) -> tuple[RootOp, ...]:
-    """Give this domain a machine-id and a run directory of its own, in place of what stands for them in the plan."""
-    return tuple(_own(op, machine_id, os.fsencode(directory)) for op in root)
-
-
-def _own(op: RootOp, machine_id: bytes, directory: bytes) -> RootOp:
-    if isinstance(op, File) and op.path.endswith(b"/etc/machine-id"):
-        return op._replace(content=machine_id + b"\n")
-    if isinstance(op, Bind) and op.source.startswith(RUN_DIRECTORY + b"/"):
-        return op._replace(source=directory + op.source[len(RUN_DIRECTORY) :])
-    return op

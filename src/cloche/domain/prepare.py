@@ -9,7 +9,8 @@ from cloche.drivers.registry import find_driver
 from cloche.errors import HostError, MissingToolError
 from cloche.host import templates
 from cloche.host.programs import find_program
-from cloche.model.machine import Kernel
+from cloche.model.jail import INSECURE_PARTS
+from cloche.model.machine import NOT_APART, Kernel
 from cloche.model.plan import Template
 from cloche.plan.stage import SYSTEM_TREES
 from cloche.record import TYPE_CHECKING
@@ -56,7 +57,7 @@ def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) ->
         assert kernel is not None
         template = find_template(driver.plan_template(request, facts, kernel))
         why_cold = "" if template else NO_TEMPLATE_YET
-    plan = driver.plan(request, facts, kernel, template)._replace(cold=why_cold)
+    plan = driver.plan(request, facts, kernel, template)._replace(cold=why_cold, name=request.name)
     if not request.includes:
         shown = (*SYSTEM_TREES, *(share.target for share in request.shares if share.target == share.source))
         program = find_program(plan.command, tuple(os.fsencode(path) for path in shown))
@@ -72,6 +73,23 @@ def _check_readable(kernel: Kernel) -> None:
                 f"{path} is for its owner to read, and QEMU does not run as root",
                 hint="Let everybody read it (`chmod o+r`): there is no secret in a kernel.",
             )
+
+
+def give_notices(plan: LaunchPlan) -> None:
+    """Say what the user should know of a plan that is about to be started."""
+    from cloche.host.memory import first_time
+
+    for line in plan.notices:
+        # Not at every run: stderr belongs to the program.
+        if first_time(line):
+            log.notice(line)
+        else:
+            log.debug(line)
+    # At every run: nobody should get used to it.
+    if plan.devices in NOT_APART:
+        log.notice(f"{NOT_APART[plan.devices]} (--devices={plan.devices})")
+    for part in plan.insecure:
+        log.notice(f"the jails are without {INSECURE_PARTS[part]} (--insecure-no-jail={part})")
 
 
 def is_ordinary(request: RunRequest) -> bool:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from cloche.domain.programs import Programs
     from cloche.domain.sharing import GuestAnswer
     from cloche.domain.timings import Timings
     from cloche.host.reactor import Reactor
@@ -95,6 +96,8 @@ class RemoteLauncher:
         self.ended: Callable[[LaunchError | DomainError], None] = _raise
         self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
         self.ident = ""
+        self.name = plan.name
+        self.programs: Programs | None = None
         self._reactor = reactor
         self._timings = timings
         self._socket: socket.socket | None = None

@@ -229,11 +229,14 @@ class OutputPump:
 
 
 class SinkPump:
-    """Hands a stream to a callable, which must take everything it gets."""
+    """Hands a stream to a callable, which takes everything it gets, or says of how many bytes that is true.
+
+    After less than everything somebody has to call ``update`` when there is room.
+    """
 
     error: OSError | None = None
 
-    def __init__(self, link: Link, receiver: Receiver, sink: Callable[[bytes], None]) -> None:
+    def __init__(self, link: Link, receiver: Receiver, sink: Callable[[bytes], int | None]) -> None:
         self._link = link
         self._receiver = receiver
         self._sink = sink
@@ -242,8 +245,14 @@ class SinkPump:
     def update(self) -> None:
         """The stream has news."""
         while not self.closed and (chunk := self._receiver.peek()):
-            self._sink(bytes(chunk))
-            self._link.mux.consumed(self._receiver, len(chunk))
+            size = len(chunk)
+            taken = self._sink(bytes(chunk))
+            if taken is None:
+                taken = size
+            if taken:
+                self._link.mux.consumed(self._receiver, taken)
+            if taken < size:
+                break
         self._link.flush_soon()
 
     def close(self) -> None:

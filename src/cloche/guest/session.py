@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cloche.model.guest import GuestCommand, Step
 
     Source = int | bytes | Callable[[int], bytes | None] | None
-    Sink = int | Callable[[bytes], None] | None
+    Sink = int | Callable[[bytes], int | None] | None
     Keys = Callable[["AgentSession", Sender], InputPump]
     SetupAnswer = Callable[[SetupDone | SetupFailed], None]
 

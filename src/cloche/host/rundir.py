@@ -9,8 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 
-from cloche.errors import HostError
-from cloche.host import xdg
+from cloche.errors import DomainError, HostError
+from cloche.host import names, xdg
 from cloche.host.pids import start_time
 from cloche.record import Record
 
@@ -29,28 +29,36 @@ class Running(Record):
         warden: The process id of the warden's outer process.
         start: When that was started, in clock ticks since the host's boot.
         insecure: The parts of its jails that were given up (``--insecure-no-jail``).
+        name: What its owner calls it; empty where nobody has named it.
     """
 
     ident: str
     warden: int
     start: int
     insecure: tuple[str, ...]
+    name: str = ""
 
 
 class RunDirectory:
-    """An own directory below the runtime directory, removed by ``close``."""
+    """An own directory below the runtime directory, removed by ``close``.
+
+    Attributes:
+        name: What its owner calls the domain, which nobody else of that user's is called; empty without.
+    """
 
     def __init__(self, path: str, lock: int, ident: str) -> None:
         self.path = path
         self.ident = ident
+        self.name = ""
         self._lock = lock
 
     @classmethod
-    def create(cls) -> RunDirectory:
-        """Make and lock a run directory with a fresh random name.
+    def create(cls, name: str = "") -> RunDirectory:
+        """Make and lock a run directory with a fresh random identity, and take the name.
 
         Raises:
             HostError: The runtime directory cannot be used.
+            DomainError: A running domain has the name.
         """
         parent = xdg.ensure_directory(xdg.runtime_dir())
         ident = os.urandom(6).hex()
@@ -71,7 +79,52 @@ class RunDirectory:
                 f"cannot make the run directory {path}: {error.strerror}",
                 hint="Free some space there, or set XDG_RUNTIME_DIR to a directory of yours.",
             ) from None
-        return cls(path, lock, ident)
+        made = cls(path, lock, ident)
+        if name:
+            try:
+                made.rename(name)
+            except BaseException:
+                made.close()
+                raise
+        return made
+
+    def rename(self, name: str) -> None:
+        """Take a name in place of the present one, if it is nobody's.
+
+        Raises:
+            DomainError: A running domain has it.
+            HostError: There is no room for it.
+        """
+        parent = os.path.dirname(self.path)
+        try:
+            with names.locked(parent):
+                holder = names.holder(parent, name)
+                if holder not in ("", self.ident) and not _is_abandoned(
+                    os.path.join(parent, holder), new=False
+                ):
+                    raise DomainError(
+                        f"a running domain of yours is called {name} already",
+                        hint="Choose another name; `cloche ps` lists them.",
+                    )
+                names.take(parent, name, self.ident)
+                if self.name and self.name != name:
+                    names.drop(parent, self.name, self.ident)
+        except OSError as error:
+            raise HostError(
+                f"the name {name} cannot be taken: {error.strerror}",
+                hint="Free some space there, or set XDG_RUNTIME_DIR to a directory of yours.",
+            ) from None
+        self.name = name
+
+    def _give_name_back(self) -> None:
+        parent = os.path.dirname(self.path)
+        try:
+            with names.locked(parent):
+                names.drop(parent, self.name, self.ident)
+        except OSError as error:
+            from cloche import log
+
+            log.debug(f"the name {self.name} cannot be given back: {error.strerror}")
 
     def file(self, name: str) -> str:
         """Return the path of a file in the directory."""
@@ -98,6 +151,8 @@ class RunDirectory:
     def close(self) -> None:
         """Remove the directory. May be called twice."""
         if self._lock >= 0:
+            if self.name:
+                self._give_name_back()
             _remove(self.path)
             os.close(self._lock)
             self._lock = -1
@@ -111,15 +166,28 @@ def sweep() -> int:
     if not xdg.is_private_directory(parent):
         return 0
     try:
-        names = os.listdir(parent)
+        entries = os.listdir(parent)
     except OSError:
         return 0
-    for name in names:
-        path = os.path.join(parent, name)
-        if _is_abandoned(path, new=name.startswith(_NEW)):
+    for entry in entries:
+        path = os.path.join(parent, entry)
+        if not names.is_own(entry) and _is_abandoned(path, new=entry.startswith(_NEW)):
             _remove(path)
             removed += 1
+    if any(names.is_name(entry) for entry in entries):
+        _forget_names(parent)
     return removed
+
+
+def _forget_names(parent: str) -> None:
+    """Remove the names whose domains are gone."""
+    try:
+        with names.locked(parent):
+            for ident, name in names.all_names(parent).items():
+                if not os.path.isdir(os.path.join(parent, ident)):
+                    names.drop(parent, name, ident)
+    except OSError:
+        return  # the next command tries it again
 
 
 def find_running() -> tuple[Running, ...]:
@@ -128,15 +196,20 @@ def find_running() -> tuple[Running, ...]:
     if not xdg.is_private_directory(parent):
         return ()
     try:
-        names = sorted(os.listdir(parent))
+        called = names.all_names(parent)
+        entries = sorted(os.listdir(parent))
     except OSError:
         return ()
-    found = (_read_running(parent, name) for name in names if not name.startswith(_NEW))
+    found = (
+        _read_running(parent, entry, called.get(entry, ""))
+        for entry in entries
+        if not (entry.startswith(_NEW) or names.is_own(entry))
+    )
     return tuple(running for running in found if running is not None)
 
 
-def _read_running(parent: str, name: str) -> Running | None:
-    path = os.path.join(parent, name)
+def _read_running(parent: str, ident: str, name: str) -> Running | None:
+    path = os.path.join(parent, ident)
     if _is_abandoned(path, new=False):
         return None
     try:
@@ -145,7 +218,21 @@ def _read_running(parent: str, name: str) -> Running | None:
         return None
     if len(words) < 2 or not all(word.isascii() and word.isdigit() for word in words[:2]):
         return None
-    return Running(name, int(words[0]), int(words[1]), tuple(words[2:]))
+    return Running(ident, int(words[0]), int(words[1]), tuple(words[2:]), name)
+
+
+def wait_for_end(ident: str) -> None:
+    """Return when the supervisor of a domain is gone, in whatever way; at once if it is."""
+    try:
+        lock = os.open(
+            os.path.join(xdg.runtime_dir(), ident, _LOCK), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        )
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    finally:
+        os.close(lock)
 
 
 def _is_abandoned(path: str, *, new: bool) -> bool:

@@ -38,6 +38,11 @@ def data_dir() -> str:
     return os.path.join(_base("XDG_DATA_HOME", ".local/share"), "cloche")
 
 
+def state_dir() -> str:
+    """Return the directory for what outlives a run but is no profile: logs, how domains ended. It may not exist yet."""
+    return os.path.join(_base("XDG_STATE_HOME", ".local/state"), "cloche")
+
+
 def runtime_dir() -> str:
     """Return the directory of run directories: below XDG_RUNTIME_DIR, /run/user or, without both, the cache.
 

@@ -171,6 +171,7 @@ class LaunchPlan(Record):
         insecure: Parts of the jails that were given up because the user asked for it (``RunRequest.insecure``).
         template: What the machine goes on from; None when it boots.
         cold: Why it boots, in a clause; empty when it does not.
+        name: What the domain is to be called; empty for nothing but its identity.
     """
 
     driver: str
@@ -194,3 +195,4 @@ class LaunchPlan(Record):
     memory: bytes = b""
     template: Template | None = None
     cold: str = ""
+    name: str = ""

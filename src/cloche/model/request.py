@@ -81,6 +81,7 @@ class RunRequest(Record):
         share_later: Be ready to take shares while it runs, although there is none at the start.
         temporary: Accepted and true by nature until profiles exist.
         cold: Boot, and do not go on from a template.
+        name: What the domain is to be called; empty for nothing but its identity.
     """
 
     argv: tuple[bytes, ...]
@@ -110,3 +111,4 @@ class RunRequest(Record):
     share_later: bool = False
     temporary: bool = True
     cold: bool = False
+    name: str = ""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import socket
 import struct
-from typing import TypeVar
+import sys
 
 from cloche.domain.control import wire
 from cloche.domain.control.door import DOOR
 from cloche.domain.endpoints import Reach
 from cloche.errors import DomainError, ProtocolError
 from cloche.host import xdg
+from cloche.lean import socket
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Self
+    from typing import Self, TypeVar
 
     from cloche.host.codec import Reader
 
@@ -27,23 +27,29 @@ PATIENCE_S = 90.0
 
 
 class Control:
-    """A connection to a domain's supervisor. A context manager.
+    """A connection to a domain's supervisor. A context manager. Without ``patience_s`` an answer may take for ever.
 
     Raises:
         DomainError: The domain has ended, or its supervisor does not listen.
     """
 
-    def __init__(self, ident: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, ident: str, patience_s: float | None = PATIENCE_S) -> None:
         self._ident = ident
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Where many wait to be let in, connecting takes its time too.
-        seconds = int(patience_s)
+        seconds = int(patience_s or PATIENCE_S)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, 0))
         path = os.path.join(xdg.runtime_dir(), ident, DOOR)
         try:
             with Reach(path) as reachable:
                 self._socket.connect(reachable)
             self._socket.settimeout(patience_s)
+        except FileNotFoundError:
+            self._socket.close()
+            raise DomainError(
+                f"the domain {ident} has ended, or has not begun yet",
+                hint="`cloche ps` lists those that run.",
+            ) from None
         except OSError as error:
             self._socket.close()
             raise DomainError(
@@ -57,6 +63,19 @@ class Control:
     def __exit__(self, *error: object) -> None:
         self._socket.close()
 
+    def fileno(self) -> int:
+        """The socket, for who waits for it."""
+        return self._socket.fileno()
+
+    def send(self, packet: bytes, fds: Sequence[int] = ()) -> None:
+        """Send one packet, and descriptors with it.
+
+        Raises:
+            OSError: The supervisor is gone.
+        """
+        rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+        self._socket.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
+
     def ask(self, request: wire.Request, read: Callable[[Reader], T], fds: Sequence[int] = ()) -> T:
         """Ask something and wait for the answer, which ``read`` takes apart.
 
@@ -65,7 +84,7 @@ class Control:
         """
         packet = wire.encode_request(request)
         try:
-            socket.send_fds(self._socket, [packet], list(fds))
+            self.send(packet, fds)
             answer = self._socket.recv(wire.MAX_PACKET + 1)
         except (BrokenPipeError, ConnectionResetError):
             answer = b""

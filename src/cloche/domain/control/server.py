@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cloche.host.reactor import Reactor
 
 #: More clients at once wait in the kernel until one of these has gone.
-MAX_CLIENTS = 16
+MAX_CLIENTS = 128
 _CREDENTIALS = struct.Struct("3i")
 
 

@@ -56,6 +56,3 @@ class Added(Record):
         """There is nothing more to be read."""
         del reader
         return cls()
-
-
-REQUEST = ShareAdd

@@ -87,6 +87,3 @@ class Shares(Record):
     def read(cls, reader: Reader) -> Shares:
         """Take the fields out again."""
         return cls(tuple(reader.many(10, Listed.read)))
-
-
-REQUEST = ShareList

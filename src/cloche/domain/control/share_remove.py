@@ -60,6 +60,3 @@ class Removed(Record):
         """There is nothing more to be read."""
         del reader
         return cls()
-
-
-REQUEST = ShareRemove

@@ -104,6 +104,3 @@ class Status(Record):
         words = (read_text(reader), read_text(reader), read_text(reader))
         numbers = (reader.u32(), reader.u32(), reader.u32())
         return cls(program, *words, *numbers, read_flag(reader))
-
-
-REQUEST = Ask

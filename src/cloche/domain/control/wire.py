@@ -25,12 +25,18 @@ MAX_DESCRIPTORS = 4
 #: What an answer begins with.
 DONE, FAILED = 0, 1
 
-#: Every request: the module that knows it, and how many descriptors come with it.
+#: Every request: the module and the class that know it, and how many descriptors come with it.
 REQUESTS = {
-    "share-add": ("share_add", 1),
-    "share-list": ("share_list", 0),
-    "share-remove": ("share_remove", 0),
-    "status": ("status", 0),
+    "kill": ("life", "Kill", 0),
+    "life": ("life", "AskLife", 0),
+    "log-wait": ("life", "LogWait", 0),
+    "rename": ("life", "Rename", 0),
+    "share-add": ("share_add", "ShareAdd", 1),
+    "share-list": ("share_list", "ShareList", 0),
+    "share-remove": ("share_remove", "ShareRemove", 0),
+    "status": ("status", "Ask", 0),
+    "stop": ("life", "Stop", 0),
+    "wait": ("life", "Wait", 0),
 }
 
 
@@ -110,8 +116,8 @@ def decode_request(packet: bytes, descriptors: int) -> Request:
         )
     from importlib import import_module
 
-    module, expected = REQUESTS[name]
-    kind: type[Request] = import_module(f"cloche.domain.control.{module}").REQUEST
+    module, known_as, expected = REQUESTS[name]
+    kind: type[Request] = getattr(import_module(f"cloche.domain.control.{module}"), known_as)
     request = kind.read(reader)
     reader.end()
     if descriptors != expected:

@@ -1,0 +1,100 @@
+"""``cloche run --detach`` (layer 6): a domain that outlives the command line which has started it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+from cloche import log
+from cloche.domain.control import wire
+from cloche.domain.detached import Begun, Options, serve
+from cloche.errors import DomainError, HostError, UsageError
+from cloche.host.facts import collect_facts
+from cloche.lean import socket
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.cli.parser import Parsed
+    from cloche.model.facts import HostFacts
+    from cloche.model.request import RunRequest
+
+#: Options of a run whose output has nowhere to go, or that ask somebody who is not there.
+_FOREGROUND = ("shell_on_failure", "boot_log", "agent_log", "timings")
+_CALLER = 3
+
+
+def main(parsed: Parsed) -> int:
+    """Start the domain, print its name when its program runs, and return."""
+    for key in _FOREGROUND:
+        if parsed.get(key):
+            raise UsageError(
+                f"--{key.replace('_', '-')} cannot be given together with --detach: nobody would see it",
+                hint="Leave out one of them.",
+            )
+    from cloche.cli.run import build_request
+
+    request = build_request(parsed)
+    options = Options(
+        terminal=bool(parsed.get("tty")),
+        interactive=bool(parsed.get("interactive")),
+        log_mib=int(parsed.get("log_size", Options._field_defaults["log_mib"])),  # type: ignore[call-overload]
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mask = os.umask(0o077)
+    facts = collect_facts()._replace(umask=mask)
+    try:
+        child = os.fork()
+    except OSError as error:
+        raise HostError(f"cannot start the domain's supervisor: {error.strerror}") from None
+    if child == 0:
+        ours.close()
+        _supervise(request, facts, options, theirs)
+    theirs.close()
+    packet = ours.recv(wire.MAX_PACKET)
+    if not packet:
+        os.waitpid(child, 0)
+        raise DomainError(
+            "the domain's supervisor has ended before the program was started",
+            hint="Somebody or the kernel (for want of memory?) has ended it; `cloche run` without -d may tell more.",
+        )
+    begun = Begun.read(wire.decode_answer(packet))
+    sys.stdout.write(f"{begun.name or begun.ident}\n")
+    return 0
+
+
+def _supervise(request: RunRequest, facts: HostFacts, options: Options, caller: socket.socket) -> None:
+    """Be the domain's supervisor, in a process of its own that has nothing of the caller's but this socket."""
+    status = 125
+    try:
+        os.setsid()
+        os.dup2(caller.fileno(), _CALLER, inheritable=False)
+        if caller.fileno() != _CALLER:
+            caller.close()
+            caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CALLER)
+        os.closerange(_CALLER + 1, os.sysconf("SC_OPEN_MAX"))
+        _let_go(0, 1)
+        gc.enable()
+        serve(request, facts, options, caller, _begun)
+        status = 0
+    except OSError as error:
+        log.notice(f"the domain's supervisor has failed: {error}")
+    except BaseException as error:  # noqa: BLE001 - nothing above it would tell anybody
+        log.notice(f"the domain's supervisor has failed, which is a mistake in cloche: {error!r}")
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        os._exit(status)
+
+
+def _begun() -> None:
+    """Let go of the rest: errors are in the log from here on, and the caller's file system can be unmounted."""
+    _let_go(2)
+    os.chdir("/")
+
+
+def _let_go(*numbers: int) -> None:
+    """Put /dev/null in the place of standard streams."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number in numbers:
+        os.dup2(null, number)
+    os.close(null)

@@ -1,0 +1,253 @@
+"""The supervisor of a domain that nobody waits for (layer 5): from the plan to what is kept of its end.
+
+Whoever has started it is told once, over a socket: that the program has been started, or why not. That one's death
+before ends the start; afterwards nothing of the caller's is needed.
+"""
+
+from __future__ import annotations
+
+import time
+
+from cloche import log
+from cloche.domain.control import wire
+from cloche.domain.domain import Domain
+from cloche.domain.outlet import Outlet
+from cloche.domain.prepare import NO_TEMPLATE_YET, give_notices, is_ordinary, prepare_plan
+from cloche.domain.programs import Programs
+from cloche.domain.states import State
+from cloche.errors import ClocheError, DomainError, TimeLimitError
+from cloche.host import records, rundir
+from cloche.host.outlog import STDERR, STDOUT, LogWriter
+from cloche.host.reactor import READ, Reactor
+from cloche.lean import signal
+from cloche.record import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.guest.job import Job
+    from cloche.host.codec import Reader, Writer
+    from cloche.host.reactor import Timer
+    from cloche.lean import socket
+    from cloche.model.facts import HostFacts
+    from cloche.model.plan import LaunchPlan
+    from cloche.model.request import RunRequest
+
+#: What a signal to the supervisor itself gives programs to end, in seconds.
+GRACE_S = 10.0
+_MIB = 1 << 20
+_DEFAULT_SIZE = (24, 80)
+
+
+class Options(Record):
+    """What belongs to being detached.
+
+    Attributes:
+        terminal: Whether the program has a terminal.
+        interactive: Whether its input is kept open, for whoever attaches.
+        log_mib: How large its log may become, in MiB.
+    """
+
+    terminal: bool = False
+    interactive: bool = False
+    log_mib: int = 16
+
+
+class Begun(Record):
+    """The answer to a start: the program runs, in the domain of this identity and name."""
+
+    ident: str
+    name: str
+
+    def write(self, writer: Writer) -> None:
+        """Put the fields one after the other."""
+        wire.write_text(writer, self.ident)
+        wire.write_text(writer, self.name)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Begun:
+        """Take the fields out again."""
+        return cls(wire.read_text(reader), wire.read_text(reader))
+
+
+class Detached:
+    """One such domain. ``caller`` is the socket of whoever has started it; ``begun`` is called when it is answered."""
+
+    def __init__(
+        self,
+        request: RunRequest,
+        facts: HostFacts,
+        options: Options,
+        caller: socket.socket,
+        begun: Callable[[], None],
+    ) -> None:
+        self._request = request
+        self._facts = facts
+        self._options = options
+        self._caller = caller
+        self._begun = begun
+        self._reactor = Reactor()
+        self._plan = prepare_plan(request, facts)
+        give_notices(self._plan)
+        self._domain = Domain(self._reactor, self._plan, boot=self._boot_plan)
+        self._programs = Programs(self._domain)
+        self._programs.detached = True
+        self._outlet: Outlet | None = None
+        self._kept: records.Kept | None = None
+        self._time_limit: Timer | None = None
+        self._is_answered = False
+        self._over = False
+
+    def _boot_plan(self) -> LaunchPlan:
+        self._plan = prepare_plan(self._request._replace(cold=True), self._facts)
+        return self._plan
+
+    def run(self) -> None:
+        """Start the domain and return when it has ended.
+
+        Raises:
+            ClocheError: It could not be started; the caller has not been answered.
+        """
+        domain = self._domain
+        domain.on_ready = self._open
+        domain.on_end = self._failed
+        domain.life.changed = self._changed
+        self._programs.on_last = lambda: domain.finish(self._finished)
+        self._reactor.register(self._caller.fileno(), READ, self._left)
+        for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(signo) is not signal.SIG_IGN:
+                self._reactor.add_signal(signo, self._signal)
+        try:
+            domain.start()
+            rundir.sweep()
+            records.prune(frozenset(one.ident for one in rundir.find_running()))
+            self._reactor.run_until(lambda: self._over)
+        finally:
+            domain.close()
+            if self._outlet is not None:
+                self._outlet.close()
+            self._reactor.close()
+        if not self._is_answered:
+            raise domain.error or DomainError("the program ended before it was started")
+
+    def _open(self) -> None:
+        options = self._options
+        domain = self._domain
+        self._kept = records.Kept(domain.ident, domain.name, self._plan.command.argv, time.time())
+        records.create(self._kept)
+        takes_input = options.interactive or options.terminal
+        outlet = self._outlet = Outlet(
+            LogWriter(self._kept.directory, options.log_mib * _MIB),
+            takes_input=takes_input,
+            has_terminal=options.terminal,
+        )
+        self._programs.outlet = outlet
+        job = domain.execute(
+            self._plan.command,
+            stdin=outlet.source if takes_input else None,
+            stdout=outlet.sink(STDOUT),
+            stderr=None if options.terminal else outlet.sink(STDERR),
+            terminal=_DEFAULT_SIZE if options.terminal else None,
+        )
+        outlet.job = job
+        self._programs.began(job)
+        job.on_started = self._started
+        job.on_done = self._done
+        if self._plan.timeout_s is not None:
+            self._time_limit = self._reactor.call_later(self._plan.timeout_s, self._out_of_time)
+
+    def _started(self, job: Job) -> None:
+        del job
+        assert self._outlet is not None
+        self._is_answered = True
+        self._reactor.unregister(self._caller.fileno())
+        try:
+            self._caller.send(wire.encode_answer(Begun(self._domain.ident, self._domain.name)))
+        except OSError:
+            log.debug("whoever has started it has gone in this very moment")
+        self._caller.close()
+        log.set_sink("notice", self._outlet.say)
+        log.set_sink("debug", None)
+        self._begun()
+        if self._plan.cold == NO_TEMPLATE_YET and is_ordinary(self._request):
+            from cloche.domain.template import make_in_background
+
+            make_in_background()
+
+    def _done(self, job: Job) -> None:
+        if self._time_limit is not None:
+            self._time_limit.cancel()
+        if job.failure is not None:
+            from cloche.domain.outcome import failure
+
+            self._domain.abort(failure(job, self._plan.command))
+            return
+        if job.exited is not None and job.exited.oom:
+            log.notice(
+                "the program was ended because the machine's memory was used up; --memory gives it more"
+            )
+        self._programs.over(job)
+
+    def _left(self, events: int) -> None:
+        """Whoever waits for the start has gone."""
+        del events
+        self._reactor.unregister(self._caller.fileno())
+        self._domain.abort(DomainError("whoever has started the domain has gone before its program began"))
+
+    def _signal(self, signo: int) -> None:
+        if self._domain.state in (State.RUNNING, State.PAUSED, State.STOPPING):
+            self._programs.stop(GRACE_S)
+        else:
+            self._domain.abort(DomainError(f"the supervisor got signal {signo} while it was starting"))
+
+    def _out_of_time(self) -> None:
+        limit = self._plan.timeout_s
+        self._domain.error = TimeLimitError(
+            f"the program was ended after its time limit of {limit:g} seconds",
+            hint="--timeout gives it more.",
+        )
+        self._domain.finish(self._finished)
+
+    def _failed(self, error: ClocheError) -> None:
+        del error  # the domain keeps it
+        self._finished()
+
+    def _finished(self) -> None:
+        self._over = True
+
+    def _changed(self) -> None:
+        """Put down how it ends while its run directory is still there: who waits for that to go finds it written."""
+        if self._domain.state is not State.ENDED or self._kept is None:
+            return
+        if not self._is_answered:
+            records.remove(self._kept.ident)
+            return
+        error, status = self._domain.error, self._programs.status
+        if status is None and error is not None:
+            status = int(error.exit_code)
+        kept = self._kept._replace(
+            name=self._domain.name or self._kept.name,
+            ended=time.time(),
+            status=status,
+            reason=error.message if error is not None else "",
+        )
+        try:
+            records.write(kept)
+        except OSError as failure:
+            log.debug(f"how the domain ended cannot be kept: {failure.strerror}")
+
+
+def serve(
+    request: RunRequest,
+    facts: HostFacts,
+    options: Options,
+    caller: socket.socket,
+    begun: Callable[[], None],
+) -> None:
+    """Be the supervisor of such a domain to its end. What keeps it from starting is told to ``caller``."""
+    try:
+        Detached(request, facts, options, caller, begun).run()
+    except ClocheError as error:
+        if caller.fileno() >= 0:
+            caller.send(wire.encode_failure(error))
+            caller.close()

@@ -1,0 +1,25 @@
+"""What each domain has of its own, in place of what stands for it in a plan (layer 5)."""
+
+from __future__ import annotations
+
+import os
+
+from cloche.model.jail import Bind, File
+from cloche.model.plan import RUN_DIRECTORY
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.model.jail import RootOp
+
+
+def fresh_root(root: tuple[RootOp, ...], machine_id: bytes, directory: str) -> tuple[RootOp, ...]:
+    """Give this domain a machine-id and a run directory of its own, in place of what stands for them in the plan."""
+    return tuple(_own(op, machine_id, os.fsencode(directory)) for op in root)
+
+
+def _own(op: RootOp, machine_id: bytes, directory: bytes) -> RootOp:
+    if isinstance(op, File) and op.path.endswith(b"/etc/machine-id"):
+        return op._replace(content=machine_id + b"\n")
+    if isinstance(op, Bind) and op.source.startswith(RUN_DIRECTORY + b"/"):
+        return op._replace(source=directory + op.source[len(RUN_DIRECTORY) :])
+    return op
