@@ -82,7 +82,7 @@ def test_a_whole_life(runner: Runner) -> None:
         assert runner("wait", "entire").returncode == 7
         ended = listed(runner, "entire")
         assert (ended["state"], ended["status"], ended["reason"]) == ("ended", 7, None)
-        assert runner("logs", "-n", "1", "entire").stdout == b"bye\n"
+        assert runner("logs", "entire").stdout == b"out\nbye\n"
         assert runner("stop", "entire").returncode == 125
         assert runner("rm", "entire").returncode == 0
         assert b"you have no domain entire" in runner("wait", "entire").stderr
@@ -127,10 +127,11 @@ def test_logs_follow_to_the_end_and_kill_and_wait_agree(runner: Runner) -> None:
 
 def test_a_program_that_will_not_end_is_ended(runner: Runner) -> None:
     """After the grace the machine goes, and the record says why."""
-    with detached(runner, "deaf", "trap '' TERM; echo ready; while :; do sleep 0.1; done", said=b"ready"):
+    with detached(runner, "deaf", "trap '' TERM; echo ready; echo steady; echo go; while :; do sleep 0.1; done", said=b"ready"):
         assert runner("stop", "--grace", "0.2", "deaf").returncode == 0
         ended = listed(runner, "deaf")
         assert (ended["state"], ended["status"]) == ("ended", 125)
+        assert runner("logs", "-n", "2", "deaf").stdout == b"steady\ngo\n"
         assert "did not end within 0.2 seconds" in str(ended["reason"])
 
 
