@@ -127,7 +127,8 @@ def test_logs_follow_to_the_end_and_kill_and_wait_agree(runner: Runner) -> None:
 
 def test_a_program_that_will_not_end_is_ended(runner: Runner) -> None:
     """After the grace the machine goes, and the record says why."""
-    with detached(runner, "deaf", "trap '' TERM; echo ready; echo steady; echo go; while :; do sleep 0.1; done", said=b"ready"):
+    script = "trap '' TERM; echo ready; echo steady; echo go; while :; do sleep 0.1; done"
+    with detached(runner, "deaf", script, said=b"ready"):
         assert runner("stop", "--grace", "0.2", "deaf").returncode == 0
         ended = listed(runner, "deaf")
         assert (ended["state"], ended["status"]) == ("ended", 125)
