@@ -110,7 +110,7 @@ def build_request(parsed: Parsed) -> RunRequest:
         includes=includes,
         disks=disks,
         network=network,
-        env=tuple(_variable(word) for word in given.get("env", ())),  # type: ignore[attr-defined]
+        env=tuple(read_variable(word) for word in given.get("env", ())),  # type: ignore[attr-defined]
         memory_mib=given.get("memory"),  # type: ignore[arg-type]
         timeout_s=given.get("timeout"),  # type: ignore[arg-type]
         boot_timeout_s=given.get("boot_timeout"),  # type: ignore[arg-type]
@@ -119,7 +119,12 @@ def build_request(parsed: Parsed) -> RunRequest:
     )
 
 
-def _variable(word: str) -> tuple[bytes, bytes]:
+def read_variable(word: str) -> tuple[bytes, bytes]:
+    """Read ``NAME=VALUE``, or ``NAME`` for what it is on the host.
+
+    Raises:
+        UsageError: It names nothing.
+    """
     name, equals, value = os.fsencode(word).partition(b"=")
     if not name:
         raise UsageError(

@@ -8,12 +8,11 @@ import struct
 
 from cloche.guest.fdio import BACKGROUND_S, in_foreground
 from cloche.lean import signal
-from cloche.record import TYPE_CHECKING
+from cloche.record import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloche.host.keeper import Keeper
     from cloche.host.reactor import Reactor
 
 #: Signals that are the program's: SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM. Stop signals keep their meaning.
@@ -23,6 +22,18 @@ _TCGETS = 0x5401
 _TCSETS = 0x5402
 #: The kernel's ``struct termios``: flags of input, output, control and local modes, line discipline, characters.
 _MODE = struct.Struct("<IIIIB19s")
+
+
+class Keeper(Protocol):
+    """Who restores the terminal's mode when this process is killed."""
+
+    def raw(self, terminal: int, saved: bytes, raw: bytes) -> None:
+        """Take note, before it is done, that ``terminal`` becomes ``raw``, and was ``saved`` (both of TCGETS)."""
+        raise NotImplementedError
+
+    def restored(self) -> None:
+        """Take note, after it was done, that there is nothing to restore any more."""
+        raise NotImplementedError
 
 
 def choose_terminal(asked: bool | None) -> tuple[bool, int]:

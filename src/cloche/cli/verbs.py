@@ -34,6 +34,11 @@ _TEMPLATE_OPTIONS = (
     Option(("--background",), "Give way to everything else, and wait for nobody."),
 )
 
+_TTY = (
+    Option(("--tty",), "Give the program a terminal.", dest="tty"),
+    Option(("--no-tty",), "Give the program no terminal.", dest="tty", value=False),
+)
+
 RUN_OPTIONS = (
     Option(
         ("-d", "--detach"), "Start the program, print the domain's name and return; it goes on by itself."
@@ -92,8 +97,7 @@ RUN_OPTIONS = (
         convert=parse_duration_s,
     ),
     Option(("--pids",), "The most processes the program may have.", metavar="N", convert=parse_count),
-    Option(("--tty",), "Give the program a terminal.", dest="tty"),
-    Option(("--no-tty",), "Give the program no terminal.", dest="tty", value=False),
+    *_TTY,
     Option(("-t", "--temporary"), "Leave nothing behind (every run does, until there are profiles)."),
     Option(("--cold",), "Boot from nothing, and make no template afterwards."),
     Option(("--driver",), "What isolates the program: qemu (the default) or bwrap (weaker).", metavar="NAME"),
@@ -153,6 +157,40 @@ VERBS = (
         "List your running domains.",
         "ps:main",
         (Option(("-a", "--all"), "Also those detached ones that have ended."), _JSON),
+    ),
+    Verb(
+        "exec",
+        "Run another program in a running domain, beside the one it was started for.",
+        "join:exec_",
+        (
+            Option(
+                ("-u", "--user"), "Run as this user of the guest instead of the program's.", metavar="USER"
+            ),
+            Option(("-w", "--workdir"), "Start in this directory of the guest.", metavar="PATH"),
+            Option(
+                ("-e", "--env"),
+                "Set an environment variable; a bare NAME passes on the host's.",
+                metavar="NAME[=VALUE]",
+                repeat=True,
+            ),
+            *_TTY,
+        ),
+        operands="DOMAIN [--] CMD [ARG...]",
+        program=True,
+    ),
+    Verb(
+        "shell",
+        "Be root in a running domain: an administrator's shell.",
+        "join:shell",
+        (Option(("-u", "--user"), "Be this user instead of root.", metavar="USER"), *_TTY),
+        operands="[DOMAIN]",
+    ),
+    Verb(
+        "attach",
+        "Lend your terminal to the program of a detached domain; Ctrl-] leaves it alone again.",
+        "join:attach",
+        (Option(("--no-stdin",), "Give it no input, only see what it writes."),),
+        operands="[DOMAIN]",
     ),
     Verb(
         "logs",

@@ -186,6 +186,8 @@ class Detached:
             log.notice(
                 "the program was ended because the machine's memory was used up; --memory gives it more"
             )
+        if self._outlet is not None and self._outlet.visitor is not None:
+            self._outlet.visitor.ended(job)
         self._programs.over(job)
 
     def _left(self, events: int) -> None:

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 class Visitor(Protocol):
     """Who is attached."""
 
-    def write(self, stream: int, data: bytes) -> bool:
-        """Take output; False asks for no more before ``Outlet.go_on``."""
+    def write(self, stream: int, data: bytes) -> int:
+        """Take output; return how much. After less than everything there is no more before ``Outlet.go_on``."""
         raise NotImplementedError
 
     def read(self, size: int) -> bytes | None:
         """Give input: at most ``size`` bytes, ``b""`` at its end, None for none now (``Outlet.go_on`` says when)."""
+        raise NotImplementedError
+
+    def ended(self, job: Job) -> None:
+        """The program has ended, and everything it has written was taken."""
         raise NotImplementedError
 
 
@@ -61,10 +65,11 @@ class Outlet:
         def take(data: bytes) -> int | None:
             if self._is_held:
                 return 0
-            self._keep(stream, data)
-            if self.visitor is not None:
-                self._is_held = not self.visitor.write(stream, data)
-            return None
+            taken = self.visitor.write(stream, data) if self.visitor is not None else len(data)
+            if taken:
+                self._keep(stream, data[:taken])
+            self._is_held = taken < len(data)
+            return taken
 
         return take
 

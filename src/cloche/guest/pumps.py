@@ -107,6 +107,13 @@ class InputPump:
         self._link.flush_soon()
         self.update()
 
+    def abandon(self) -> None:
+        """Whoever typed or wrote has gone in the middle of it."""
+        if not self.closed:
+            self._link.mux.end(self._sender, aborted=True)
+            self._link.flush_soon()
+            self.close()
+
     def close(self) -> None:
         """Stop reading; the caller's descriptor stays open. Harmless when repeated."""
         if not self.closed:
@@ -217,6 +224,11 @@ class OutputPump:
         self._link.mux.stop(self._receiver)
         self._link.flush_soon()
         self.close()
+
+    def abandon(self) -> None:
+        """Whoever read has gone."""
+        if not self.closed:
+            self._broken(None)
 
     def close(self) -> None:
         """Stop writing; the caller's descriptor stays open. Harmless when repeated."""

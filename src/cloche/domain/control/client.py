@@ -76,6 +76,13 @@ class Control:
         rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
         self._socket.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
 
+    def receive(self) -> bytes:
+        """Return the next packet; nothing when the supervisor is gone."""
+        try:
+            return self._socket.recv(wire.MAX_PACKET + 1)
+        except ConnectionResetError:
+            return b""
+
     def ask(self, request: wire.Request, read: Callable[[Reader], T], fds: Sequence[int] = ()) -> T:
         """Ask something and wait for the answer, which ``read`` takes apart.
 

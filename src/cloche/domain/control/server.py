@@ -12,17 +12,20 @@ import struct
 
 from cloche import log
 from cloche.domain.control import wire
-from cloche.errors import ClocheError, ProtocolError
+from cloche.domain.control.joining import Attach, Exec
+from cloche.domain.control.talk import Link
+from cloche.errors import ClocheError, DomainError, ProtocolError
 from cloche.host.reactor import ERROR, HANGUP, READ, WRITE
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import _socket
-    from collections.abc import Callable
 
     from cloche.domain.launcher import Launcher
     from cloche.host.reactor import Reactor
 
+#: Conversations at once: as many programs as an agent has, and some who are attached.
+MAX_LINKS = 112
 #: More clients at once wait in the kernel until one of these has gone.
 MAX_CLIENTS = 128
 _CREDENTIALS = struct.Struct("3i")
@@ -38,6 +41,7 @@ class Server:
         self._launcher = launcher
         self._listener = listener
         self._clients: set[_Client] = set()
+        self._links: set[Link] = set()
 
     def accept(self) -> None:
         """Let in who waits, if it is the owner."""
@@ -51,18 +55,35 @@ class Server:
                 return
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fd)
             connection.setblocking(False)
-            owner = _CREDENTIALS.unpack(
+            pid, owner, _ = _CREDENTIALS.unpack(
                 connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            )[1]
+            )
             # The directory lets in nobody else but root, who may ask by becoming the owner.
             if owner != os.geteuid():
                 log.debug(f"control: a client of the user {owner} is sent away")
                 connection.close()
                 continue
-            self._clients.add(_Client(self._reactor, self._launcher, connection, self._gone))
+            self._clients.add(_Client(self, self._reactor, self._launcher, connection, pid))
         self._reactor.modify(self._listener.fileno(), 0)
 
-    def _gone(self, client: _Client) -> None:
+    def begin_talk(self, client: _Client, connection: socket.socket, pid: int) -> Link:
+        """Let a client's connection be a conversation from now on.
+
+        Raises:
+            DomainError: There are too many.
+        """
+        if len(self._links) >= MAX_LINKS:
+            raise DomainError(
+                f"{MAX_LINKS} programs and clients have joined the domain, and more it cannot take",
+                hint="Wait until one has ended.",
+            )
+        self.gone(client)
+        link = Link(self._reactor, connection, pid, self._links.discard)
+        self._links.add(link)
+        return link
+
+    def gone(self, client: _Client) -> None:
+        """Forget a client, and let in who waits."""
         self._clients.discard(client)
         if self._listener.fileno() >= 0:
             self._reactor.modify(self._listener.fileno(), READ)
@@ -71,20 +92,19 @@ class Server:
         """Send everybody away."""
         for client in list(self._clients):
             client.close()
+        for link in list(self._links):
+            link.close()
 
 
 class _Client:
     def __init__(
-        self,
-        reactor: Reactor,
-        launcher: Launcher,
-        connection: socket.socket,
-        gone: Callable[[_Client], None],
+        self, server: Server, reactor: Reactor, launcher: Launcher, connection: socket.socket, pid: int
     ) -> None:
+        self._server = server
         self._reactor = reactor
         self._launcher = launcher
         self._socket = connection
-        self._gone = gone
+        self._pid = pid
         self._fds: list[int] = []
         self._busy = False
         self._unsent: bytes | None = None
@@ -95,7 +115,7 @@ class _Client:
         if self._socket.fileno() >= 0:
             self._reactor.unregister(self._socket.fileno())
             self._socket.close()
-            self._gone(self)
+            self._server.gone(self)
         if not self._busy:
             self._close_fds()
 
@@ -128,9 +148,34 @@ class _Client:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(packet) > wire.MAX_PACKET:
                 raise ProtocolError("the request is too long")
             request = wire.decode_request(packet, len(self._fds))
-            request.serve(self._launcher, self._fds, self._answer, self._fail)
+            if isinstance(request, (Exec, Attach)):
+                self._converse(request)
+            else:
+                request.serve(self._launcher, self._fds, self._answer, self._fail)
         except ClocheError as error:
             self._fail(error)
+
+    def _converse(self, request: Exec | Attach) -> None:
+        """Hand the connection over; what keeps the conversation from beginning is its only answer."""
+        connection = self._socket
+        self._reactor.unregister(connection.fileno())
+        try:
+            link = self._server.begin_talk(self, connection, self._pid)
+        except ClocheError:
+            self._reactor.register(connection.fileno(), 0, self._event)
+            raise
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.close()
+        try:
+            request.converse(self._launcher, self._fds, link)
+        except ClocheError as error:
+            link.send(wire.encode_failure(error), last=True)
+        except OSError as error:
+            failed = DomainError(f"the program's streams cannot be used: {error.strerror}")
+            link.send(wire.encode_failure(failed), last=True)
+        finally:
+            self._busy = False
+            self._close_fds()
 
     def _answer(self, answer: wire.Answer) -> None:
         try:

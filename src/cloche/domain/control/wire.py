@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    from cloche.domain.control.joining import Attach, Exec
     from cloche.domain.launcher import Launcher
 
 VERSION = 1
@@ -39,6 +40,12 @@ REQUESTS = {
     "wait": ("life", "Wait", 0),
 }
 
+#: Requests that begin a conversation, likewise: what is asked goes on until one side closes the connection.
+CONVERSATIONS = {
+    "attach": ("joining", "Attach", 3),
+    "exec": ("joining", "Exec", 4),
+}
+
 
 class Answer(Protocol):
     """What a request is answered with when it was carried out."""
@@ -49,7 +56,7 @@ class Answer(Protocol):
 
 
 class Request(Protocol):
-    """Something to be asked."""
+    """Something to be asked, as it is on the wire."""
 
     @property
     def name(self) -> str:
@@ -68,6 +75,10 @@ class Request(Protocol):
             ProtocolError: They are malformed.
         """
         raise NotImplementedError
+
+
+class Question(Request, Protocol):
+    """A request that has one answer."""
 
     def serve(
         self,
@@ -99,7 +110,7 @@ def encode_request(request: Request) -> bytes:
     return _bounded(writer.finish())
 
 
-def decode_request(packet: bytes, descriptors: int) -> Request:
+def decode_request(packet: bytes, descriptors: int) -> Question | Exec | Attach:
     """Return what a packet asks that has come with so many descriptors.
 
     Raises:
@@ -109,15 +120,15 @@ def decode_request(packet: bytes, descriptors: int) -> Request:
     reader = Reader(packet)
     version = reader.u8()
     name = reader.blob().decode("ascii", "backslashreplace")
-    if version != VERSION or name not in REQUESTS:
+    if version != VERSION or name not in (REQUESTS | CONVERSATIONS):
         raise DomainError(
             f"the domain was started by a version of cloche that knows no request {name!r}",
             hint="Ask it with the version that has started it.",
         )
     from importlib import import_module
 
-    module, known_as, expected = REQUESTS[name]
-    kind: type[Request] = getattr(import_module(f"cloche.domain.control.{module}"), known_as)
+    module, known_as, expected = (REQUESTS | CONVERSATIONS)[name]
+    kind: type[Question | Exec | Attach] = getattr(import_module(f"cloche.domain.control.{module}"), known_as)
     request = kind.read(reader)
     reader.end()
     if descriptors != expected:
