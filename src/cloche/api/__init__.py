@@ -6,6 +6,7 @@ supervisor started by posix_spawn, and one thread of the host program per sandbo
 
 from __future__ import annotations
 
+from cloche.api.domain import Domain, Output
 from cloche.api.popen import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
 from cloche.api.sandbox import RUN_OPTIONS, CalledProcessError, CompletedProcess, Sandbox, run
 
@@ -16,6 +17,8 @@ __all__ = [
     "STDOUT",
     "CalledProcessError",
     "CompletedProcess",
+    "Domain",
+    "Output",
     "Popen",
     "Sandbox",
     "TimeoutExpired",

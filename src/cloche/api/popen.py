@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cloche.model.guest import GuestCommand
 
     File = int | IO[Any] | None
+    Ends = tuple[int | None, int | None, int | None]
 
 PIPE = subprocess.PIPE
 STDOUT = subprocess.STDOUT
@@ -47,11 +48,20 @@ class Popen:
         files: tuple[File, File, File],
         text: tuple[str | None, str | None] | None,
     ) -> None:
+        self._prepare(args, text)
+        self._loop = loop
+        self._job: Job | None = None
+        loop.watch(self._lost)
+        try:
+            self._begin(files, lambda ends: loop.call(lambda domain: self._start(domain, command, ends)))
+        except BaseException:
+            loop.unwatch(self._lost)
+            raise
+
+    def _prepare(self, args: list[Any], text: tuple[str | None, str | None] | None) -> None:
         self.args = args
         self.returncode: int | None = None
         self.pid = 0
-        self._loop = loop
-        self._job: Job | None = None
         self._error: ClocheError | None = None
         self._started = threading.Event()
         self._done = threading.Event()
@@ -63,25 +73,22 @@ class Popen:
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
+
+    def _begin(self, files: tuple[File, File, File], start: Callable[[Ends], None]) -> None:
         theirs: list[int] = []
         try:
-            ends = self._open_files(files, theirs)
-            loop.watch(self._lost)
-            loop.call(lambda domain: self._start(domain, command, ends))
+            start(self._open_files(files, theirs))
             self._started.wait()
             self._check()
         except BaseException:
             self._close_files()
-            loop.unwatch(self._lost)
             raise
         finally:
-            # The loop has its own copies; with ours closed, an end of file can be seen.
+            # Whoever moves the bytes has copies; with ours closed, an end of file can be seen.
             for fd in theirs:
                 os.close(fd)
 
-    def _open_files(
-        self, files: tuple[File, File, File], theirs: list[int]
-    ) -> tuple[int | None, int | None, int | None]:
+    def _open_files(self, files: tuple[File, File, File], theirs: list[int]) -> Ends:
         ends: list[int | None] = []
         for number, file in enumerate(files):
             if file is None:
@@ -108,9 +115,7 @@ class Popen:
         encoding, errors = self._text
         return open(fd, mode, encoding=encoding, errors=errors)
 
-    def _start(
-        self, domain: Domain, command: GuestCommand, ends: tuple[int | None, int | None, int | None]
-    ) -> None:
+    def _start(self, domain: Domain, command: GuestCommand, ends: Ends) -> None:
         job = domain.execute(command, stdin=ends[0], stdout=ends[1], stderr=ends[2])
         self._job = job
 
@@ -133,13 +138,16 @@ class Popen:
         self._finish()
 
     def _finish(self) -> None:
-        self._loop.unwatch(self._lost)
+        self._unwatch()
         self._started.set()
         with self._lock:
             self._done.set()
             watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             watcher()
+
+    def _unwatch(self) -> None:
+        self._loop.unwatch(self._lost)
 
     def on_end(self, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` once the program has ended, from whichever thread learns of it; at once if it has."""

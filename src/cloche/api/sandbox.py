@@ -91,6 +91,9 @@ class Sandbox:
         insecure_no_jail: Parts of the jails that this host cannot have, to be left out: ``seccomp``, ``namespaces``,
             ``ids``.
 
+    Attributes:
+        request: What these arguments ask for.
+
     Raises:
         ClocheError: From ``start`` (and so from ``with``): what the command line would have said.
     """
@@ -110,7 +113,7 @@ class Sandbox:
         boot_timeout_s: float | None = None,
         insecure_no_jail: Sequence[str] = (),
     ) -> None:
-        self._request = RunRequest(
+        self.request = RunRequest(
             argv=(b"true",),
             driver=driver,
             shares=_shares(share),
@@ -147,8 +150,8 @@ class Sandbox:
         if self._loop is not None:
             raise DomainError("the sandbox was started already")
         self._facts = collect_facts()
-        plan = prepare_plan(self._request, self._facts)
-        cold, facts = self._request._replace(cold=True), self._facts
+        plan = prepare_plan(self.request, self._facts)
+        cold, facts = self.request._replace(cold=True), self._facts
         # Nothing that the loop holds may hold the sandbox: one that is dropped ends.
         self._loop = Loop(plan, lambda: prepare_plan(cold, facts))
         self._finalizer = weakref.finalize(self, _drop, self._loop)
@@ -256,20 +259,8 @@ class Sandbox:
             if stdout is not None or stderr is not None:
                 raise ValueError("stdout and stderr cannot be given together with capture_output")
             stdout = stderr = PIPE
-        with self.popen(args, stdin=stdin, stdout=stdout, stderr=stderr, **options) as process:
-            try:
-                out, err = process.communicate(input, timeout=timeout)
-            except TimeoutExpired as expired:
-                process.kill()
-                expired.stdout, expired.stderr = process.communicate()
-                raise
-            except BaseException:
-                process.kill()
-                raise
-            status = process.wait()
-        if check and status:
-            raise CalledProcessError(status, list(args), out, err)
-        return CompletedProcess(list(args), status, out, err)
+        process = self.popen(args, stdin=stdin, stdout=stdout, stderr=stderr, **options)
+        return complete(process, input, timeout=timeout, check=check)
 
     def call(self, args: Sequence[Word], **options: Any) -> int:
         """Run a program and return its status, like ``subprocess.call``."""
@@ -301,15 +292,39 @@ class Sandbox:
             raise UsageError("no program was named", hint='Give its words, for example ["uname", "-a"].')
         from cloche.plan.guest import build_command, resolve_user, shown_trees
 
-        asked = self._request._replace(
+        asked = self.request._replace(
             argv=tuple(os.fsencode(word) for word in args),
             env=tuple((os.fsencode(name), os.fsencode(value)) for name, value in (env or {}).items()),
             workdir=None if cwd is None else os.fsdecode(cwd),
-            user=user if user is not None else self._request.user,
-            privileged=self._request.privileged and user is None,
+            user=user if user is not None else self.request.user,
+            privileged=self.request.privileged and user is None,
         )
         facts = self._facts
         return build_command(asked, facts, resolve_user(asked, facts.user), shown_trees(asked.shares))
+
+
+def complete(
+    process: Popen, input: str | bytes | None, *, timeout: float | None, check: bool
+) -> CompletedProcess[Any]:
+    """Run a program that was started to its end (``subprocess.run``).
+
+    Raises:
+        CalledProcessError, TimeoutExpired, ClocheError: As ``run`` of the module.
+    """
+    with process:
+        try:
+            out, err = process.communicate(input, timeout=timeout)
+        except TimeoutExpired as expired:
+            process.kill()
+            expired.stdout, expired.stderr = process.communicate()
+            raise
+        except BaseException:
+            process.kill()
+            raise
+        status = process.wait()
+    if check and status:
+        raise CalledProcessError(status, process.args, out, err)
+    return CompletedProcess(process.args, status, out, err)
 
 
 def _drop(loop: Loop) -> None:

@@ -49,7 +49,7 @@ def main(parsed: Parsed) -> int:
         raise HostError(f"cannot start the domain's supervisor: {error.strerror}") from None
     if child == 0:
         ours.close()
-        _supervise(request, facts, options, theirs)
+        supervise(request, facts, options, theirs)
     theirs.close()
     packet = ours.recv(wire.MAX_PACKET)
     if not packet:
@@ -63,13 +63,13 @@ def main(parsed: Parsed) -> int:
     return 0
 
 
-def _supervise(request: RunRequest, facts: HostFacts, options: Options, caller: socket.socket) -> None:
+def supervise(request: RunRequest, facts: HostFacts, options: Options, caller: socket.socket) -> None:
     """Be the domain's supervisor, in a process of its own that has nothing of the caller's but this socket."""
     status = 125
     try:
         os.setsid()
-        os.dup2(caller.fileno(), _CALLER, inheritable=False)
         if caller.fileno() != _CALLER:
+            os.dup2(caller.fileno(), _CALLER, inheritable=False)
             caller.close()
             caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CALLER)
         os.closerange(_CALLER + 1, os.sysconf("SC_OPEN_MAX"))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def main(parsed: Parsed) -> int:
     """Serve one domain until the host program closes the connection or the domain ends."""
-    if len(parsed.operands) != 1 or not parsed.operands[0].isdigit():
+    if len(parsed.operands) not in (1, 2) or not all(word.isdigit() for word in parsed.operands):
         raise UsageError(
             "`cloche supervise` is started by cloche itself",
             hint="`cloche help` lists what there is for you.",
@@ -32,11 +32,28 @@ def main(parsed: Parsed) -> int:
     os.umask(0o077)  # what it makes is its own; the host program's mask went into the plan
     connection = socket.socket(fileno=int(parsed.operands[0]))
     os.set_inheritable(connection.fileno(), False)
+    if len(parsed.operands) == 2:
+        return _detached(connection, int(parsed.operands[1]))
     message, _ = receive_message(connection)
     if message is None or message[0] != "start":
         return 125
     with Reactor() as reactor:
         return _Supervisor(reactor, connection, message[1]).serve()
+
+
+def _detached(connection: socket.socket, words: int) -> int:
+    """Serve one domain that outlives the host program, to its end."""
+    import pickle
+
+    from cloche.cli.detach import supervise
+
+    with open(words, "rb") as file:
+        # The host program's own words, from a file nobody else has.
+        request, facts, options = pickle.load(file)  # noqa: S301
+    # The host program waits for this process, and must not have to wait for the domain.
+    if os.fork() == 0:
+        supervise(request, facts, options, connection)
+    return 0
 
 
 class _Supervisor:

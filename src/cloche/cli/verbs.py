@@ -314,7 +314,7 @@ VERBS = (
         "supervise",
         "Own a domain for a program that uses the Python API.",
         "supervise:main",
-        operands="FD",
+        operands="FD [FD]",
         hidden=True,
     ),
 )

@@ -26,14 +26,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from cloche.domain.detached import Options
     from cloche.domain.programs import Programs
     from cloche.domain.sharing import GuestAnswer
     from cloche.domain.timings import Timings
     from cloche.host.reactor import Reactor
+    from cloche.model.facts import HostFacts
     from cloche.model.guest import Step
     from cloche.model.plan import LaunchPlan
+    from cloche.model.request import RunRequest
 
-SUPERVISOR_FD = 3
+SUPERVISOR_FD, WORDS_FD = 3, 4
 _GONE_HINT = "Somebody or the kernel (for want of memory?) has ended it; start the sandbox anew."
 _LENGTH = struct.Struct("<I")
 _MAX_MESSAGE = 64 << 20
@@ -209,21 +212,66 @@ class RemoteLauncher:
             self._pid = 0
 
 
-def _spawn_supervisor(connection: socket.socket) -> int:
+def start_detached(request: RunRequest, facts: HostFacts, options: Options) -> tuple[str, str]:
+    """Start a domain that outlives this program, as ``cloche run --detach`` does; return its identity and name.
+
+    Raises:
+        ClocheError: It could not be started.
+    """
+    from cloche.domain.control import wire
+    from cloche.domain.detached import Begun
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    words = os.memfd_create("request", os.MFD_CLOEXEC)
+    with ours, open(words, "w+b") as file:
+        pickle.dump((request, facts, options), file)
+        file.flush()
+        os.lseek(words, 0, os.SEEK_SET)
+        try:
+            with theirs:
+                pid = _spawn_supervisor(theirs, words)
+        except OSError as error:
+            raise HostError(
+                f"cannot start {_INTERPRETER}: {error.strerror}", hint="Install the package python3."
+            ) from error
+        with suppress(ChildProcessError):  # the host program ignores SIGCHLD: the kernel has waited
+            os.waitpid(pid, 0)
+        packet = ours.recv(wire.MAX_PACKET)
+    if not packet:
+        raise DomainError("the domain's supervisor has ended before the program was started", hint=_GONE_HINT)
+    begun = Begun.read(wire.decode_answer(packet))
+    return begun.ident, begun.name
+
+
+def _spawn_supervisor(connection: socket.socket, words: int = -1) -> int:
     source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     program = (
         f"import sys; sys.path.insert(0, {source!r}); from cloche.cli.main import main; sys.exit(main())"
     )
     argv = [_INTERPRETER, "-I", "-S", "-c", program, "supervise", str(SUPERVISOR_FD)]
+    if words >= 0:
+        argv.append(str(WORDS_FD))
     import fcntl
 
-    fd = fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, SUPERVISOR_FD + 1)
+    fd = fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, WORDS_FD + 1)
+    copy = fcntl.fcntl(words, fcntl.F_DUPFD_CLOEXEC, WORDS_FD + 1) if words >= 0 else -1
     actions: list[tuple[object, ...]] = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
         (os.POSIX_SPAWN_DUP2, 0, 1),
         (os.POSIX_SPAWN_DUP2, fd, SUPERVISOR_FD),
     ]
-    keep = ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "LANG", "LC_ALL")
+    if copy >= 0:
+        actions.append((os.POSIX_SPAWN_DUP2, copy, WORDS_FD))
+    keep = (
+        "HOME",
+        "XDG_CACHE_HOME",
+        "XDG_RUNTIME_DIR",
+        "XDG_DATA_HOME",
+        "XDG_STATE_HOME",
+        "PATH",
+        "LANG",
+        "LC_ALL",
+    )
     env = {name: os.environ[name] for name in keep if name in os.environ}
     try:
         if sys.stderr is not None:
@@ -232,6 +280,8 @@ def _spawn_supervisor(connection: socket.socket) -> int:
         return os.posix_spawn(_INTERPRETER, argv, env, file_actions=actions, setsid=True)
     finally:
         os.close(fd)
+        if copy >= 0:
+            os.close(copy)
 
 
 def _raise(error: LaunchError | DomainError) -> None:

@@ -61,6 +61,10 @@ class Control:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ask nothing more. May be called twice."""
         self._socket.close()
 
     def fileno(self) -> int:
