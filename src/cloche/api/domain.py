@@ -12,7 +12,14 @@ from cloche.domain.control.client import Control
 from cloche.domain.control.joining import Exec, Started, Words, store_words
 from cloche.domain.control.life import AskLife, Kill, LifeNow, Nothing, Rename
 from cloche.domain.find import find_any, find_domain
-from cloche.domain.following import read_output, stop_domain, wait_for_program
+from cloche.domain.following import (
+    pause_domain,
+    read_output,
+    resume_domain,
+    stop_domain,
+    wait_for_program,
+)
+from cloche.domain.numbers import Numbers, read_numbers
 from cloche.errors import ClocheError, DomainError, ProtocolError, UsageError
 from cloche.host import records, rundir
 from cloche.host.facts import collect_facts
@@ -214,6 +221,21 @@ class Domain:
         """Send a signal to the domain's own program or, when that has ended, to the others."""
         with Control(self.ident) as control:
             control.ask(Kill(signo), Nothing.read)
+
+    def pause(self) -> None:
+        """Let it stand still: it keeps its memory and takes no CPU."""
+        pause_domain(self.ident)
+
+    def resume(self) -> None:
+        """Let it go on after ``pause``."""
+        resume_domain(self.ident)
+
+    def stats(self) -> Numbers:
+        """Return what it uses: CPU time, memory, traffic, and what its guest says of itself."""
+        for running in rundir.find_running():
+            if running.ident == self.ident:
+                return read_numbers(running)
+        raise DomainError(f"the domain {self.ident} has ended")
 
     def rename(self, name: str) -> None:
         """Call it something else."""

@@ -52,6 +52,20 @@ def kill(parsed: Parsed) -> int:
     return _each(parsed, send)
 
 
+def pause(parsed: Parsed) -> int:
+    """Let domains stand still: they keep their memory and take no CPU."""
+    from cloche.domain.following import pause_domain
+
+    return _each(parsed, lambda wanted: pause_domain(find_domain(wanted).ident))
+
+
+def resume(parsed: Parsed) -> int:
+    """Let domains that were paused go on."""
+    from cloche.domain.following import resume_domain
+
+    return _each(parsed, lambda wanted: resume_domain(find_domain(wanted).ident))
+
+
 def rename(parsed: Parsed) -> int:
     """Call a running domain something else."""
     from cloche.domain.control.client import Control

@@ -238,6 +238,19 @@ VERBS = (
         (Option(("-s", "--signal"), "This one instead of KILL.", metavar="SIGNAL", convert=parse_signal),),
         operands="DOMAIN...",
     ),
+    Verb("pause", "Let domains stand still until they are resumed.", "life:pause", operands="DOMAIN..."),
+    Verb("resume", "Let domains that were paused go on.", "life:resume", operands="DOMAIN..."),
+    Verb("stats", "Say what running domains use.", "stats:stats", (_JSON,), operands="[DOMAIN...]"),
+    Verb(
+        "top",
+        "Show what running domains use, again and again.",
+        "stats:top",
+        (
+            Option(("--interval",), "How often (2s).", metavar="TIME", convert=parse_duration_s),
+            Option(("-n", "--times"), "So many times, and no more.", metavar="N", convert=parse_count),
+        ),
+    ),
+    Verb("inspect", "Print state and plan of a domain as JSON.", "stats:inspect", operands="DOMAIN"),
     Verb("rename", "Call a running domain something else.", "life:rename", operands="DOMAIN NAME"),
     Verb(
         "rm",

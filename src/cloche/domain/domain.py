@@ -14,6 +14,7 @@ from cloche.domain.timings import Timings
 from cloche.errors import (
     BootTimeoutError,
     ClocheError,
+    DomainError,
     LaunchError,
     MachineEndedError,
     ProtocolError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cloche.domain.programs import Programs
     from cloche.domain.remote import RemoteLauncher
     from cloche.domain.sharing import GuestAnswer
+    from cloche.drivers.contract import Control
     from cloche.guest.job import Job
     from cloche.guest.messages import Ready, SetupDone, SetupFailed
     from cloche.guest.session import AgentSession, Keys, Sink, Source
@@ -86,6 +88,7 @@ class Domain:
         self._console_sink: Callable[[bytes], None] | None = None
         self._session: AgentSession | None = None
         self._deadline: Timer | None = None
+        self._control: Control | None = None
 
     @property
     def ident(self) -> str:
@@ -256,10 +259,15 @@ class Domain:
     def finish(self, then: Callable[[], None], *, wait: bool = True) -> None:
         """End the domain in an orderly way: what programs wrote to shares is on the host before ``then`` is called."""
         was = self.state
+        self.thaw()
         if was in (State.RUNNING, State.PAUSED):
             # Whoever asks from here on is told that it has ended.
             self.life.enter(State.STOPPING)
-        if was not in (State.RUNNING, State.STOPPING) or self._session is None or not self._must_sync:
+        if (
+            was not in (State.RUNNING, State.PAUSED, State.STOPPING)
+            or self._session is None
+            or not self._must_sync
+        ):
             self.close(wait=wait)
             then()
             return
@@ -309,10 +317,59 @@ class Domain:
         self._release(wait=wait)
 
     def _release(self, *, wait: bool = True) -> None:
+        if self._control is not None:
+            self._control.close()
         self._cancel_deadline()
         if self._session is not None:
             self._session.close()
         self._launcher.close(wait=wait)
+
+    def pause(self, done: Callable[[ClocheError | None], None]) -> None:
+        """Stop the guest; ``done`` is called with None when it stands still, or with what went wrong.
+
+        Raises:
+            DomainError: It does not run, or its driver cannot do that.
+        """
+        self.life.require_running()
+
+        def paused(error: ClocheError | None) -> None:
+            if error is None and self.state is State.RUNNING:
+                self.life.enter(State.PAUSED)
+            elif error is None:
+                # Its last program has ended meanwhile: it must hear what it is told at its end.
+                self._take_control().resume(lambda error: None)
+            done(error)
+
+        self._take_control().pause(paused)
+
+    def resume(self, done: Callable[[ClocheError | None], None]) -> None:
+        """Let a guest that was paused go on; ``done`` is called likewise.
+
+        Raises:
+            DomainError: It is not paused.
+        """
+        if self.state is not State.PAUSED:
+            self.life.require_running()
+            raise DomainError("the domain is not paused")
+
+        def resumed(error: ClocheError | None) -> None:
+            if error is None and self.state is State.PAUSED:
+                self.life.enter(State.RUNNING)
+            done(error)
+
+        self._take_control().resume(resumed)
+
+    def thaw(self) -> None:
+        """Let a paused guest hear what it is told at its end."""
+        if self.state is State.PAUSED:
+            self._take_control().resume(lambda error: None)
+
+    def _take_control(self) -> Control:
+        if self._control is None:
+            from cloche.drivers.registry import find_driver
+
+            self._control = find_driver(self.plan.driver).control(self.reactor, self._launcher.take_monitor)
+        return self._control
 
     def abort(self, error: ClocheError) -> None:
         """End the domain now, as if it had ended by itself for this reason."""

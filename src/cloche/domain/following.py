@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloche.domain.control.client import Control
-from cloche.domain.control.life import Ended, LogWait, Nothing, Stop, Wait
+from cloche.domain.control.life import Ended, LogWait, Nothing, Pause, Resume, Stop, Wait
 from cloche.domain.find import find_any
 from cloche.errors import ClocheError, DomainError
 from cloche.host import records, rundir
@@ -61,6 +61,26 @@ def stop_domain(ident: str, grace_s: float) -> None:
         if "has ended" not in error.message:
             raise
     rundir.wait_for_end(ident)
+
+
+def pause_domain(ident: str) -> None:
+    """Let a domain stand still.
+
+    Raises:
+        DomainError: It does not run, or cannot be paused.
+    """
+    with Control(ident) as control:
+        control.ask(Pause(), Nothing.read)
+
+
+def resume_domain(ident: str) -> None:
+    """Let a domain that was paused go on.
+
+    Raises:
+        DomainError: It is not paused.
+    """
+    with Control(ident) as control:
+        control.ask(Resume(), Nothing.read)
 
 
 def read_output(ident: str, *, follow: bool = False) -> Iterator[Entry]:

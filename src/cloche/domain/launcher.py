@@ -14,13 +14,13 @@ from cloche.domain.complaints import Complaints
 from cloche.domain.console import Console
 from cloche.domain.control.door import Door
 from cloche.domain.endpoints import Endpoints
-from cloche.domain.fresh import fresh_root
+from cloche.domain.fresh import fresh_root, own_ids
 from cloche.errors import DomainError, LaunchError
 from cloche.host.reactor import READ
 from cloche.host.rundir import RunDirectory
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import WARDEN_ID, Done, Failed, Ready, Spawned, Warden
-from cloche.model.jail import OWN, SpawnSpec
+from cloche.model.jail import SpawnSpec
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from cloche.host.reactor import Reactor
     from cloche.host.warden import Event, Exited
     from cloche.model.guest import Step
-    from cloche.model.jail import Jail
     from cloche.model.plan import LaunchPlan, OpenFile, ProcessPlan
 
 _STDERR = 2
@@ -187,6 +186,13 @@ class Launcher:
         assert self._endpoints is not None
         return self._endpoints.connect(name)
 
+    def take_monitor(self) -> tuple[socket.socket, bool]:
+        """Return the supervisor's side of the VMM's monitor, once, and whether that has been greeted."""
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            return monitor.give_up(), True
+        return self.take_endpoint(self.plan.monitor), False
+
     def watch_console(self, sink: Callable[[bytes], None]) -> None:
         """Hand what the guest says on its console to ``sink`` as it comes."""
         self.console.sink = sink
@@ -241,7 +247,7 @@ class Launcher:
             name=process.name.encode(),
             argv=argv,
             env=process.env,
-            jail=self._own_ids(ident, process.jail)._replace(
+            jail=own_ids(self.plan, process.jail, self._warden.pid, ident)._replace(
                 root=fresh_root(process.jail.root, machine_id, self._directory.path)
             ),
             fds=(*numbers, _STDERR),
@@ -261,17 +267,6 @@ class Launcher:
                 peer.close()
             if program is not None:
                 os.close(program)
-
-    def _own_ids(self, ident: int, jail: Jail) -> Jail:
-        """Fill in the ids that a process has for itself. As long as the warden lives, its number is nobody else's."""
-        ids = self.plan.ids
-        if ids is None or OWN not in (jail.uid, jail.gid):
-            return jail
-        assert self._warden is not None
-        number = ids.number(self._warden.pid, ident)
-        return jail._replace(
-            uid=number if jail.uid == OWN else jail.uid, gid=number if jail.gid == OWN else jail.gid
-        )
 
     def verify(self) -> None:
         """Look whether every process has the filters of system calls that its policy asks for, once.

@@ -71,6 +71,13 @@ class Monitor:
         except TemplateError as error:
             self._failed(error)
 
+    def give_up(self) -> socket.socket:
+        """Return the connection: the work is done, and somebody else has other work."""
+        assert self._socket is not None
+        connection, self._socket = self._socket, None
+        self._reactor.unregister(connection.fileno())
+        return connection
+
     def _read(self, events: int) -> None:
         del events
         assert self._socket is not None

@@ -68,6 +68,7 @@ class Programs:
                 answer(self.status)
         self._joined.discard(job)
         if self.count == 0 and self.domain.state in (State.RUNNING, State.PAUSED, State.STOPPING):
+            self.domain.thaw()
             self.domain.life.enter(State.STOPPING)
             if self._grace is not None:
                 self._grace.cancel()
@@ -99,7 +100,8 @@ class Programs:
         Raises:
             DomainError: The domain has ended.
         """
-        self.domain.life.require(State.RUNNING, State.STOPPING)
+        self.domain.life.require(State.RUNNING, State.PAUSED, State.STOPPING)
+        self.domain.thaw()
         self.domain.life.enter(State.STOPPING)
         # One that is stopped by a signal would not hear.
         for signo in (_SIGTERM, _SIGCONT):

@@ -149,6 +149,14 @@ class RemoteLauncher:
         send_message(self._socket, ("verify",))
         self._ask("verified")
 
+    def take_monitor(self) -> tuple[socket.socket, bool]:
+        """Refuse: the monitor is the supervisor's.
+
+        Raises:
+            DomainError: Always.
+        """
+        raise DomainError("a sandbox of the Python API cannot be paused", hint="A cloche.Domain can.")
+
     def watch_console(self, sink: Callable[[bytes], None]) -> None:
         """Do nothing: the console stays in the supervisor, which keeps its last lines."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from cloche.drivers.contract import Capabilities, DriverStatus
-from cloche.errors import HostError, TemplateError, UsageError
+from cloche.errors import DomainError, HostError, TemplateError, UsageError
 from cloche.model.guest import CopyTree, Step
 from cloche.model.jail import AS_IS, Bind, BindFlag, Dev, Dir, Jail, JailFlag, Namespace, Proc, Symlink
 from cloche.model.machine import Devices, Isolation
@@ -19,6 +19,11 @@ from cloche.plan.stage import SYSTEM_TREES, below, build_stage
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.drivers.contract import Control
+    from cloche.host.reactor import Reactor
+    from cloche.lean import socket
     from cloche.model.facts import HostFacts, User
     from cloche.model.jail import RootOp
     from cloche.model.machine import Kernel
@@ -103,6 +108,13 @@ class BwrapDriver:
         """Refuse: ``why_cold`` has said no."""
         del request, facts, kernel
         raise TemplateError("the bwrap driver has no machine to save")
+
+    def control(self, reactor: Reactor, take_monitor: Callable[[], tuple[socket.socket, bool]]) -> Control:
+        """Refuse: its programs are the host's own processes, and nothing holds all of them at once."""
+        del reactor, take_monitor
+        raise DomainError(
+            "the bwrap driver cannot pause a domain", hint="The qemu driver can; leave out --driver."
+        )
 
     def why_not_saveable(self, plan: LaunchPlan, facts: HostFacts) -> str:
         """Say no."""

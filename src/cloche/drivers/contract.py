@@ -9,6 +9,11 @@ from __future__ import annotations
 from cloche.record import TYPE_CHECKING, Protocol, Record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.errors import ClocheError
+    from cloche.host.reactor import Reactor
+    from cloche.lean import socket
     from cloche.model.facts import HostFacts
     from cloche.model.machine import Kernel
     from cloche.model.plan import LaunchPlan, Template
@@ -50,21 +55,19 @@ class DriverStatus(Record):
 
 
 class Control(Protocol):
-    """How a running domain is paused and resumed."""
+    """How a running domain is paused and resumed. ``done`` is called with None, or with what went wrong."""
 
-    def pause(self) -> None:
-        """Stop the guest's clock and CPUs.
+    def pause(self, done: Callable[[ClocheError | None], None]) -> None:
+        """Stop the guest's clock and CPUs."""
+        raise NotImplementedError
 
-        Raises:
-            DomainError: The driver's process refused.
-        """
+    def resume(self, done: Callable[[ClocheError | None], None]) -> None:
+        """Go on after ``pause``."""
+        raise NotImplementedError
 
-    def resume(self) -> None:
-        """Go on after ``pause``.
-
-        Raises:
-            DomainError: The driver's process refused.
-        """
+    def close(self) -> None:
+        """Control nothing any more. May be called twice."""
+        raise NotImplementedError
 
 
 class Driver(Protocol):
@@ -101,6 +104,18 @@ class Driver(Protocol):
         Its first process is the VMM. Everything a clone has in common with it is in the arguments of its processes
         and in its set-up, which is done before the agent waits for a host; ``kernel`` has an initramfs that says so,
         once the template is really made.
+        """
+        raise NotImplementedError
+
+    def control(self, reactor: Reactor, take_monitor: Callable[[], tuple[socket.socket, bool]]) -> Control:
+        """Take control of a running domain.
+
+        Args:
+            reactor: What drives it.
+            take_monitor: Gives the connection with the VMM's monitor, and whether that has been greeted.
+
+        Raises:
+            DomainError: The driver's domains cannot be controlled.
         """
         raise NotImplementedError
 

@@ -167,7 +167,7 @@ def _look(pid: int, start: int, sockets: Sockets) -> Process:
     files = read_files(pid, sockets)
     if files is None:
         hidden.append("open files")
-    pss = _pss(pid)
+    pss = pss_kib(pid)
     if pss is None:
         hidden.append("shared memory")
     return Process(
@@ -252,10 +252,11 @@ def _programs(pid: int) -> tuple[bytes, ...] | None:
     return read_filters(pid)
 
 
-def _pss(pid: int) -> int | None:
+def pss_kib(pid: int) -> int | None:
+    """Return a process's memory with what is shared divided by those who share it; None when that cannot be read."""
     try:
         lines = _text(f"/proc/{pid}/smaps_rollup").splitlines()
-    except PermissionError:
+    except (PermissionError, FileNotFoundError, ProcessLookupError):
         return None
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), None)
 

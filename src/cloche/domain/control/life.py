@@ -216,6 +216,56 @@ class Ended(Record):
         return cls(reader.u32(), read_flag(reader))
 
 
+class Pause(Record):
+    """Stand still."""
+
+    @property
+    def name(self) -> str:
+        """Its name on the wire."""
+        return "pause"
+
+    def write(self, writer: Writer) -> None:
+        """There is nothing more to say."""
+
+    @classmethod
+    def read(cls, reader: Reader) -> Pause:
+        """There is nothing more to be read."""
+        del reader
+        return cls()
+
+    def serve(
+        self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
+    ) -> None:
+        """Carry it out."""
+        del fds
+        programs_of(launcher).domain.pause(lambda error: fail(error) if error else answer(Nothing()))
+
+
+class Resume(Record):
+    """Go on."""
+
+    @property
+    def name(self) -> str:
+        """Its name on the wire."""
+        return "resume"
+
+    def write(self, writer: Writer) -> None:
+        """There is nothing more to say."""
+
+    @classmethod
+    def read(cls, reader: Reader) -> Resume:
+        """There is nothing more to be read."""
+        del reader
+        return cls()
+
+    def serve(
+        self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
+    ) -> None:
+        """Carry it out."""
+        del fds
+        programs_of(launcher).domain.resume(lambda error: fail(error) if error else answer(Nothing()))
+
+
 class Rename(Record):
     """Be called something else."""
 

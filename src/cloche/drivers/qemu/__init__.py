@@ -8,6 +8,11 @@ from cloche.model.machine import Isolation
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.drivers.contract import Control
+    from cloche.host.reactor import Reactor
+    from cloche.lean import socket
     from cloche.model.facts import HostFacts
     from cloche.model.machine import Kernel
     from cloche.model.plan import LaunchPlan, Template
@@ -70,6 +75,12 @@ class QemuDriver:
         from cloche.drivers.qemu.template import plan_template
 
         return plan_template(request, facts, kernel)
+
+    def control(self, reactor: Reactor, take_monitor: Callable[[], tuple[socket.socket, bool]]) -> Control:
+        """Speak with QEMU's monitor."""
+        from cloche.drivers.qemu.control import QmpControl
+
+        return QmpControl(reactor, *take_monitor())
 
     def why_not_saveable(self, plan: LaunchPlan, facts: HostFacts) -> str:
         """Look at the machine and its devices."""

@@ -1,0 +1,135 @@
+"""``cloche stats``, ``top`` and ``inspect`` (layer 6): what domains use, and what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+from cloche.domain.find import find_any, find_domain
+from cloche.domain.numbers import read_numbers
+from cloche.errors import UsageError
+from cloche.host.rundir import find_running
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.cli.parser import Parsed
+    from cloche.domain.numbers import Numbers
+    from cloche.host.rundir import Running
+
+_HEADINGS = ("DOMAIN", "NAME", "CPU", "TIME", "MEMORY", "GUEST USES", "READ", "WRITTEN", "PROCESSES")
+_HOME, _CLEAR_LINE, _CLEAR_REST = "\033[H", "\033[K", "\033[J"
+_INTERVAL_S = 2.0
+
+Row = tuple[str, ...]
+
+
+def stats(parsed: Parsed) -> int:
+    """Print once what domains use."""
+    chosen = [find_domain(word) for word in parsed.operands] or list(find_running())
+    found = [(running, read_numbers(running)) for running in chosen]
+    if parsed.get("json"):
+        json.dump([_as_json(running, numbers) for running, numbers in found], sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        sys.stdout.write(_table([_row(running, numbers, None) for running, numbers in found]))
+    return 0
+
+
+def top(parsed: Parsed) -> int:
+    """Print it again and again, with what was used in between; Ctrl-C ends it."""
+    interval = float(parsed.get("interval", _INTERVAL_S))  # type: ignore[arg-type]
+    times = parsed.get("times")
+    on_terminal = sys.stdout.isatty()
+    before: dict[str, float] = {}
+    at = time.monotonic()
+    shown = 0
+    while True:
+        rows = []
+        now = time.monotonic()
+        used = {}
+        for running in find_running():
+            numbers = read_numbers(running)
+            used[running.ident] = numbers.cpu_s
+            earlier = before.get(running.ident)
+            share = None if earlier is None or now <= at else (numbers.cpu_s - earlier) / (now - at)
+            rows.append((share or 0.0, _row(running, numbers, share)))
+        before, at = used, now
+        rows.sort(key=lambda pair: pair[0], reverse=True)
+        text = _table([row for _, row in rows])
+        if on_terminal:
+            text = _HOME + text.replace("\n", f"{_CLEAR_LINE}\n") + _CLEAR_REST
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        shown += 1
+        if times is not None and shown >= int(times):  # type: ignore[call-overload]
+            return 0
+        time.sleep(interval)
+
+
+def inspect(parsed: Parsed) -> int:
+    """Print plan and state of a domain as JSON; of one that has ended, what is kept of it."""
+    if len(parsed.operands) != 1:
+        raise UsageError("`cloche inspect` takes one domain", hint="Write: cloche inspect DOMAIN")
+    ident, running, kept = find_any(parsed.operands[0])
+    if running is None:
+        assert kept is not None
+        from cloche.domain.inspection import plain
+
+        json.dump({"domain": ident, "state": "ended", **plain(kept._asdict())}, sys.stdout, indent=2)  # type: ignore[dict-item]
+        sys.stdout.write("\n")
+        return 0
+    from cloche.domain.control.client import Control
+    from cloche.domain.control.life import Nothing
+    from cloche.domain.control.numbers import Inspect
+
+    fd = os.memfd_create("inspect", os.MFD_CLOEXEC)
+    with Control(ident) as control, open(fd, "r+b") as file:
+        control.ask(Inspect(), Nothing.read, (fd,))
+        file.seek(0)
+        sys.stdout.write(file.read().decode())
+    return 0
+
+
+def _as_json(running: Running, numbers: Numbers) -> dict[str, object]:
+    fields: dict[str, object] = numbers._asdict()
+    fields["guest"] = numbers.guest._asdict() if numbers.guest is not None else None
+    return {"domain": running.ident, "name": running.name or None, **fields}
+
+
+def _row(running: Running, numbers: Numbers, share: float | None) -> Row:
+    guest = numbers.guest
+    return (
+        running.ident,
+        running.name or "-",
+        "-" if share is None else f"{share * 100:.0f} %",
+        f"{numbers.cpu_s:.1f} s",
+        ("~" if numbers.is_estimate else "") + _size(numbers.memory_kib * 1024),
+        "-"
+        if guest is None
+        else f"{_size((guest.memory_kib - guest.available_kib) * 1024)} of {_size(guest.memory_kib * 1024)}",
+        "-" if numbers.read_bytes is None else _size(numbers.read_bytes),
+        "-" if numbers.written_bytes is None else _size(numbers.written_bytes),
+        str(numbers.processes),
+    )
+
+
+def _size(number: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    value = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def _table(rows: list[Row]) -> str:
+    table = [_HEADINGS, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(_HEADINGS))]
+    lines = (
+        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    )
+    return "\n".join(lines) + "\n"
