@@ -82,7 +82,11 @@ class QmpControl:
         except (ValueError, RecursionError):
             return
         number = said.get("id") if isinstance(said, dict) else None
-        if not isinstance(number, int) or number not in self._asked:
+        if (
+            not isinstance(number, int)
+            or number not in self._asked
+            or not ("return" in said or "error" in said)
+        ):
             return
         error = said.get("error")
         why = ""
