@@ -33,6 +33,14 @@ def numbers(cloche: Runner, name: str) -> dict[str, object]:
     return found
 
 
+def counted(cloche: Runner, name: str) -> int:
+    """Return how far the domain's program has counted; between two numbers there is none in the file."""
+    while True:
+        said = cloche("exec", name, "cat", "/tmp/n").stdout
+        if said:
+            return int(said)
+
+
 def test_a_paused_domain_takes_no_cpu_and_says_what_it_cannot(cloche: Runner, domain: str) -> None:
     """It answers what needs no guest; whatever needs one is refused with the remedy; then it goes on where it was."""
     assert cloche("resume", domain).returncode == 125
@@ -54,8 +62,8 @@ def test_a_paused_domain_takes_no_cpu_and_says_what_it_cannot(cloche: Runner, do
     # The supervisor has answered a few questions; a guest that runs in a loop would have used much more.
     spent = float(str(after["cpu_s"])) - float(str(before["cpu_s"]))
     assert cloche("resume", domain).returncode == 0
-    first = int(cloche("exec", domain, "cat", "/tmp/n").stdout)
-    while int(cloche("exec", domain, "cat", "/tmp/n").stdout or first) == first:
+    first = counted(cloche, domain)
+    while counted(cloche, domain) == first:
         pass
     going = numbers(cloche, domain)
     assert going["guest"] is not None

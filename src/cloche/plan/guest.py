@@ -402,7 +402,7 @@ def build_join(
         raise UsageError("a word holds a NUL byte, which no program can be given")
     if any(not name or b"=" in name for name, _ in env):
         raise UsageError("an environment variable has no name, or = in it", hint="Write NAME=VALUE.")
-    table = dict(variable.partition(b"=")[::2] for variable in base.env)
+    table = {name: value for name, _, value in (variable.partition(b"=") for variable in base.env)}
     cwd = base.cwd
     if person is not None and person.uid != base.uid:
         cwd = encode(person.home)
