@@ -237,6 +237,33 @@ class Domain:
                 return read_numbers(running)
         raise DomainError(f"the domain {self.ident} has ended")
 
+    def copy_in(self, source: Word, target: Word) -> None:
+        """Copy a file or a tree of the host into the guest (``cloche cp SOURCE DOMAIN:TARGET``).
+
+        Args:
+            source: What is copied; a link is copied as the link it is.
+            target: An absolute path of the guest; in a directory that is there it gets its own name.
+        """
+        from cloche.api.copying import copy_in
+
+        copy_in(self, os.fsencode(source), os.fsencode(target))
+
+    def copy_out(self, source: Word, target: Word) -> tuple[str, ...]:
+        """Copy a file or a tree of the guest to the host (``cloche cp DOMAIN:SOURCE TARGET``).
+
+        Nothing the guest says leads outside of ``target``: devices and links that lead elsewhere are left out.
+
+        Args:
+            source: An absolute path of the guest.
+            target: Where to; in a directory that is there it gets its own name.
+
+        Returns:
+            What was left out, a sentence each.
+        """
+        from cloche.api.copying import copy_out
+
+        return copy_out(self, os.fsencode(source), os.fsencode(target))
+
     def rename(self, name: str) -> None:
         """Call it something else."""
         with Control(self.ident) as control:

@@ -240,6 +240,12 @@ VERBS = (
     ),
     Verb("pause", "Let domains stand still until they are resumed.", "life:pause", operands="DOMAIN..."),
     Verb("resume", "Let domains that were paused go on.", "life:resume", operands="DOMAIN..."),
+    Verb(
+        "cp",
+        "Copy files and trees between host and guest; - is a tar archive on stdin or stdout.",
+        "cp:main",
+        operands="SOURCE TARGET",
+    ),
     Verb("stats", "Say what running domains use.", "stats:stats", (_JSON,), operands="[DOMAIN...]"),
     Verb(
         "top",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping, Sequence
     from types import FrameType
+    from typing import Self
 
 #: Variables of the caller's that programs may see. Others (tokens, agents' sockets, preloads) are nobody's business.
 ENVIRONMENT = frozenset(
@@ -94,6 +95,53 @@ def start_detached(argv: Sequence[str]) -> None:
         raise LaunchError(f"cannot run {argv[0]}: {error.strerror}") from error
     finally:
         os.close(null)
+
+
+class Stream:
+    """A program whose output is read while it runs. A context manager: leaving it ends the program.
+
+    Attributes:
+        stdout: Its output.
+
+    Raises:
+        MissingToolError: There is no such program.
+        LaunchError: It could not be started for another reason.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._argv = argv
+        with _InterruptLater():
+            self._child = _start(argv, has_input=False, env=allowed_environment(), cwd=None)
+        assert self._child.stdout is not None
+        self.stdout = self._child.stdout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stdout.close()
+        if self._child.poll() is None:
+            _signal_group(self._child, signal.SIGKILL)
+        self._child.wait()
+        if self._child.stderr is not None:
+            self._child.stderr.close()
+
+    def finish(self) -> None:
+        """Wait for its end, when its output was read to the end.
+
+        Raises:
+            CommandError: It has failed.
+        """
+        assert self._child.stderr is not None
+        said = self._child.stderr.read()
+        status = self._child.wait()
+        if status:
+            raise CommandError(
+                f"{self._argv[0]} failed with status {status}",
+                argv=self._argv,
+                status=status,
+                log_tail=_tail(said),
+            )
 
 
 def run(
