@@ -146,7 +146,7 @@ def test_nothing_leads_outside(members: list[bytes], why: str, tmp_path: Path) -
     before = everything(tmp_path)
     told = unpacked(b"".join([*members, entry("top/last", data=b"rest"), END]), tmp_path / "into")
     assert len(told) <= 2
-    assert why in told[0]
+    assert why in "".join(told[:1])
     assert [name for name in everything(tmp_path) if not name.startswith("into/")] == before
     assert everything(tmp_path / "into")[:1] in ([], ["new"])
     assert (tmp_path / "outside" / "victim").stat().st_nlink == 1

@@ -10,6 +10,7 @@ import time
 from cloche.domain.find import find_any, find_domain
 from cloche.domain.numbers import read_numbers
 from cloche.errors import UsageError
+from cloche.host.reactor import Reactor
 from cloche.host.rundir import find_running
 from cloche.record import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ def top(parsed: Parsed) -> int:
     interval = float(parsed.get("interval", _INTERVAL_S))  # type: ignore[arg-type]
     times = parsed.get("times")
     on_terminal = sys.stdout.isatty()
+    reactor = Reactor()
     before: dict[str, float] = {}
     at = time.monotonic()
     shown = 0
@@ -65,7 +67,7 @@ def top(parsed: Parsed) -> int:
         shown += 1
         if times is not None and shown >= int(times):  # type: ignore[call-overload]
             return 0
-        time.sleep(interval)
+        reactor.run_until(lambda: False, interval)
 
 
 def inspect(parsed: Parsed) -> int:

@@ -167,7 +167,7 @@ class TarReader:
         )
 
     def _sparse_map(self, size: int) -> tuple[tuple[int, int], ...]:
-        """Read the map before a sparse file's bytes: how many pieces, then offset and length of each; a line a number."""
+        """Read the map before a sparse file's bytes: how many pieces, offset and length of each; a line a number."""
         rest = b""
 
         def line() -> int:

@@ -117,7 +117,12 @@ class _Unpacker:
                 _make_room(directory, parts[-1])
                 if member.kind == SYMLINK:
                     os.symlink(member.target, parts[-1], dir_fd=directory)
-                    os.utime(parts[-1], ns=(member.mtime_ns,) * 2, dir_fd=directory, follow_symlinks=False)
+                    os.utime(
+                        parts[-1],
+                        ns=(member.mtime_ns, member.mtime_ns),
+                        dir_fd=directory,
+                        follow_symlinks=False,
+                    )
                 elif member.kind == LINK:
                     # By the descriptor: what it is was looked at, and its name need not be it any more.
                     os.link(f"/proc/self/fd/{source}", parts[-1], dst_dir_fd=directory, follow_symlinks=True)
@@ -185,7 +190,7 @@ class _Unpacker:
                             raise
                         self._tell(member.path, "an attribute of it cannot be kept here")
             os.fchmod(fd, member.mode & 0o777)
-            os.utime(fd, ns=(member.mtime_ns,) * 2)
+            os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
             status = os.fstat(fd)
             self._files.add((status.st_dev, status.st_ino))
         finally:
@@ -202,7 +207,7 @@ class _Unpacker:
                 continue
             try:
                 os.fchmod(fd, member.mode & 0o777)
-                os.utime(fd, ns=(member.mtime_ns,) * 2)
+                os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
             except OSError as error:
                 self._tell(member.path, f"its mode cannot be set: {error.strerror}")
             finally:
