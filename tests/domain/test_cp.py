@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.domains import OWN
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -24,11 +26,11 @@ cd /tmp/evil && exec /usr/bin/tar.true -c --format=posix --absolute-names -f - \
 @pytest.fixture(scope="module")
 def domain(cloche: Runner) -> Iterator[str]:
     """Provide a domain to copy from and to."""
-    started = cloche("run", "-d", "--name", "copies", "--", "sleep", "3600")
+    started = cloche("run", "-d", "--name", "copies" + OWN, "--", "sleep", "3600")
     assert started.returncode == 0, started.stderr
-    yield "copies"
-    cloche("stop", "-t", "0", "copies")
-    cloche("rm", "copies")
+    yield "copies" + OWN
+    cloche("stop", "-t", "0", "copies" + OWN)
+    cloche("rm", "copies" + OWN)
 
 
 def as_user(cloche: Runner, script: str, folder: Path) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.domains import domain_processes
+from support.domains import OWN, domain_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,28 +64,28 @@ def supervisor_of(runner: Runner, name: str) -> int:
 
 def test_a_whole_life(runner: Runner) -> None:
     """Start, list, log, rename, stop gracefully, wait, remove: under the name it was given."""
-    with detached(runner, "whole", LOYAL, said=b"out"):
-        row = listed(runner, "whole")
+    with detached(runner, "whole" + OWN, LOYAL, said=b"out"):
+        row = listed(runner, "whole" + OWN)
         assert (row["state"], row["detached"], row["programs"]) == ("running", True, 1)
-        supervisor = supervisor_of(runner, "whole")
+        supervisor = supervisor_of(runner, "whole" + OWN)
         # A session of its own, no terminal, no stream of the caller's, no directory.
         fields = Path(f"/proc/{supervisor}/stat").read_text().rpartition(")")[2].split()
         assert (int(fields[3]), fields[4]) == (supervisor, "0")
         assert {os.readlink(f"/proc/{supervisor}/fd/{number}") for number in range(3)} == {"/dev/null"}
         assert os.readlink(f"/proc/{supervisor}/cwd") == "/"
-        logs = runner("logs", "whole")
+        logs = runner("logs", "whole" + OWN)
         assert (logs.stdout, logs.stderr) == (b"out\n", b"err\n")
-        assert runner("rename", "whole", "entire").returncode == 0
-        again = runner("run", "-d", "--name", "entire", "--", "true")
-        assert (again.returncode, b"is called entire already" in again.stderr) == (125, True)
+        assert runner("rename", "whole" + OWN, "entire" + OWN).returncode == 0
+        again = runner("run", "-d", "--name", "entire" + OWN, "--", "true")
+        assert (again.returncode, b"is called entire" in again.stderr) == (125, True)
         assert runner("stop", str(row["domain"])[:6]).returncode == 0
-        assert runner("wait", "entire").returncode == 7
-        ended = listed(runner, "entire")
+        assert runner("wait", "entire" + OWN).returncode == 7
+        ended = listed(runner, "entire" + OWN)
         assert (ended["state"], ended["status"], ended["reason"]) == ("ended", 7, None)
-        assert runner("logs", "entire").stdout == b"out\nbye\n"
-        assert runner("stop", "entire").returncode == 125
-        assert runner("rm", "entire").returncode == 0
-        assert b"you have no domain entire" in runner("wait", "entire").stderr
+        assert runner("logs", "entire" + OWN).stdout == b"out\nbye\n"
+        assert runner("stop", "entire" + OWN).returncode == 125
+        assert runner("rm", "entire" + OWN).returncode == 0
+        assert b"you have no domain entire" in runner("wait", "entire" + OWN).stderr
         assert not domain_processes(supervisor)
 
 
@@ -97,49 +97,49 @@ def test_what_fails_at_the_start_is_told_by_the_start(runner: Runner) -> None:
         (("--name", "a/b", "--", "true"), 125, b"cannot be a domain's name"),
         (("--shell-on-failure", "--", "true"), 125, b"nobody would see it"),
     ):
-        done = runner("run", "-d", "--name", "never", *words)
+        done = runner("run", "-d", "--name", "never" + OWN, *words)
         assert (done.returncode, done.stdout) == (status, b""), done
         assert said in done.stderr
         assert b"Traceback" not in done.stderr
-    assert b"never" not in runner("ps", "--all", "--json").stdout
+    assert f"never{OWN}".encode() not in runner("ps", "--all", "--json").stdout
 
 
 def test_logs_follow_to_the_end_and_kill_and_wait_agree(runner: Runner) -> None:
     """Who follows gets every byte of both streams; a signal's status is 128 and its number, for all who wait."""
     script = "trap 'seq 5000; echo last >&2' USR1; echo ready; while :; do sleep 0.1; done"
-    with detached(runner, "follow", script):
-        following = runner.popen("logs", "-f", "follow")
+    with detached(runner, "follow" + OWN, script):
+        following = runner.popen("logs", "-f", "follow" + OWN)
         assert following.stdout is not None
         assert following.stdout.readline() == b"ready\n"
-        waiting = [runner.popen("wait", "follow") for _ in range(3)]
-        assert runner("kill", "-s", "USR1", "follow").returncode == 0
+        waiting = [runner.popen("wait", "follow" + OWN) for _ in range(3)]
+        assert runner("kill", "-s", "USR1", "follow" + OWN).returncode == 0
         numbers = b"".join(following.stdout.readline() for _ in range(5000))
         assert numbers.split() == [b"%d" % number for number in range(1, 5001)]
-        assert runner("kill", "follow").returncode == 0
+        assert runner("kill", "follow" + OWN).returncode == 0
         rest, errors = following.communicate(timeout=60)
         # The signal reached the whole group, so sh may have a word about its `sleep`.
         assert (rest, errors.splitlines()[-1], following.returncode) == (b"", b"last", 0)
         for one in waiting:
             one.communicate(timeout=60)
             assert one.returncode == 137
-        assert runner("wait", "follow").returncode == 137
+        assert runner("wait", "follow" + OWN).returncode == 137
 
 
 def test_a_program_that_will_not_end_is_ended(runner: Runner) -> None:
     """After the grace the machine goes, and the record says why."""
     script = "trap '' TERM; echo ready; echo steady; echo go; while :; do sleep 0.1; done"
-    with detached(runner, "deaf", script, said=b"ready"):
-        assert runner("stop", "--grace", "0.2", "deaf").returncode == 0
-        ended = listed(runner, "deaf")
+    with detached(runner, "deaf" + OWN, script, said=b"ready"):
+        assert runner("stop", "--grace", "0.2", "deaf" + OWN).returncode == 0
+        ended = listed(runner, "deaf" + OWN)
         assert (ended["state"], ended["status"]) == ("ended", 125)
-        assert runner("logs", "-n", "2", "deaf").stdout == b"steady\ngo\n"
+        assert runner("logs", "-n", "2", "deaf" + OWN).stdout == b"steady\ngo\n"
         assert "did not end within 0.2 seconds" in str(ended["reason"])
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "warden", "vmm"])
 def test_whatever_is_killed_the_registry_is_consistent(runner: Runner, victim: str) -> None:
     """The domain is gone with all its processes, is listed as ended, its name is free and its log is whole."""
-    name = f"victim-{victim}"
+    name = f"victim-{victim}{OWN}"
     with detached(runner, name, LOYAL, said=b"out"):
         supervisor = supervisor_of(runner, name)
         processes = domain_processes(supervisor)
@@ -160,10 +160,10 @@ def test_whatever_is_killed_the_registry_is_consistent(runner: Runner, victim: s
 def test_two_users_do_not_see_each_other(cloche: Runner, cloche_as_caller: Runner) -> None:
     """Each may use the same name, and lists, stops and reads only what is his; root's cloche is just another user's."""
     with (
-        detached(cloche, "same", "echo theirs; sleep 600", said=b"theirs"),
-        detached(cloche_as_caller, "same", "echo mine; sleep 600", said=b"mine"),
+        detached(cloche, "same" + OWN, "echo theirs; sleep 600", said=b"theirs"),
+        detached(cloche_as_caller, "same" + OWN, "echo mine; sleep 600", said=b"mine"),
     ):
-        theirs, mine = listed(cloche, "same"), listed(cloche_as_caller, "same")
+        theirs, mine = listed(cloche, "same" + OWN), listed(cloche_as_caller, "same" + OWN)
         assert theirs["domain"] != mine["domain"]
         for runner, own, other in ((cloche, theirs, mine), (cloche_as_caller, mine, theirs)):
             seen = {one["domain"] for one in json.loads(runner("ps", "-a", "--json").stdout)}
@@ -171,7 +171,7 @@ def test_two_users_do_not_see_each_other(cloche: Runner, cloche_as_caller: Runne
             for verb in ("stop", "kill", "logs", "wait"):
                 done = runner(verb, str(other["domain"]))
                 assert (done.returncode, b"you have no" in done.stderr) == (125, True)
-        assert cloche("logs", "same").stdout == b"theirs\n"
+        assert cloche("logs", "same" + OWN).stdout == b"theirs\n"
         # Not by its socket, either: the directory is closed to others.
         place = subprocess.run(
             ["find", "/", "-xdev", "-name", str(mine["domain"]), "-type", "d"],

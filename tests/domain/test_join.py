@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.domains import domain_processes
+from support.domains import OWN, domain_processes
 from support.pty import TerminalProgram
 from support.wardens import PATIENCE_S, wait_dead
 
@@ -54,7 +54,7 @@ def detached(runner: Runner, name: str, *words: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def domain(runner: Runner) -> Iterator[str]:
     """Provide a domain that runs until the last of these tests has ended."""
-    with detached(runner, "joined", "--env", "HAS=it", "-w", "/tmp", "--", "sleep", "3600") as name:
+    with detached(runner, "joined" + OWN, "--env", "HAS=it", "-w", "/tmp", "--", "sleep", "3600") as name:
         yield name
 
 
@@ -188,7 +188,7 @@ def test_without_a_word_to_the_supervisor_the_terminal_stays_raw(runner: Runner,
 def test_the_death_of_the_domain_ends_the_client(runner: Runner) -> None:
     """Terminal and status are in order, and the reason is said."""
     with (
-        detached(runner, "dying", "--", "sleep", "3600") as name,
+        detached(runner, "dying" + OWN, "--", "sleep", "3600") as name,
         TerminalProgram(runner.user, ["env", "PS1=next> ", "dash", "-i"]) as on,
     ):
         on.expect(b"next> ")
@@ -206,11 +206,11 @@ def test_the_death_of_the_domain_ends_the_client(runner: Runner) -> None:
 
 def test_a_domain_lives_as_long_as_its_last_program(runner: Runner) -> None:
     """Its own program's status is known while another goes on; the machine goes with that one."""
-    with detached(runner, "last", "--", "sh", "-c", "read x; exit 4") as name:
+    with detached(runner, "last" + OWN, "--", "sh", "-c", "read x; exit 4") as name:
         # No input: the read ends at once, and it may have ended before anything joins.
         done = runner("wait", name)
         assert done.returncode == 4
-    with detached(runner, "last", "--", "sleep", "3600") as name:
+    with detached(runner, "last" + OWN, "--", "sleep", "3600") as name:
         joined = runner.popen("exec", name, "sh", "-c", "echo in; read x; exit 3", stdin=subprocess.PIPE)
         with joined:
             assert joined.stdout is not None
@@ -231,7 +231,7 @@ def test_a_join_at_the_end_is_served_or_told_so(runner: Runner) -> None:
     outcomes = set()
     for attempt in range(12):
         with detached(
-            runner, f"race-{attempt}", "--interactive", "--", "sh", "-c", "sleep 0.0$0", str(attempt)
+            runner, f"race-{attempt}{OWN}", "--interactive", "--", "sh", "-c", "sleep 0.0$0", str(attempt)
         ) as name:
             crowd = [runner.popen("exec", name, "seq", "3") for _ in range(4)]
             for one in crowd:
@@ -249,7 +249,7 @@ def test_a_join_at_the_end_is_served_or_told_so(runner: Runner) -> None:
 def test_attached_and_detached(runner: Runner) -> None:
     """A terminal is lent, gives input, is given back with Ctrl-], and the program goes on and logs all of it."""
     script = 'stty -echo; echo start; while read line; do echo "got $line $(stty size)"; done'
-    with detached(runner, "attached", "--tty", "--", "sh", "-c", script) as name:
+    with detached(runner, "attached" + OWN, "--tty", "--", "sh", "-c", script) as name:
         for number, rows in ((1, 31), (2, 41)):
             with TerminalProgram(runner.user, ["env", "PS1=next> ", "dash", "-i"], rows=rows, cols=77) as on:
                 on.expect(b"next> ")
@@ -272,33 +272,35 @@ def test_attached_and_detached(runner: Runner) -> None:
 
 def test_attached_without_a_terminal(runner: Runner) -> None:
     """Pipes are lent as well: input passes in with its end, output comes out, and the status is the program's."""
-    with detached(runner, "piped", "--interactive", "--", "sh", "-c", "cat; echo err >&2; exit 6") as name:
+    with detached(
+        runner, "piped" + OWN, "--interactive", "--", "sh", "-c", "cat; echo err >&2; exit 6"
+    ) as name:
         done = runner("attach", name, input=b"a\nb\n" * 50000)
         assert (done.returncode, done.stdout, done.stderr) == (6, b"a\nb\n" * 50000, b"err\n")
         assert runner("logs", name).stdout == b"a\nb\n" * 50000
     process = runner.popen(
-        "run", "--name", "foreground", "--", "sh", "-c", "echo up; read x", stdin=subprocess.PIPE
+        "run", "--name", "foreground" + OWN, "--", "sh", "-c", "echo up; read x", stdin=subprocess.PIPE
     )
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        refused = runner("attach", "foreground")
+        refused = runner("attach", "foreground" + OWN)
         assert (refused.returncode, b"cannot be attached to" in refused.stderr) == (125, True)
-        assert runner("exec", "foreground", "echo", "beside").stdout == b"beside\n"
+        assert runner("exec", "foreground" + OWN, "echo", "beside").stdout == b"beside\n"
         process.communicate(b"\n")
 
 
 def test_a_foreground_run_waits_for_those_who_have_joined(runner: Runner) -> None:
     """It says so, and ends with its own program's status."""
     process = runner.popen(
-        "run", "--name", "host", "--", "sh", "-c", "echo up; read x; exit 8", stdin=subprocess.PIPE
+        "run", "--name", "host" + OWN, "--", "sh", "-c", "echo up; read x; exit 8", stdin=subprocess.PIPE
     )
     with process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdin is not None
         assert process.stdout.readline() == b"up\n"
-        joined = runner.popen("exec", "host", "sh", "-c", "echo in; read x", stdin=subprocess.PIPE)
+        joined = runner.popen("exec", "host" + OWN, "sh", "-c", "echo in; read x", stdin=subprocess.PIPE)
         assert joined.stdout is not None
         assert joined.stdout.readline() == b"in\n"
         process.stdin.write(b"\n")

@@ -6,6 +6,9 @@ import os
 import signal
 from pathlib import Path
 
+#: Ends the names of domains that tests start: several checkouts may be tested at once, in the name of one user.
+OWN = f"-{os.getpid()}"
+
 
 def domain_processes(supervisor: int) -> list[int]:
     """Return every process below ``supervisor``."""
