@@ -13,7 +13,7 @@ from functools import partial
 
 from cloche import log
 from cloche.api.popen import DEVNULL, PIPE
-from cloche.errors import ClocheError, UsageError
+from cloche.errors import ClocheError, ProtocolError, UsageError
 from cloche.host.text import escape_untrusted
 from cloche.host.unpack import unpack
 from cloche.record import TYPE_CHECKING
@@ -44,7 +44,12 @@ def copy_out(domain: Domain, source: bytes, target: bytes) -> tuple[str, ...]:
     try:
         with _pack(domain, directory, name, PIPE) as packing:
             assert packing.process.stdout is not None
-            told = unpack(packing.process.stdout.read, name, parent, own)
+            try:
+                told = unpack(packing.process.stdout.read, name, parent, own)
+            except ProtocolError:
+                # Why there is no archive is the better reason.
+                packing.finish(escape_untrusted(source, 200))
+                raise
             packing.finish(escape_untrusted(source, 200))
     finally:
         os.close(parent)
