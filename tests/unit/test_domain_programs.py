@@ -45,6 +45,9 @@ class House:
         """Where it is."""
         return self.life.state
 
+    def thaw(self) -> None:
+        """Do nothing: it is not paused."""
+
     def abort(self, error: ClocheError) -> None:
         """Note the reason."""
         self.aborted.append(error)
