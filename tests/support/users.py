@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,12 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-#: The name of the user made where pytest runs as root.
-NAME = "cloche-test"
-#: Sessions that use that user at the same time hold it; the last one removes the user.
-LOCK = Path("/run/cloche-test.lock")
-
 ROOT = Path(__file__).resolve().parents[2]
+#: The name of the user made where pytest runs as root: another for each checkout, so that none waits for another.
+NAME = f"cloche-test-{zlib.crc32(os.fsencode(ROOT)):08x}"
+#: Sessions that use that user at the same time hold it; the last one removes the user.
+LOCK = Path(f"/run/{NAME}.lock")
 
 
 class OrdinaryUser(NamedTuple):

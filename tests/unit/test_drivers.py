@@ -315,9 +315,9 @@ def test_a_guest_without_a_source_of_randomness_is_given_some() -> None:
 def test_a_machine_without_shares_has_one_file_system() -> None:
     """The second file server exists exactly if something is shared or included."""
     expected: tuple[tuple[dict[str, Any], list[str]], ...] = (
-        ({}, ["fs-system", "vmm"]),
-        ({"shares": SHARES}, ["fs-system", "fs-shares", "vmm"]),
-        ({"includes": INCLUDES}, ["fs-system", "fs-shares", "vmm"]),
+        ({}, ["vmm", "fs-system"]),
+        ({"shares": SHARES}, ["vmm", "fs-system", "fs-shares"]),
+        ({"includes": INCLUDES}, ["vmm", "fs-system", "fs-shares"]),
     )
     for options, names in expected:
         made = plan(request(**options))

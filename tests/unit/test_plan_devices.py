@@ -20,8 +20,8 @@ _RLIMIT_FSIZE = 1
 @pytest.mark.parametrize(
     "devices, names",
     [
-        (Devices.PROCESS, ["fs-system", "fs-shares", "disk-home", "disk-old", "rng", "vmm"]),
-        (Devices.BUNDLED, ["devices", "vmm"]),
+        (Devices.PROCESS, ["vmm", "fs-system", "fs-shares", "disk-home", "disk-old", "rng"]),
+        (Devices.BUNDLED, ["vmm", "devices"]),
         (Devices.VMM, ["vmm"]),
     ],
 )
@@ -65,7 +65,7 @@ def test_one_jail_holds_what_any_of_its_devices_needs() -> None:
     reader = 1 << 2
     assert bundle.jail.keep_caps & ~reader
     assert bundle.jail.uid == AS_IS
-    alone = plan(request(devices=Devices.BUNDLED), facts(ROOT)).processes[0].jail
+    alone = process(plan(request(devices=Devices.BUNDLED), facts(ROOT)), "devices").jail
     assert (alone.keep_caps, alone.uid) == (reader, OWN)
     few = facts()._replace(nofile_hard=200)
     plan(request(), few)
@@ -76,8 +76,9 @@ def test_one_jail_holds_what_any_of_its_devices_needs() -> None:
 @pytest.mark.parametrize("devices", [Devices.BUNDLED, Devices.VMM])
 def test_images_cannot_grow_where_no_share_can(devices: str) -> None:
     """The limit on files holds a bundle and a VMM with disks, too, but where the guest may write to a share."""
+    served_by = "devices" if devices == Devices.BUNDLED else "vmm"
     limits = [
-        {number: soft for number, soft, _ in made.processes[0].jail.rlimits}.get(_RLIMIT_FSIZE)
+        {number: soft for number, soft, _ in process(made, served_by).jail.rlimits}.get(_RLIMIT_FSIZE)
         for made in (
             plan(request(disks=DISKS[:1], devices=devices)),
             plan(request(disks=DISKS[:1], devices=devices, shares=(share("/data", writable=True),))),

@@ -83,7 +83,8 @@ def plan_launch(
         isolation=Isolation.HARDWARE_VM if machine.accelerator == Accelerator.KVM else Isolation.EMULATED_VM,
         machine=machine,
         endpoints=tuple(endpoint for device in devices for endpoint in device.endpoints),
-        processes=tuple(give_up(process, request.insecure) for process in (*processes, vmm)),
+        # QEMU takes longest to come up, and its sockets are there before whoever answers on them.
+        processes=tuple(give_up(process, request.insecure) for process in (vmm, *processes)),
         control="control",
         console="console",
         monitor="monitor",
