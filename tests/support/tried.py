@@ -262,6 +262,27 @@ class Ports(Device):
         return Work(guest, "random", "/dev/urandom")
 
 
+class Balloon(Device):
+    """The device by which memory is given back."""
+
+    kind = name = "virtio-balloon"
+
+    @contextmanager
+    def start(self, scratch: Path) -> Iterator[list[str]]:
+        """See ``Device``."""
+        del scratch
+        yield ["-device", f"virtio-balloon-device,{_BUS},free-page-reporting=on"]
+
+    def use(self, guest: Guest, scratch: Path) -> None:
+        """See that its driver has it; what it does for a guest is ``test_memory``'s."""
+        del scratch
+        assert run(guest, "read", "/sys/bus/virtio/drivers/virtio_balloon/virtio1/device", "6") == b"0x0005"
+
+    def begin(self, guest: Guest) -> Work:
+        """See ``Device``."""
+        return Work(guest, "random", "/dev/urandom")
+
+
 class Sockets(Device):
     """A vsock device. What stands behind it is not even asked whether it could be saved, so a stand-in will do."""
 
@@ -297,6 +318,7 @@ DEVICES: dict[str, Callable[[], Device]] = {
     "vhost-user-rng": OwnNumbers,
     "vhost-user-vsock": Sockets,
     "virtio-serial": Ports,
+    "virtio-balloon": Balloon,
     "virtio-blk": QemuDisk,
     "virtio-rng": QemuNumbers,
     "virtio-9p": PlanNine,

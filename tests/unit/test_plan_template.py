@@ -29,8 +29,8 @@ def test_a_clone_is_the_same_machine() -> None:
     for option in MACHINE:
         assert values(argv, option) == values(made, option)
     devices = values(made, "-device")
-    assert len(devices) == 3
-    assert values(argv, "-device")[:3] == devices
+    assert len(devices) == 4
+    assert values(argv, "-device")[:4] == devices
 
 
 def test_a_template_knows_every_transport_and_no_share() -> None:
@@ -57,7 +57,7 @@ def test_time_and_randomness_come_before_everything() -> None:
     """The first steps are clock, fresh randomness, and the devices in the order of their places; then the mounts."""
     argv, steps = _restored(request(shares=(share("/a"),), disks=DISKS))
     slots = [word.partition("virtio-mmio-bus.")[2].partition(",")[0] for word in values(argv, "-device")]
-    bound = [BindDevice(f"virtio-mmio.{slot}".encode()) for slot in slots if slot][2:]
+    bound = [BindDevice(f"virtio-mmio.{slot}".encode()) for slot in slots if slot][3:]
     assert len(bound) == 3
     assert steps[: 2 + len(bound)] == (Clock(), Entropy(), *bound)
     assert any(isinstance(step, Mount) for step in steps[2 + len(bound) :])
@@ -75,6 +75,8 @@ def test_an_emulated_machine_that_boots_takes_randomness_from_its_cpu() -> None:
     [
         (request(), ""),
         (request(disks=DISKS, shares=(share("/a"),), memory_mib=256, cpus=2), ""),
+        (request(disks=tuple(Disk(f"d{n}", f"/{n}.img") for n in range(5))), ""),
+        (request(disks=tuple(Disk(f"d{n}", f"/{n}.img") for n in range(6))), "no room"),
         (request(cold=True), "--cold"),
         (request(boot_log=True), "about a boot"),
         (request(boot_timeout_s=3.0), "about a boot"),

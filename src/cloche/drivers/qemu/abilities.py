@@ -41,6 +41,7 @@ ABILITIES: dict[str, tuple[Ability, Ability]] = {
     "vhost-user-rng": (_NOTHING, _NOTHING),
     "vhost-user-vsock": (_NOTHING, _NOTHING),
     "virtio-serial": (_ALL, _ALL),
+    "virtio-balloon": (_ALL, _ALL),
     "virtio-blk": (_ALL, _ALL),
     "virtio-rng": (_ALL, _ALL),
     "virtio-9p": (

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 #: interrupt with the clock and comes last.
 _SLOTS = (7, 6, 5, 4, 2, 1, 0, 3)
 _SLOT_BASE, _SLOT_SIZE, _SLOT_IRQ = 0xFEB00000, 512, 5
-#: How many of a machine's devices, in this order, a template has: control port and system tree.
-IN_TEMPLATE = 2
+#: How many devices there is room for on a microvm.
+TRANSPORTS = len(_SLOTS)
+#: How many of a machine's devices, in this order, a template has: control port, system tree, balloon.
+IN_TEMPLATE = 3
 #: On PCI there is room for more than anybody needs; this keeps a plan readable.
 _PCI_DEVICES = 19
 
@@ -79,7 +81,7 @@ class Board:
     @property
     def left(self) -> int:
         """How many more devices there is room for."""
-        return (len(_SLOTS) if self.microvm else _PCI_DEVICES) - self._devices
+        return (TRANSPORTS if self.microvm else _PCI_DEVICES) - self._devices
 
     def place(self, model: str, *, suffix: str = "-device") -> str:
         """Return QEMU's word for a device of this model in the next free place.

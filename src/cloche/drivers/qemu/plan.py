@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cloche.drivers.qemu.balloon import plan_balloon
 from cloche.drivers.qemu.board import IN_TEMPLATE, Board, platform_device
 from cloche.drivers.qemu.command import HUGE_PAGE, MEMORY_FILE, Beginning, plan_control
 from cloche.drivers.qemu.files import HOSTNAME, SOCKET_FDS, build_trees, plan_file_server, plan_sharing
@@ -61,12 +62,13 @@ def plan_launch(
     check_places(request.shares, request.includes)
     board = Board(microvm=kernel.machine == "microvm")
     shared = bool(request.shares or request.includes or request.share_later)
-    devices = [plan_control(board), *_plan_devices(board, request, facts)]
+    control = plan_control(board)
+    devices = (control, *_plan_devices(board, request, facts, restored=template is not None))
     vmm = plan_vmm(
         facts,
         machine,
         board,
-        tuple(devices),
+        devices,
         boot_log=request.boot_log,
         beginning=Beginning.RESTORE if template else Beginning.BOOT,
         files=(template.state,) if template else (),
@@ -120,7 +122,9 @@ def plan_launch(
     )
 
 
-def _plan_devices(board: Board, request: RunRequest, facts: HostFacts) -> tuple[DeviceParts, ...]:
+def _plan_devices(
+    board: Board, request: RunRequest, facts: HostFacts, *, restored: bool
+) -> tuple[DeviceParts, ...]:
     trees = build_trees(request, facts, HOSTNAME)
     if request.devices in NOT_APART:
         for option, given in (("--share-later", request.share_later), ("--net", request.network is not None)):
@@ -141,7 +145,12 @@ def _plan_devices(board: Board, request: RunRequest, facts: HostFacts) -> tuple[
             f"there is no arrangement {request.devices!r} of devices",
             hint=f"There are {Devices.PROCESS}, {Devices.BUNDLED} and {Devices.VMM}.",
         )
-    devices = [plan_file_server(board, tree, fd, facts) for tree, fd in zip(trees, SOCKET_FDS, strict=False)]
+    system, *shares = zip(trees, SOCKET_FDS, strict=False)
+    devices = [plan_file_server(board, *system, facts)]
+    if restored:
+        # Its driver takes an emulated guest 12 ms at a boot, and none where a template has it.
+        devices.append(plan_balloon(board))
+    devices += [plan_file_server(board, tree, fd, facts) for tree, fd in shares]
     if request.disks:
         from cloche.drivers.qemu.disk import plan_disks
 

@@ -8,7 +8,8 @@ home in it. The other devices of a run are added when it is restored, in the tra
 from __future__ import annotations
 
 from cloche.drivers.qemu.abilities import ability
-from cloche.drivers.qemu.board import Board
+from cloche.drivers.qemu.balloon import plan_balloon
+from cloche.drivers.qemu.board import IN_TEMPLATE, TRANSPORTS, Board
 from cloche.drivers.qemu.command import MEMORY_FILE, STATE_FD, Beginning, plan_control
 from cloche.drivers.qemu.files import HOSTNAME, SOCKET_FDS, build_trees, plan_file_server, plan_sharing
 from cloche.drivers.qemu.machine import choose_machine
@@ -48,6 +49,9 @@ def why_cold(request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> st
         return f"nobody has tried it with --devices={request.devices}"
     if facts.skeleton is None:
         return "what a home begins with (/etc/skel) is too much to be kept in a template"
+    added = bool(request.shares or request.includes or request.share_later) + len(request.disks)
+    if IN_TEMPLATE + added + (request.network is not None) > TRANSPORTS:
+        return "so many devices have no room beside those of a template"
     reason = ability(_TREE, version).saved
     if reason:
         return f"{_TREE} with QEMU {version[0]}.{version[1]}: {reason}"
@@ -78,9 +82,8 @@ def plan_template(request: RunRequest, facts: HostFacts, kernel: Kernel) -> Laun
     control = plan_control(board)
     system = plan_file_server(board, build_trees(request, facts, HOSTNAME)[0], SOCKET_FDS[0], facts)
     state = OpenFile(STATE_PLACEHOLDER, True, STATE_FD)
-    vmm = plan_vmm(
-        facts, machine, board, (control, system), boot_log=False, beginning=Beginning.SAVE, files=(state,)
-    )
+    devices = (control, system, plan_balloon(board))
+    vmm = plan_vmm(facts, machine, board, devices, boot_log=False, beginning=Beginning.SAVE, files=(state,))
     return LaunchPlan(
         driver="qemu",
         isolation=Isolation.EMULATED_VM,
