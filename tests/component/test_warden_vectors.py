@@ -59,6 +59,7 @@ def spec_of(fields: dict[str, Any]) -> model.SpawnSpec:
         env=tuple(map(bytes.fromhex, fields["env"])),
         fds=tuple(None if number == 0xFFFF_FFFF else number for number in fields["fds"]),
         exe_fd=bool(fields["exe_fd"]),
+        cgroup=bool(fields["cgroup"]),
         jail=model.Jail(
             **{
                 **jail,

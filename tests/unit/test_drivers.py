@@ -479,6 +479,6 @@ def test_nothing_else_can_be_given_up() -> None:
     """Any other part is refused, with the list, and so is all of it by the driver that has none to spare."""
     with pytest.raises(UsageError, match="'root'") as caught:
         plan(request(insecure=("seccomp", "root")))
-    assert "seccomp, namespaces and ids" in str(caught.value.hint)
+    assert "seccomp, namespaces, cgroups and ids" in str(caught.value.hint)
     with pytest.raises(UsageError, match="--insecure-no-jail"):
         plan(request(insecure=("seccomp",)), driver="bwrap")

@@ -27,6 +27,8 @@ pub struct Spawn {
     pub fds: Vec<u32>,
     /// One more descriptor, the last, is the program itself.
     pub exe_fd: bool,
+    /// One more descriptor, behind those of `fds`, is the directory of the cgroup that the process starts in.
+    pub cgroup: bool,
     /// How the process is confined.
     pub jail: Jail,
 }
@@ -264,11 +266,8 @@ impl Spawn {
             argv: r.list(4, Reader::byte_vec)?,
             env: r.list(4, Reader::byte_vec)?,
             fds: r.list(4, Reader::u32)?,
-            exe_fd: match r.u8()? {
-                0 => false,
-                1 => true,
-                _ => return Err(CodecError::Invalid("exe_fd")),
-            },
+            exe_fd: read_switch(r, "exe_fd")?,
+            cgroup: read_switch(r, "cgroup")?,
             jail: Jail::read(r)?,
         };
         spawn.check()?;
@@ -286,14 +285,15 @@ impl Spawn {
         w.list(&self.fds, |w, fd| {
             w.u32(*fd);
         });
-        w.u8(u8::from(self.exe_fd));
+        w.u8(u8::from(self.exe_fd)).u8(u8::from(self.cgroup));
         self.jail.write(w);
     }
 
     /// How many descriptors must travel with the packet.
     #[must_use]
     pub fn descriptors(&self) -> usize {
-        self.fds.len().saturating_add(usize::from(self.exe_fd))
+        let more = usize::from(self.exe_fd).saturating_add(usize::from(self.cgroup));
+        self.fds.len().saturating_add(more)
     }
 
     fn check(&self) -> Result<()> {
@@ -312,6 +312,14 @@ impl Spawn {
             }
         }
         Ok(())
+    }
+}
+
+fn read_switch(r: &mut Reader<'_>, name: &'static str) -> Result<bool> {
+    match r.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(CodecError::Invalid(name)),
     }
 }
 
@@ -341,6 +349,7 @@ mod tests {
             env: vec![b"A=b".to_vec()],
             fds: vec![0, 1, 2, FD_UNNAMED, 3],
             exe_fd: true,
+            cgroup: true,
             jail: Jail {
                 namespaces: NAMESPACE_BITS,
                 uid: ID_KEEP,

@@ -185,7 +185,7 @@ impl Init<'_> {
     }
 
     /// Forks a process and leaves it to build its own jail, so that several are built at the same time.
-    fn spawn(&mut self, spawn: &Spawn, fds: Vec<OwnedFd>, cut: bool) -> Outcome {
+    fn spawn(&mut self, spawn: &Spawn, mut fds: Vec<OwnedFd>, cut: bool) -> Outcome {
         if self.children.len() >= MAX_CHILDREN {
             return Err(Failure::new("too many processes", Errno(libc::EAGAIN)));
         }
@@ -197,7 +197,13 @@ impl Init<'_> {
         }
         let (reader, writer) = sys::pipe().step("pipe")?;
         let pid_namespace = sys::flags(spawn.jail.namespaces) & libc::CLONE_NEWPID;
-        match sys::fork(pid_namespace, true).step("fork")? {
+        let forked = if spawn.cgroup {
+            let cgroup = fds.remove(spawn.fds.len());
+            sys::fork_into(pid_namespace, cgroup.as_fd()).step("enter its cgroup")?
+        } else {
+            sys::fork(pid_namespace, true).step("fork")?
+        };
+        match forked {
             Forked::Child => spawn::run(spawn, fds, &self.null, &writer),
             Forked::Parent(pid, pidfd) => {
                 sys::set_nonblocking(reader.as_fd()).step("pipe")?;

@@ -6,6 +6,7 @@
 
 mod errand;
 mod failure;
+mod group;
 mod init;
 mod jail;
 mod keeper;
@@ -95,6 +96,7 @@ fn run(mut socket: Socket, mut keeper: Option<Keeper>) -> Result<Ended, ()> {
                 keeper.keep();
             }
             let ended = sys::wait(pid, 0);
+            group::remove();
             drop(lifeline);
             ended.ok().flatten().map(|(_, ended)| ended).ok_or(())
         }

@@ -16,6 +16,7 @@ from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed
+    from cloche.host.procfs import Process
 
 _HEADINGS = (
     "PROCESS",
@@ -56,6 +57,7 @@ def as_json(audit: Audit) -> dict[str, object]:
         "supervisor": audit.supervisor,
         "insecure": list(audit.insecure),
         "devices": audit.devices,
+        "cgroup": audit.cgroup or None,
         "ok": not audit.failures,
         "failures": list(audit.failures),
         "processes": [_process_as_json(one) for one in audit.processes],
@@ -93,6 +95,11 @@ def _process_as_json(one: Audited) -> dict[str, object]:
         "core_limit": process.core_limit,
         "file_limit": process.file_limit,
         "threads": process.threads,
+        "limits": {
+            "cgroup": process.limits.path or None,
+            "memory": process.limits.memory,
+            "threads": process.limits.processes,
+        },
         "memory": {"rss_kib": process.rss_kib, "pss_kib": process.pss_kib},
         "files": None
         if process.files is None
@@ -145,6 +152,8 @@ def in_words(audit: Audit, *, color: bool = False, files: bool = False) -> str:
     if audit.devices in NOT_APART:
         line = f"GIVEN UP by --devices={audit.devices}: {NOT_APART[audit.devices]}"
         lines.append(_red(line, color=color))
+    if not audit.cgroup:
+        lines.append("no cgroup limits the memory they take (`cloche doctor` says why)")
     for part in audit.insecure:
         lines.append(_red(f"GIVEN UP by --insecure-no-jail={_plain(os.fsencode(part))}", color=color))
     lines += [_red(f"FAILED {line}", color=color) for line in audit.failures]
@@ -166,7 +175,7 @@ def _row(one: Audited) -> tuple[str, ...]:
         _namespaces(one),
         {True: "no", False: "yes", None: "?"}[process.dumpable],
         "?" if process.files is None else str(len(process.files)),
-        _memory(process.rss_kib),
+        _memory(process),
         "FAILED" if one.failures else "ok",
     )
 
@@ -186,8 +195,9 @@ def _namespaces(one: Audited) -> str:
     return (",".join(one.own) or "the host's") + unknown
 
 
-def _memory(kib: int) -> str:
-    return f"{kib / 1024:.1f} MiB"
+def _memory(process: Process) -> str:
+    most = process.limits.memory
+    return f"{process.rss_kib / 1024:.1f}" + ("" if most is None else f" of {most >> 20}") + " MiB"
 
 
 def _file_lines(one: Audited) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 
 from cloche.domain.trial import KVM_DEADLINE_S, try_run
 from cloche.errors import ClocheError
-from cloche.host import accel, xdg
+from cloche.host import accel, cgroups, xdg
 from cloche.host.facts import collect_facts
 from cloche.host.landlock import LANDLOCK_LIMITS, landlock_version
 from cloche.host.userns import probe_namespaces
@@ -46,7 +46,7 @@ def main(parsed: Parsed) -> int:
 
 def examine() -> list[Finding]:
     """Return the findings, the cheap ones first; what depends on a broken part is not tried."""
-    findings = [*_directories(), _namespaces(), _landlock()]
+    findings = [*_directories(), _namespaces(), _landlock(), _cgroups()]
     facts = collect_facts()
     if facts.user.uid == 0:
         findings.append(_ids(facts))
@@ -86,6 +86,58 @@ def _landlock() -> Finding:
             "boot Linux 5.13 or newer with landlock among its security modules (lsm=landlock,...)",
         )
     return Finding("landlock", "ok", f"version {version}: devices give up {', '.join(limits)}")
+
+
+def _cgroups() -> Finding:
+    parent = cgroups.find_parent()
+    if parent:
+        return Finding(
+            "cgroups",
+            "ok",
+            f"each process of a machine has its own limits of memory and threads, below {parent}",
+        )
+    why, remedy = _why_no_cgroups()
+    return Finding("cgroups", "note", f"{why}: nothing limits the memory of a machine's processes", remedy)
+
+
+def _why_no_cgroups() -> tuple[str, str]:
+    if not os.path.exists(f"{cgroups.ROOT}/cgroup.controllers"):
+        if not os.path.exists("/run/systemd/system"):
+            return (
+                f"there are no cgroups of version 2 at {cgroups.ROOT}",
+                f"mount -t cgroup2 cgroup2 {cgroups.ROOT}",
+            )
+        return (
+            f"the cgroups at {cgroups.ROOT} are of version 1",
+            "boot Linux with systemd.unified_cgroup_hierarchy=1",
+        )
+    own = cgroups.own_path("self")
+    missing = cgroups.missing_controllers()
+    if missing:
+        return (
+            f"the kernel has no {' and no '.join(missing)} for cgroups of version 2",
+            "boot Linux without cgroup_disable= and systemd.unified_cgroup_hierarchy=0",
+        )
+    if os.path.exists(f"/run/user/{os.getuid()}/systemd"):
+        return (
+            "this session's cgroup is not yours to divide",
+            "systemd-run --user --scope --quiet cloche ... (instead of cloche ...)",
+        )
+    return f"you may make no cgroups with limits at your own ({own}) or above", _delegation(os.getuid())
+
+
+def _delegation(uid: int) -> str:
+    """Return the command by which root gives the caller's shell a cgroup to divide, where no systemd does that."""
+    given = f"{cgroups.ROOT}/user-{uid}"
+    on = "echo +memory +pids >"
+    steps = (
+        f"mkdir {given} {given}/shell",
+        f"{on} {cgroups.ROOT}/cgroup.subtree_control",
+        f"{on} {given}/cgroup.subtree_control",
+        f"chown {uid} {given} {given}/cgroup.procs",
+        f"echo {os.getppid()} > {given}/shell/cgroup.procs",
+    )
+    return f"sudo sh -c '{'; '.join(steps)}'"
 
 
 def _ids(facts: HostFacts) -> Finding:

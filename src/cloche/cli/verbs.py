@@ -122,7 +122,7 @@ RUN_OPTIONS = (
     ),
     Option(
         ("--insecure-no-jail",),
-        "Leave out a part of the jails that this host cannot have: seccomp, namespaces or ids.",
+        "Leave out a part of the jails that this host cannot have: seccomp, namespaces, cgroups or ids.",
         metavar="PART",
         repeat=True,
     ),

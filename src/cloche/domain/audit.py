@@ -11,6 +11,7 @@ import os
 
 from cloche.errors import DomainError
 from cloche.host.bpf import count_allowed
+from cloche.host.cgroups import ROOT as CGROUP_ROOT
 from cloche.host.fdlook import read_sockets
 from cloche.host.pids import start_time
 from cloche.host.procfs import CAPABILITY_SETS, NAMESPACES, Process, descendants, read_process
@@ -60,12 +61,13 @@ class Audited(Record):
 
 
 class Audit(Record):
-    """A domain and the verdict on it."""
+    """A domain and the verdict on it. ``cgroup`` is the directory of its cgroup, empty when it has none."""
 
     domain: str
     supervisor: int
     insecure: tuple[str, ...]
     processes: tuple[Audited, ...]
+    cgroup: str = ""
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -110,13 +112,24 @@ def audit_domain(running: Running) -> Audit:
             f"the domain {running.ident} shows {len(seen)} of its processes only",
             hint="It may have just begun: try again. If not, see that /proc is not mounted with hidepid.",
         )
-    return Audit(running.ident, warden.parent, running.insecure, judge(tuple(seen.values())))
+    return Audit(
+        running.ident,
+        warden.parent,
+        running.insecure,
+        judge(tuple(seen.values()), running.cgroup),
+        running.cgroup,
+    )
 
 
-def judge(processes: tuple[Process, ...]) -> tuple[Audited, ...]:
-    """Hold the processes of a domain against the policies; the first is the warden, parents come before children."""
+def judge(processes: tuple[Process, ...], cgroup: str = "") -> tuple[Audited, ...]:
+    """Hold the processes of a domain against the policies; the first is the warden, parents come before children.
+
+    ``cgroup`` is the directory of the domain's cgroup, in which each must be limited; empty where none is.
+    """
     roles = _Roles(processes[0])
     found = tuple(_judge(process, processes[0], roles) for process in processes)
+    if cgroup:
+        found = tuple(one._replace(failures=(*one.failures, *_check_limits(one, cgroup))) for one in found)
     if processes[0].uids[1] != 0:
         return found
     users = [process.uids[1] for process in processes]
@@ -285,6 +298,19 @@ def _check_root(hold: Hold, process: Process, warden: Process, own: tuple[str, .
             and not _may_write(hold, mount.path)
         ):
             yield f"can write to {escape_untrusted(os.fsencode(mount.path), 200)}"
+
+
+def _check_limits(one: Audited, cgroup: str) -> Iterator[str]:
+    """Yield what does not hold of a process that the warden has started in the domain's cgroup."""
+    if one.role in (WARDEN.role, INIT.role, "starting"):
+        return
+    limits = one.process.limits
+    if os.path.dirname(CGROUP_ROOT + limits.path) != cgroup:
+        yield "is in another cgroup than its own"
+        return
+    for what, most in (("memory", limits.memory), ("number of threads", limits.processes)):
+        if most is None:
+            yield f"has no limit of its {what}"
 
 
 def _may_write(hold: Hold, path: str) -> bool:

@@ -53,6 +53,8 @@ def describe_plan(plan: LaunchPlan, unsaveable: str = "") -> str:
         lines.append(f"devices     {NOT_APART[plan.devices]}")
     for part in plan.insecure:
         lines.append(f"insecure    without {INSECURE_PARTS[part]}")
+    if plan.cgroup:
+        lines.append(f"cgroups     below {_text(plan.cgroup)}")
     for endpoint in plan.endpoints:
         lines.append(f"socket      {endpoint.name} ({endpoint.kind})")
     for process in plan.processes:
@@ -96,6 +98,9 @@ def _describe_process(process: ProcessPlan) -> list[str]:
         name, unit = _LIMITS.get(number, (f"limit {number}", ""))
         most = "" if soft == hard else f" (at most {hard}{unit})"
         lines.append(f"    limit   {name} {soft}{unit}{most}")
+    if process.limits is not None:
+        lines.append(f"    limit   memory {process.limits.memory} bytes")
+        lines.append(f"    limit   processes {process.limits.processes}")
     for op in jail.root:
         lines.append(f"    root    {_words(type(op).__name__, op)}")
     return lines

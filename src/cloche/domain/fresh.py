@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from cloche.errors import LaunchError
 from cloche.model.jail import OWN, Bind, File
 from cloche.model.plan import RUN_DIRECTORY
 from cloche.record import TYPE_CHECKING
@@ -11,6 +12,20 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloche.model.jail import Jail, RootOp
     from cloche.model.plan import LaunchPlan
+
+
+def open_program(path: str) -> int:
+    """Open a program that a process is to execute and not to see.
+
+    Raises:
+        LaunchError: It cannot be opened.
+    """
+    try:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise LaunchError(
+            f"cannot open {path}: {error.strerror}", hint="Run `make setup` in cloche's directory."
+        ) from None
 
 
 def fresh_root(root: tuple[RootOp, ...], machine_id: bytes, directory: str) -> tuple[RootOp, ...]:

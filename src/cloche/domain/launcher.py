@@ -14,7 +14,7 @@ from cloche.domain.complaints import Complaints
 from cloche.domain.console import Console
 from cloche.domain.control.door import Door
 from cloche.domain.endpoints import Endpoints
-from cloche.domain.fresh import fresh_root, own_ids
+from cloche.domain.fresh import fresh_root, open_program, own_ids
 from cloche.errors import DomainError, LaunchError
 from cloche.host.reactor import READ
 from cloche.host.rundir import RunDirectory
@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from cloche.domain.sharing import GuestAnswer, Sharing
     from cloche.domain.timings import Timings
     from cloche.errors import ClocheError
+    from cloche.host.cgroups import DomainCgroup
     from cloche.host.reactor import Reactor
     from cloche.host.warden import Event, Exited
     from cloche.model.guest import Step
     from cloche.model.plan import LaunchPlan, OpenFile, ProcessPlan
 
 _STDERR = 2
+_SIGKILL = 9
 #: Exit status of a device process that cannot use what it was given (crates/device).
 _UNUSABLE = 4
 #: How long the end of one process waits for the word that another was not started, in seconds.
@@ -99,6 +101,7 @@ class Launcher:
         self._peers: Peers | None = None
         self._template: TemplateWork | None = template
         self._monitor: Monitor | None = None
+        self._cgroup: DomainCgroup | None = None
         self._closed = False
 
     @property
@@ -152,6 +155,12 @@ class Launcher:
         self._directory.record_warden(self._warden.pid, self.plan.insecure)
         self.reactor.register(self._warden.fileno(), READ, self._hear)
         self._endpoints = Endpoints(self.plan.endpoints, self._directory)
+        if self.plan.cgroup:
+            from cloche.host.cgroups import DomainCgroup, directory_of
+
+            # Noted first: what is noted and not there is harmless, and what is there and not noted would stay.
+            self._directory.record_cgroup(directory_of(self.plan.cgroup, self._warden.pid))
+            self._cgroup = DomainCgroup(self.plan.cgroup, self._warden.pid)
         self._timings.mark("sockets and warden")
         if self.plan.console:
             self.console.listen(self._endpoints.connect(self.plan.console))
@@ -229,7 +238,7 @@ class Launcher:
         assert self._warden is not None
         assert self._endpoints is not None
         assert self._directory is not None
-        program = _open_program(process.executable) if process.executable else None
+        program = open_program(process.executable) if process.executable else None
         complaints = self._complaints[ident] = Complaints(self.reactor)
         fds = [self._endpoints.descriptor(d) for d in process.descriptors]
         fds += [self._files[file] for file in process.files]
@@ -242,6 +251,10 @@ class Launcher:
             numbers.append(connection.number)
             argv += connection.words
         fds.append(complaints.theirs)
+        cgroup = None
+        if self._cgroup is not None and process.limits is not None:
+            cgroup = self._cgroup.open(process.name, process.limits)
+            fds.append(cgroup)
         spec = SpawnSpec(
             id=ident,
             name=process.name.encode(),
@@ -252,6 +265,7 @@ class Launcher:
             ),
             fds=(*numbers, _STDERR),
             exe_fd=program is not None,
+            cgroup=cgroup is not None,
         )
         log.debug(f"starting {process.name}")
         try:
@@ -265,8 +279,9 @@ class Launcher:
             if peer is not None:
                 # The process's alone: its death is to be the connection's end.
                 peer.close()
-            if program is not None:
-                os.close(program)
+            for fd in (program, cgroup):
+                if fd is not None:
+                    os.close(fd)
 
     def verify(self) -> None:
         """Look whether every process has the filters of system calls that its policy asks for, once.
@@ -367,6 +382,9 @@ class Launcher:
             return
         process = self.plan.processes[event.id]
         how = f"was killed by signal {event.signal}" if event.signal else f"exited with status {event.status}"
+        if event.signal == _SIGKILL and self._cgroup and self._cgroup.was_out_of_memory(process.name):
+            assert process.limits is not None
+            how = f"was killed by the kernel: it wanted more than the {process.limits.memory >> 20} MiB it may have"
         log.debug(f"{process.name} {how}")
         if process.name.startswith(("fs-", "devices")) and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
@@ -477,15 +495,6 @@ class Launcher:
             self._endpoints.close()
         if self._directory is not None:
             self._directory.close()
-
-
-def _open_program(path: str) -> int:
-    try:
-        return os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError as error:
-        raise LaunchError(
-            f"cannot open {path}: {error.strerror}", hint="Run `make setup` in cloche's directory."
-        ) from None
 
 
 def _raise(error: ClocheError) -> None:

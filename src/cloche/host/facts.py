@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from cloche.host import accel, tools
+from cloche.host import accel, cgroups, tools
 from cloche.host.tsc import tsc_khz
 from cloche.lean import signal
 from cloche.model.facts import HostFacts, PathFact, SkeletonEntry, Tools, User
@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from cloche.model.jail import IdRange
 
 #: As much of /etc/skel as is sent with a plan: far more than distributions put there, and little to send.
-#: The programs that are jailed.
-_FILTERS = (
-    "cloche-fs",
-    "cloche-disk",
-    "cloche-rng",
-    "cloche-bundle",
-    "qemu",
-    "qemu-reconnect",
-    "qemu-devices",
-)
 _SKELETON_BYTES, _SKELETON_ENTRIES = 64 * 1024, 64
 
 
@@ -66,6 +56,7 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
         nice=os.getpriority(os.PRIO_PROCESS, 0),
         ids=_ids(),
         kvm_group=accel.kvm_group(),
+        cgroup=cgroups.find_parent(),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+from cloche.host.cgroups import Counted, read_limits
 from cloche.host.fdlook import OpenFile, Sockets, read_files
 from cloche.host.pids import has_ended, start_time, stat_fields
 from cloche.record import TYPE_CHECKING, Record
@@ -67,6 +68,7 @@ class Process(Record):
         dumpable: Whether others of its user may look into it; None when that cannot be told.
         core_limit: The hard limit of core files in bytes; None for none.
         file_limit: The hard limit of how large a file it can make, in bytes; None for none.
+        limits: How its cgroup limits it, and which that is.
         programs: The filters themselves, the first one first; None when they cannot be read.
         rss_kib: Resident memory.
         pss_kib: The same with what is shared divided by those who share it; None when it cannot be read.
@@ -102,6 +104,7 @@ class Process(Record):
     hidden: tuple[str, ...]
     file_limit: int | None = None
     programs: tuple[bytes, ...] | None = None
+    limits: Counted = Counted("")
 
 
 def descendants(top: int) -> tuple[int, ...]:
@@ -198,6 +201,7 @@ def _look(pid: int, start: int, sockets: Sockets) -> Process:
         hidden=tuple(hidden),
         file_limit=_limit(pid, "Max file size"),
         programs=_programs(pid),
+        limits=read_limits(pid),
     )
 
 

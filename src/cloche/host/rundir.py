@@ -11,11 +11,12 @@ import os
 
 from cloche.errors import DomainError, HostError
 from cloche.host import names, xdg
-from cloche.host.pids import start_time
+from cloche.host.pids import has_ended, start_time, stat_fields
 from cloche.record import Record
 
 _LOCK = "lock"
 _OWNER = "warden"
+_CGROUP = "cgroup"
 _NEW = "new-"
 #: A directory without a lock is being made right now, unless it is older than this, in seconds.
 _NEW_GRACE_S = 60
@@ -30,6 +31,7 @@ class Running(Record):
         start: When that was started, in clock ticks since the host's boot.
         insecure: The parts of its jails that were given up (``--insecure-no-jail``).
         name: What its owner calls it; empty where nobody has named it.
+        cgroup: The directory of its cgroup; empty when its processes have none of their own.
     """
 
     ident: str
@@ -37,6 +39,7 @@ class Running(Record):
     start: int
     insecure: tuple[str, ...]
     name: str = ""
+    cgroup: str = ""
 
 
 class RunDirectory:
@@ -137,23 +140,39 @@ class RunDirectory:
             HostError: There is no room for it.
         """
         start = start_time(pid)
-        if start is None:
-            return  # it has ended already: there is nothing to look at, and what it said is heard later
+        if start is not None:
+            self._note(_OWNER, " ".join((str(pid), str(start), *insecure)))
+        # Else it has ended already: there is nothing to look at, and what it said is heard later.
+
+    def record_cgroup(self, directory: str) -> None:
+        """Write down where the domain's cgroup is, for the audit, and for whoever removes it when nobody else has.
+
+        Raises:
+            HostError: There is no room for it.
+        """
+        self._note(_CGROUP, directory)
+
+    def _note(self, name: str, text: str) -> None:
         try:
             # A link needs no room on a full disk, and whoever reads it reads all of it.
-            os.symlink(" ".join((str(pid), str(start), *insecure)), self.file(_OWNER))
+            os.symlink(text, self.file(name))
         except OSError as error:
             raise HostError(
-                f"cannot make {self.file(_OWNER)}: {error.strerror}",
+                f"cannot make {self.file(name)}: {error.strerror}",
                 hint="Free some space there, or set XDG_RUNTIME_DIR to a directory of yours.",
             ) from None
 
     def close(self) -> None:
-        """Remove the directory. May be called twice."""
+        """Remove the directory. May be called twice.
+
+        One that has a cgroup is left to the next command's sweep when neither this nor the warden can remove that.
+        """
         if self._lock >= 0:
             if self.name:
                 self._give_name_back()
-            _remove(self.path)
+            # A warden that is not there (any more) may have just done it.
+            if _is_cgroup_gone(self.path) or _has_warden(self.path) or _is_cgroup_gone(self.path):
+                _remove(self.path)
             os.close(self._lock)
             self._lock = -1
 
@@ -171,7 +190,8 @@ def sweep() -> int:
         return 0
     for entry in entries:
         path = os.path.join(parent, entry)
-        if not names.is_own(entry) and _is_abandoned(path, new=entry.startswith(_NEW)):
+        abandoned = not names.is_own(entry) and _is_abandoned(path, new=entry.startswith(_NEW))
+        if abandoned and _is_cgroup_gone(path):
             _remove(path)
             removed += 1
     if any(names.is_name(entry) for entry in entries):
@@ -212,13 +232,11 @@ def _read_running(parent: str, ident: str, name: str) -> Running | None:
     path = os.path.join(parent, ident)
     if _is_abandoned(path, new=False):
         return None
-    try:
-        words = os.readlink(os.path.join(path, _OWNER)).split(" ")
-    except OSError:
-        return None
+    words = _read_note(path, _OWNER).split(" ")
     if len(words) < 2 or not all(word.isascii() and word.isdigit() for word in words[:2]):
         return None
-    return Running(ident, int(words[0]), int(words[1]), tuple(words[2:]), name)
+    cgroup = _read_note(path, _CGROUP)
+    return Running(ident, int(words[0]), int(words[1]), tuple(words[2:]), name, cgroup)
 
 
 def wait_for_end(ident: str) -> None:
@@ -233,6 +251,33 @@ def wait_for_end(ident: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_SH)
     finally:
         os.close(lock)
+
+
+def _read_note(path: str, name: str) -> str:
+    try:
+        return os.readlink(os.path.join(path, name))
+    except OSError:
+        return ""
+
+
+def _is_cgroup_gone(path: str) -> bool:
+    """Remove the cgroup of a domain that has ended; false when a process is left in it."""
+    directory = _read_note(path, _CGROUP)
+    if not directory:
+        return True
+    from cloche.host.cgroups import remove
+
+    return remove(directory)
+
+
+def _has_warden(path: str) -> bool:
+    """Whether the warden lives whose last work it is to remove the cgroup."""
+    pid, _, rest = _read_note(path, _OWNER).partition(" ")
+    try:
+        fields = stat_fields(int(pid))
+    except (OSError, ValueError):
+        return False
+    return not has_ended(fields) and rest.split(" ")[0] == fields[19]
 
 
 def _is_abandoned(path: str, *, new: bool) -> bool:

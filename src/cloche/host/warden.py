@@ -156,7 +156,7 @@ class Warden:
             ValueError: The descriptors do not fit ``spec``, or the message is too long.
             LaunchError: The warden is gone.
         """
-        expected = len(spec.fds) + spec.exe_fd
+        expected = len(spec.fds) + spec.cgroup + spec.exe_fd
         if len(fds) != expected or expected > MAX_DESCRIPTORS:
             raise ValueError(
                 f"{len(fds)} descriptors given, {expected} named, at most {MAX_DESCRIPTORS} allowed"
@@ -351,6 +351,7 @@ def encode_spawn(spec: SpawnSpec) -> bytes:
     writer.many(spec.env, Writer.blob)
     writer.many((_UNNAMED if number is None else number for number in spec.fds), Writer.u32)
     writer.u8(spec.exe_fd)
+    writer.u8(spec.cgroup)
     _encode_jail(writer, spec.jail)
     return writer.finish()
 

@@ -74,6 +74,7 @@ class HostFacts(Record):
             not built. Of many programs a plan needs two or three, so each is read when it is first asked for.
         ids: Ids that root's domains may take for their processes; None for other callers, or when there are none.
         kvm_group: The group that may use KVM, OWN when everybody may.
+        cgroup: The cgroup, a directory, below which the caller may make others with limits; empty when there is none.
         tsc_khz: The frequency of the host's time-stamp counter in kHz; 0 when it is not known or not steady.
     """
 
@@ -94,3 +95,4 @@ class HostFacts(Record):
     nice: int = 0
     ids: IdRange | None = None
     kvm_group: int = OWN
+    cgroup: str = ""

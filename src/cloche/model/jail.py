@@ -159,6 +159,7 @@ RootOp = Dir | Bind | File | Symlink | Tmpfs | Proc | Dev | BindFd
 INSECURE_PARTS = {
     "seccomp": "the filters of system calls that are put on from outside, and QEMU's own",
     "namespaces": "the network, ipc, uts and cgroup namespaces",
+    "cgroups": "the limits of memory and processes that cgroups hold",
     "ids": "the ids of their own that processes of root's domains run under",
 }
 #: Without these there is no stage and no end of a domain: they cannot be left out.
@@ -193,6 +194,18 @@ class Jail(Record):
     root: tuple[RootOp, ...] = ()
 
 
+class Limits(Record):
+    """What a process may use at most, all of it together, what the kernel keeps for it included.
+
+    Attributes:
+        memory: In bytes.
+        processes: Threads, its first one included.
+    """
+
+    memory: int
+    processes: int
+
+
 class SpawnSpec(Record):
     """A process to start in a domain.
 
@@ -204,6 +217,7 @@ class SpawnSpec(Record):
         fds: The k-th descriptor sent becomes this number in the process (below 256), None for one only named by a
             BindFd. Standard streams not named are /dev/null; nothing else is open.
         exe_fd: One more descriptor is sent, the last: the program itself.
+        cgroup: One more is sent, behind those of ``fds``: the directory of the cgroup in which it begins.
     """
 
     id: int
@@ -213,3 +227,4 @@ class SpawnSpec(Record):
     jail: Jail
     fds: tuple[int | None, ...] = ()
     exe_fd: bool = False
+    cgroup: bool = False

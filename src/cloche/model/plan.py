@@ -8,7 +8,7 @@ from cloche.record import TYPE_CHECKING, Record
 if TYPE_CHECKING:
     from cloche.model.facts import User
     from cloche.model.guest import GuestCommand, Step
-    from cloche.model.jail import IdRange, Jail
+    from cloche.model.jail import IdRange, Jail, Limits
     from cloche.model.machine import Machine
     from cloche.model.request import Include, Share
 
@@ -108,6 +108,7 @@ class ProcessPlan(Record):
     Attributes:
         files: What it has open when it starts.
         connections: Whom it is connected with.
+        limits: What it may use at most, in a cgroup of its own; None where there are none.
         restarts: It is started anew when it dies, with the same descriptors, and whoever talked to it connects again.
         executable: A static program of the host, passed as a descriptor and so invisible in the jail; empty when
             ``argv[0]`` is a path inside the jail.
@@ -124,6 +125,7 @@ class ProcessPlan(Record):
     files: tuple[OpenFile, ...] = ()
     connections: tuple[Connection, ...] = ()
     restarts: bool = False
+    limits: Limits | None = None
 
 
 class SharingPlan(Record):
@@ -169,6 +171,7 @@ class LaunchPlan(Record):
         ids: What an id of a process's own (``model.jail.OWN``) is taken from; None where no jail asks for one.
         sharing: What is shared with it, and how more can be.
         insecure: Parts of the jails that were given up because the user asked for it (``RunRequest.insecure``).
+        cgroup: The cgroup of the host, a directory, below which the domain's are; empty when its processes have none.
         template: What the machine goes on from; None when it boots.
         cold: Why it boots, in a clause; empty when it does not.
         name: What the domain is to be called; empty for nothing but its identity.
@@ -193,6 +196,7 @@ class LaunchPlan(Record):
     insecure: tuple[str, ...] = ()
     ids: IdRange | None = None
     memory: bytes = b""
+    cgroup: str = ""
     template: Template | None = None
     cold: str = ""
     name: str = ""

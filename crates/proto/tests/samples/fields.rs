@@ -234,6 +234,7 @@ pub fn to_warden_fields(message: &ToWarden) -> Value {
         ToWarden::Spawn(spawn) => json!({
             "type": "SPAWN", "id": spawn.id, "name": hex(&spawn.name), "argv": hexes(&spawn.argv),
             "env": hexes(&spawn.env), "fds": spawn.fds, "exe_fd": u8::from(spawn.exe_fd),
+            "cgroup": u8::from(spawn.cgroup),
             "jail": jail_fields(&spawn.jail),
         }),
         ToWarden::Kill { id, signo } => json!({"type": "KILL", "id": id, "signo": signo}),

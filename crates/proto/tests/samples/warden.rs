@@ -71,6 +71,7 @@ pub fn packets() -> Vec<Named> {
         env: vec![],
         fds: vec![],
         exe_fd: false,
+        cgroup: false,
         jail: Jail {
             flags: jail_flags::KEEP_ROOT,
             ..jail()
@@ -83,6 +84,7 @@ pub fn packets() -> Vec<Named> {
         env: vec![bytes("LC_ALL=C")],
         fds: vec![0, 2, 3, FD_UNNAMED],
         exe_fd: true,
+        cgroup: true,
         jail: Jail {
             namespaces: 0x0002_0000 | 0x4000_0000,
             uid: 1000,

@@ -1,5 +1,6 @@
 //! The system calls the warden makes, each as a safe function. All `unsafe` of the warden stands here and below.
 
+mod fork;
 mod mount;
 mod packet;
 mod rights;
@@ -10,6 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use libc::{c_char, c_int, c_long, c_uint, c_ulong, pid_t};
 
+pub use fork::{fork, fork_into, Forked};
 pub use mount::{
     add_mount_attributes, attach_mount, clone_mount, detach_mount, enter_mount_namespace,
     make_writable, new_mount, pivot_root, set_propagation,
@@ -163,38 +165,6 @@ pub fn child_signals() -> Result<OwnedFd> {
         let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
         check_fd(c_long::from(fd))
     }
-}
-
-/// Which side of a fork the caller is on.
-pub enum Forked {
-    /// The new process.
-    Child,
-    /// The old one, with the new one's process id and, when asked for, its pidfd.
-    Parent(pid_t, Option<OwnedFd>),
-}
-
-/// fork(2) with `CLONE_*` namespace flags for the child. With `pidfd`, the parent gets one.
-pub fn fork(namespaces: c_int, pidfd: bool) -> Result<Forked> {
-    let mut fd: c_int = -1;
-    let flags = namespaces | libc::SIGCHLD | if pidfd { libc::CLONE_PIDFD } else { 0 };
-    let none: c_ulong = 0;
-    // SAFETY: without CLONE_VM and with no stack given this is fork(2): the child has a copy of everything. There is
-    // one thread, so no lock can be held by another one. The kernel writes the pidfd to `fd`.
-    let ret = check(unsafe {
-        libc::syscall(
-            libc::SYS_clone,
-            c_long::from(flags),
-            none,
-            &raw mut fd,
-            none,
-            none,
-        )
-    })?;
-    if ret == 0 {
-        return Ok(Forked::Child);
-    }
-    let pid = pid_t::try_from(ret).map_err(|_| Errno(libc::EIO))?;
-    Ok(Forked::Parent(pid, pidfd.then(|| adopt_fd(fd))))
 }
 
 /// A pidfd of a process that was not reaped yet.

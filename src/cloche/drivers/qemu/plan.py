@@ -7,6 +7,7 @@ from cloche.drivers.qemu.board import IN_TEMPLATE, Board, platform_device
 from cloche.drivers.qemu.command import HUGE_PAGE, MEMORY_FILE, Beginning, plan_control
 from cloche.drivers.qemu.files import HOSTNAME, SOCKET_FDS, build_trees, plan_file_server, plan_sharing
 from cloche.drivers.qemu.jails import check_insecure, give_up
+from cloche.drivers.qemu.limits import cgroup_for, limit
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.qemu.vmm import plan_vmm
 from cloche.errors import HostError, UsageError
@@ -79,14 +80,17 @@ def plan_launch(
         # The guest's memory is a file, too.
         limited = limit_files(vmm.jail, request.disks, least=(machine.memory_mib << 20) + HUGE_PAGE)
         vmm = vmm._replace(jail=limited)
-    processes = [process for device in devices for process in device.processes]
+    # QEMU takes longest to come up, and its sockets are there before whoever answers on them.
+    processes = [vmm, *(process for device in devices for process in device.processes)]
+    cgroup = cgroup_for(facts, request.insecure)
+    if cgroup:
+        processes = [limit(process, machine) for process in processes]
     return LaunchPlan(
         driver="qemu",
         isolation=Isolation.HARDWARE_VM if machine.accelerator == Accelerator.KVM else Isolation.EMULATED_VM,
         machine=machine,
         endpoints=tuple(endpoint for device in devices for endpoint in device.endpoints),
-        # QEMU takes longest to come up, and its sockets are there before whoever answers on them.
-        processes=tuple(give_up(process, request.insecure) for process in (vmm, *processes)),
+        processes=tuple(give_up(process, request.insecure) for process in processes),
         control="control",
         console="console",
         monitor="monitor",
@@ -118,6 +122,7 @@ def plan_launch(
         insecure=request.insecure,
         ids=facts.ids,
         memory=MEMORY_FILE.encode(),
+        cgroup=cgroup,
         template=template,
     )
 

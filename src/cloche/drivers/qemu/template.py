@@ -12,6 +12,7 @@ from cloche.drivers.qemu.balloon import plan_balloon
 from cloche.drivers.qemu.board import IN_TEMPLATE, TRANSPORTS, Board
 from cloche.drivers.qemu.command import MEMORY_FILE, STATE_FD, Beginning, plan_control
 from cloche.drivers.qemu.files import HOSTNAME, SOCKET_FDS, build_trees, plan_file_server, plan_sharing
+from cloche.drivers.qemu.limits import cgroup_for, limit
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.qemu.vmm import plan_vmm
 from cloche.model.guest import GuestCommand
@@ -84,12 +85,14 @@ def plan_template(request: RunRequest, facts: HostFacts, kernel: Kernel) -> Laun
     state = OpenFile(STATE_PLACEHOLDER, True, STATE_FD)
     devices = (control, system, plan_balloon(board))
     vmm = plan_vmm(facts, machine, board, devices, boot_log=False, beginning=Beginning.SAVE, files=(state,))
+    processes = (vmm, *system.processes)
+    cgroup = cgroup_for(facts)
     return LaunchPlan(
         driver="qemu",
         isolation=Isolation.EMULATED_VM,
         machine=machine,
         endpoints=(*control.endpoints, *system.endpoints),
-        processes=(vmm, *system.processes),
+        processes=tuple(limit(process, machine) for process in processes) if cgroup else processes,
         control="control",
         console="console",
         monitor="monitor",
@@ -102,4 +105,5 @@ def plan_template(request: RunRequest, facts: HostFacts, kernel: Kernel) -> Laun
         notices=notices,
         ids=facts.ids,
         memory=MEMORY_FILE.encode(),
+        cgroup=cgroup,
     )
