@@ -28,6 +28,7 @@ STEPS: tuple[model.Step, ...] = (
     model.Rlimit(7, 1024, 2**64 - 1),
     model.WaitPath(b"/dev/vda", 5000),
     model.Unmount(b"/srv", 8),
+    model.Interface(b"eth0", 0x0A00020F, 24, 0x0A000202),
 )
 TO_HOST: tuple[m.ToHost, ...] = (
     m.Ready(b"0.1.0", b"6.12.0", 10**9),

@@ -69,6 +69,12 @@ pub fn perform(step: &Step) -> Result<()> {
             sys::add_entropy(device.as_fd(), seed)
         }
         Step::Loopback => sys::loopback_up(),
+        Step::Interface {
+            name,
+            address,
+            prefix,
+            gateway,
+        } => sys::interface_up(name, *address, *prefix, *gateway),
         Step::Sysctl { path, value } => set_kernel_setting(path_of(path), value),
         Step::Clock { .. } | Step::Rlimit { .. } | Step::WaitPath { .. } => {
             Err(Errno(libc::ENOSYS))
@@ -98,6 +104,7 @@ pub fn describe(step: &Step) -> Vec<u8> {
         Step::Clock { .. } => ("clock", b""),
         Step::Entropy { .. } => ("entropy", b""),
         Step::Loopback => ("loopback", b""),
+        Step::Interface { name, .. } => ("network card", name),
         Step::Sysctl { path, .. } => ("sysctl", path),
         Step::Rlimit { .. } => ("rlimit", b""),
         Step::WaitPath { path, .. } => ("wait for", path),

@@ -9,6 +9,10 @@ const VLAN: usize = 4;
 /// Bytes of one address.
 const ADDRESS: usize = 6;
 
+/// Bytes of the shortest header of IPv4, and where in it the destination stands (RFC 791).
+const IPV4: usize = 20;
+const IPV4_DESTINATION: usize = 16;
+
 /// Bytes a frame carries, at most, unless another number is given.
 pub const DEFAULT_MTU: u16 = 1500;
 /// The largest such number that can be given.
@@ -57,10 +61,14 @@ pub enum Reason {
     Room,
     /// There is nobody to hand it on to.
     NoPeer,
+    /// It is of a protocol that is not handed on to the host's own network.
+    Protocol,
+    /// It is for the host itself, by an address that leads nowhere else.
+    Host,
 }
 
 /// All reasons.
-const REASONS: [Reason; 7] = [
+const REASONS: [Reason; 9] = [
     Reason::Offload,
     Reason::NoFrame,
     Reason::Long,
@@ -68,6 +76,8 @@ const REASONS: [Reason; 7] = [
     Reason::Destination,
     Reason::Room,
     Reason::NoPeer,
+    Reason::Protocol,
+    Reason::Host,
 ];
 
 impl Reason {
@@ -80,6 +90,8 @@ impl Reason {
             Reason::Destination => "were for somebody else",
             Reason::Room => "found too small a buffer",
             Reason::NoPeer => "had nobody to go to",
+            Reason::Protocol => "were neither of ARP nor of IPv4",
+            Reason::Host => "were for the host itself",
         }
     }
 }
@@ -92,7 +104,9 @@ impl Dropped {
     /// Counts a frame. The first of each kind is told: a flood of them must not fill anybody's log.
     pub fn count(&mut self, reason: Reason) {
         let place = &mut self.0[reason as usize];
-        if *place == 0 && reason != Reason::Destination && reason != Reason::NoPeer {
+        // These are no fault of anybody's.
+        let usual = [Reason::Destination, Reason::NoPeer, Reason::Protocol];
+        if *place == 0 && !usual.contains(&reason) {
             log::warn!("frames are dropped that {}", reason.text());
         }
         *place = place.saturating_add(1);
@@ -124,13 +138,28 @@ impl fmt::Display for Dropped {
 pub struct Rules {
     mac: Mac,
     mtu: u16,
+    outward: bool,
 }
 
 impl Rules {
     /// The rules of a guest with this address, on a link whose frames carry up to `mtu` bytes.
     #[must_use]
     pub fn new(mac: Mac, mtu: u16) -> Self {
-        Rules { mac, mtu }
+        Rules {
+            mac,
+            mtu,
+            outward: false,
+        }
+    }
+
+    /// The same for a peer that stands in the host's own network and connects to whatever address it is told: nothing
+    /// goes out but ARP and IPv4, and nothing that is for the host itself.
+    #[must_use]
+    pub fn outward(self) -> Self {
+        Rules {
+            outward: true,
+            ..self
+        }
     }
 
     /// Bytes of the longest frame.
@@ -150,8 +179,13 @@ impl Rules {
         }
         self.check_length(frame)?;
         match frame.get(ADDRESS..2 * ADDRESS) {
-            Some(source) if source == self.mac.0 || cfg!(feature = "mutant-any-source") => Ok(()),
-            _ => Err(Reason::Source),
+            Some(source) if source == self.mac.0 || cfg!(feature = "mutant-any-source") => {}
+            _ => return Err(Reason::Source),
+        }
+        if self.outward {
+            check_outward(frame)
+        } else {
+            Ok(())
         }
     }
 
@@ -175,6 +209,19 @@ impl Rules {
             return Err(Reason::Long);
         }
         Ok(())
+    }
+}
+
+/// Looks where a frame leads: by 127.0.0.0/8, and 0.0.0.0/8 which Linux takes for it, to the host that it is sent from.
+fn check_outward(frame: &[u8]) -> Result<(), Reason> {
+    match frame.get(2 * ADDRESS..ETHERNET) {
+        Some([0x08, 0x06]) => Ok(()),
+        Some([0x08, 0x00]) => match frame.get(ETHERNET..ETHERNET + IPV4) {
+            None => Err(Reason::NoFrame),
+            Some(header) if matches!(header[IPV4_DESTINATION], 0 | 127) => Err(Reason::Host),
+            Some(_) => Ok(()),
+        },
+        _ => Err(Reason::Protocol),
     }
 }
 
@@ -232,6 +279,32 @@ mod tests {
         assert_eq!(check(&frame([3; 6], OWN, 13)), Err(Reason::NoFrame));
         assert_eq!(check(&[]), Err(Reason::NoFrame));
         assert_eq!(check(&frame(OWN, [4; 6], 60)), Err(Reason::Source));
+    }
+
+    #[test]
+    fn nothing_goes_outward_that_leads_to_the_host() {
+        let outward = rules().outward();
+        let check = |kind: [u8; 2], to: [u8; 4], length| {
+            let mut one = frame([3; 6], OWN, 60);
+            one[12..14].copy_from_slice(&kind);
+            one[30..34].copy_from_slice(&to);
+            one.truncate(length);
+            outward.check_sent(&[0; VIRTIO_HEADER], &one)
+        };
+        assert_eq!(check([8, 0], [10, 0, 2, 2], 60), Ok(()));
+        assert_eq!(check([8, 0], [255; 4], 34), Ok(()));
+        assert_eq!(check([8, 6], [127, 0, 0, 1], 60), Ok(()));
+        for host in [[127, 0, 0, 1], [127, 255, 255, 255], [0; 4], [0, 1, 2, 3]] {
+            assert_eq!(check([8, 0], host, 60), Err(Reason::Host));
+        }
+        assert_eq!(check([8, 0], [10, 0, 2, 2], 33), Err(Reason::NoFrame));
+        // IPv6, a VLAN tag with IPv4 behind it, anything else.
+        for kind in [[0x86, 0xDD], [0x81, 0], [0, 0]] {
+            assert_eq!(check(kind, [10, 0, 2, 2], 60), Err(Reason::Protocol));
+        }
+        let mut inward = frame([3; 6], OWN, 60);
+        inward[12] = 8;
+        assert_eq!(rules().check_sent(&[0; VIRTIO_HEADER], &inward), Ok(()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ const KIND: Kind = Kind {
     name: "net",
     syntax: Syntax {
         values: &["--mac", "--mtu"],
-        flags: &[],
+        flags: &["--outward"],
         fds: &[PEER],
     },
     reconnect: Reconnect::AcceptAgain,
@@ -41,7 +41,12 @@ fn read_args(options: &Options) -> Result<Rules, OptionsError> {
             .ok()
             .filter(|mtu| (68..=MOST_MTU).contains(mtu))
     })?;
-    Ok(Rules::new(mac, mtu.unwrap_or(DEFAULT_MTU)))
+    let rules = Rules::new(mac, mtu.unwrap_or(DEFAULT_MTU));
+    Ok(if options.has("--outward") {
+        rules.outward()
+    } else {
+        rules
+    })
 }
 
 fn open(rules: Rules, inherited: &mut Inherited) -> io::Result<Box<dyn Device>> {

@@ -111,6 +111,17 @@ pub enum Step {
         /// Longest wait in milliseconds.
         timeout_ms: u32,
     },
+    /// Gives a network card an IPv4 address and the default route, and brings it up.
+    Interface {
+        /// The card's name, like `eth0`.
+        name: Vec<u8>,
+        /// Its address, the highest byte first.
+        address: u32,
+        /// How many bits of it are those of its network.
+        prefix: u32,
+        /// Who is sent what is for nobody there.
+        gateway: u32,
+    },
     /// umount2(2).
     Unmount {
         /// Where.
@@ -188,6 +199,12 @@ impl Step {
                 target: r.byte_vec()?,
                 flags: r.u32()?,
             },
+            16 => Self::Interface {
+                name: r.byte_vec()?,
+                address: r.u32()?,
+                prefix: r.u32()?,
+                gateway: r.u32()?,
+            },
             other => {
                 return Err(CodecError::Unknown {
                     what: "step",
@@ -256,6 +273,15 @@ impl Step {
             } => (13, w.u32(*resource).u64(*soft).u64(*hard)).0,
             Self::WaitPath { path, timeout_ms } => (14, w.bytes(path).u32(*timeout_ms)).0,
             Self::Unmount { target, flags } => (15, w.bytes(target).u32(*flags)).0,
+            Self::Interface {
+                name,
+                address,
+                prefix,
+                gateway,
+            } => {
+                w.bytes(name).u32(*address).u32(*prefix).u32(*gateway);
+                16
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ from cloche.host.pids import start_time
 from cloche.host.procfs import CAPABILITY_SETS, NAMESPACES, Process, descendants, read_process
 from cloche.host.text import escape_untrusted
 from cloche.host.tools import read_filter
-from cloche.model.audit import ALL, CONTAINED, INIT, WARDEN, Hold, hold_of_program
+from cloche.model.audit import CONTAINED, INIT, WARDEN, Hold, hold_of_program
 from cloche.model.machine import Devices
 from cloche.record import TYPE_CHECKING, Record
 
@@ -33,6 +33,8 @@ CAPABILITY_WORDS = (
     " sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control setfcap"
     " mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 )
+#: Programs that put on a filter of their own, which differs from version to version.
+OWN_INNER = ("vmm", "passt")
 #: A domain has the warden's two processes and at least one that does something.
 _FEWEST = 3
 #: What is said of a process that is still the warden.
@@ -210,7 +212,7 @@ def own_namespaces(process: Process, reference: Process) -> tuple[str, ...]:
 
 def _calls(hold: Hold) -> int | None:
     """Return how many calls are left by the tightest filter that cloche compiled for it."""
-    inner = b"" if hold.role == "vmm" else read_filter(f"{hold.calls}.inner")
+    inner = b"" if hold.role in OWN_INNER else read_filter(f"{hold.calls}.inner")
     return count_allowed(inner or read_filter(hold.calls))
 
 
@@ -241,7 +243,10 @@ def _check_ids(hold: Hold, process: Process, warden: Process, own: tuple[str, ..
 def _check_rights(hold: Hold, process: Process, warden: Process, own: tuple[str, ...]) -> Iterator[str]:
     del warden, own
     if hold.capabilities is not None:
-        sets = [mask & ~hold.capabilities for mask in process.capabilities]
+        sets = [
+            0 if name == "bounding" and not hold.bounding else mask & ~hold.capabilities
+            for name, mask in zip(CAPABILITY_SETS, process.capabilities, strict=True)
+        ]
         if any(sets):
             names = ", ".join(name for name, mask in zip(CAPABILITY_SETS, sets, strict=True) if mask)
             every = capability_names(functools.reduce(int.__or__, sets))
@@ -257,7 +262,7 @@ def _check_filters(hold: Hold, process: Process, warden: Process, own: tuple[str
     if found < hold.filters:
         yield f"has {found} of the {hold.filters} filters of system calls that its policy needs"
     elif hold.calls and process.programs is not None:
-        names = (hold.calls,) if hold.role == "vmm" else (hold.calls, f"{hold.calls}.inner")
+        names = (hold.calls,) if hold.role in OWN_INNER else (hold.calls, f"{hold.calls}.inner")
         for name, where in zip(names, ("outside", "inside"), strict=False):
             if read_filter(name) not in process.programs:
                 yield f"has another filter of system calls from {where} than its policy's"
@@ -268,7 +273,7 @@ def _check_namespaces(hold: Hold, process: Process, warden: Process, own: tuple[
     if missing:
         yield f"shares namespaces with the host: {', '.join(missing)}"
     # Each device is alone in its own, not only away from the host.
-    if hold.namespaces == ALL and hold.session and len(process.pids) < len(warden.pids) + 2:
+    if hold.own_root and len(process.pids) < len(warden.pids) + 2:
         yield "sees the other processes of its domain (its pid namespace is the domain's)"
 
 

@@ -36,6 +36,9 @@ class Endpoints:
 
     def _make(self, endpoint: Endpoint) -> None:
         name = endpoint.name
+        if endpoint.kind == EndpointKind.JOIN:
+            self.join(name)
+            return
         if endpoint.kind == EndpointKind.PAIR:
             self._sides[name, "here"], self._sides[name, "there"] = socket.socketpair()
             return
@@ -53,6 +56,19 @@ class Endpoints:
                 self._sides[name, "connect"] = connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 connected.connect(reachable)
                 os.unlink(path)
+
+    def join(self, name: str) -> None:
+        """Make the socket pair of a JOIN, again for each start; ``part`` closes it when both processes have theirs.
+
+        Raises:
+            OSError: There are too many open files.
+        """
+        self._sides[name, "one"], self._sides[name, "other"] = socket.socketpair()
+
+    def part(self, name: str) -> None:
+        """Close what was only kept to be passed on of a JOIN, so that each process sees the other one's end."""
+        for side in ("one", "other"):
+            self._sides.pop((name, side)).close()
 
     def connect(self, name: str) -> socket.socket:
         """Connect to a LISTEN endpoint, or return the supervisor's side of a PAIR.

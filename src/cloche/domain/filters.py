@@ -8,6 +8,7 @@ long put on its own, and a device does so before it hears the first word. Which 
 from __future__ import annotations
 
 import os
+from time import monotonic, sleep
 
 from cloche.errors import LaunchError
 from cloche.model.audit import hold_of_program
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from cloche.model.plan import LaunchPlan, ProcessPlan
 
 _FIELD = b"\nSeccomp_filters:\t"
+#: passt says nothing when it is ready, and no VMM waits for it: it may take so long after the agent's answer (s).
+_LATE, _PATIENCE_S, _LOOK_AGAIN_S = "passt", 5.0, 0.005
 
 
 def check_filters(plan: LaunchPlan, pidfds: dict[int, int]) -> None:
@@ -26,13 +29,17 @@ def check_filters(plan: LaunchPlan, pidfds: dict[int, int]) -> None:
         LaunchError: One has fewer filters than its policy asks for, or was not started.
     """
     own = _count("self")
+    deadline = monotonic() + _PATIENCE_S
     for ident, process in enumerate(plan.processes):
         pid = _pid(pidfds[ident]) if ident in pidfds else -1
         if pid < 0:
             continue  # it is not there (any more): its end is reported, and is judged by whoever hears of it
         hold = hold_of_program(_program(process), process.argv, as_root=False)
         needed = hold.filters if hold is not None else 0
-        found = min(_count(f"{pid}/task/{task}") for task in os.listdir(f"/proc/{pid}/task")) - own
+        found = _fewest(pid) - own
+        while found < needed and process.name == _LATE and monotonic() < deadline:
+            sleep(_LOOK_AGAIN_S)
+            found = _fewest(pid) - own
         if found < needed:
             raise LaunchError(
                 f"cannot start {process.name}: it has {found} of the {needed} filters of system calls"
@@ -40,6 +47,11 @@ def check_filters(plan: LaunchPlan, pidfds: dict[int, int]) -> None:
                 hint="`make setup` builds the programs anew, and another QEMU may know `-sandbox`;"
                 " --insecure-no-jail=seccomp starts it unfiltered.",
             )
+
+
+def _fewest(pid: int) -> int:
+    """Return the number of filters of the thread that has the fewest."""
+    return min(_count(f"{pid}/task/{task}") for task in os.listdir(f"/proc/{pid}/task"))
 
 
 def _program(process: ProcessPlan) -> str:

@@ -10,8 +10,7 @@ from cloche.model.plan import RUN_DIRECTORY
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloche.model.jail import Jail, RootOp
-    from cloche.model.plan import LaunchPlan
+    from cloche.model.jail import IdRange, Jail, RootOp
 
 
 def open_program(path: str) -> int:
@@ -28,19 +27,19 @@ def open_program(path: str) -> int:
         ) from None
 
 
-def fresh_root(root: tuple[RootOp, ...], machine_id: bytes, directory: str) -> tuple[RootOp, ...]:
-    """Give this domain a machine-id and a run directory of its own, in place of what stands for them in the plan."""
-    return tuple(_own(op, machine_id, os.fsencode(directory)) for op in root)
-
-
-def own_ids(plan: LaunchPlan, jail: Jail, warden: int, ident: int) -> Jail:
+def own_ids(jail: Jail, ids: IdRange | None, warden: int, ident: int) -> Jail:
     """Fill in the ids that a process has for itself. As long as the warden lives, its number is nobody else's."""
-    if plan.ids is None or OWN not in (jail.uid, jail.gid):
+    if ids is None or OWN not in (jail.uid, jail.gid):
         return jail
-    number = plan.ids.number(warden, ident)
+    number = ids.number(warden, ident)
     return jail._replace(
         uid=number if jail.uid == OWN else jail.uid, gid=number if jail.gid == OWN else jail.gid
     )
+
+
+def fresh_root(root: tuple[RootOp, ...], machine_id: bytes, directory: str) -> tuple[RootOp, ...]:
+    """Give this domain a machine-id and a run directory of its own, in place of what stands for them in the plan."""
+    return tuple(_own(op, machine_id, os.fsencode(directory)) for op in root)
 
 
 def _own(op: RootOp, machine_id: bytes, directory: bytes) -> RootOp:

@@ -21,12 +21,14 @@ from cloche.host.rundir import RunDirectory
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import WARDEN_ID, Done, Failed, Ready, Spawned, Warden
 from cloche.model.jail import SpawnSpec
+from cloche.model.plan import EndpointKind
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from cloche.domain.couples import Couple
     from cloche.domain.monitor import Monitor, TemplateWork
     from cloche.domain.peers import Peers
     from cloche.domain.programs import Programs
@@ -99,6 +101,7 @@ class Launcher:
         self._requests: dict[int, Callable[[Done], None]] = {}
         self._last_request = 0
         self._peers: Peers | None = None
+        self._couples: dict[int, Couple] = {}
         self._template: TemplateWork | None = template
         self._monitor: Monitor | None = None
         self._cgroup: DomainCgroup | None = None
@@ -149,6 +152,10 @@ class Launcher:
             for ident, process in enumerate(self.plan.processes):
                 if process.connections:
                     self._peers.first(ident, process)
+        if any(endpoint.kind == EndpointKind.JOIN for endpoint in self.plan.endpoints):
+            from cloche.domain.couples import find_couples
+
+            self._couples = find_couples(self.plan, self._kill)
         self._directory = RunDirectory.create(self.plan.name)
         # The warden needs nothing of the others: it comes up while they are made.
         self._warden = self._warden or Warden.start(require_own_binary("cloche-warden"))
@@ -172,9 +179,12 @@ class Launcher:
         machine_id = os.urandom(16).hex().encode()
         for ident, process in enumerate(self.plan.processes):
             self._spawn(ident, process, machine_id)
-        lasting = [process for process in self.plan.processes if process.restarts]
+        lasting = {
+            d.endpoint for process in self.plan.processes if process.restarts for d in process.descriptors
+        }
+        # A pair of sockets is made anew for each start.
         self._endpoints.release(
-            keep=frozenset(d.endpoint for process in lasting for d in process.descriptors)
+            keep=frozenset(lasting - {couple.endpoint for couple in self._couples.values()})
         )
         self._timings.mark("processes sent off")
         # While the machine boots, so that it takes no time when the agent answers.
@@ -260,7 +270,7 @@ class Launcher:
             name=process.name.encode(),
             argv=argv,
             env=process.env,
-            jail=own_ids(self.plan, process.jail, self._warden.pid, ident)._replace(
+            jail=own_ids(process.jail, self.plan.ids, self._warden.pid, ident)._replace(
                 root=fresh_root(process.jail.root, machine_id, self._directory.path)
             ),
             fds=(*numbers, _STDERR),
@@ -271,7 +281,9 @@ class Launcher:
         try:
             self._warden.send_spawn(spec, fds if program is None else [*fds, program])
         except LaunchError as error:
-            raise self._why_gone(error) from None
+            from cloche.domain import reasons
+
+            raise reasons.gone(self._warden, error, self._name) from None
         except ValueError as error:
             raise LaunchError(f"cannot start {process.name}: {error}", hint="Share fewer things.") from None
         finally:
@@ -314,27 +326,6 @@ class Launcher:
             self._warden.kill(ident, signo)
         except LaunchError as error:
             self._end(error)
-
-    def _why_gone(self, error: LaunchError) -> LaunchError:
-        """Return what the warden said before it went, if it said anything."""
-        assert self._warden is not None
-        try:
-            heard = self._warden.receive()
-        except LaunchError:
-            return error
-        from cloche.domain import reasons
-
-        for event in heard:
-            if isinstance(event, Spawned):
-                os.close(event.pidfd)
-        return next(
-            (
-                reasons.not_started(event, self._name(event.id))
-                for event in heard
-                if isinstance(event, Failed)
-            ),
-            error,
-        )
 
     # What is heard from the domain
 
@@ -381,7 +372,7 @@ class Launcher:
         if self._closed:
             return
         process = self.plan.processes[event.id]
-        how = f"was killed by signal {event.signal}" if event.signal else f"exited with status {event.status}"
+        how = _how(event)
         if event.signal == _SIGKILL and self._cgroup and self._cgroup.was_out_of_memory(process.name):
             assert process.limits is not None
             how = f"was killed by the kernel: it wanted more than the {process.limits.memory >> 20} MiB it may have"
@@ -392,6 +383,11 @@ class Launcher:
             from cloche.domain import reasons
 
             self._end(reasons.unusable(process, self._complaints[event.id].last_words()))
+        elif event.id in self._couples:
+            couple = self._couples[event.id]
+            cause = couple.note(event)
+            if cause is not None:
+                self._start_again(cause, _how(cause), couple)
         elif process.restarts:
             self._start_again(event, how)
         elif (
@@ -409,18 +405,25 @@ class Launcher:
             said = self._complaints[event.id].last_words() or tuple(self.console.tail())
             self._end(reasons.ended(event, process, how, said))
 
-    def _start_again(self, event: Exited, how: str) -> None:
-        """Start a process that has died anew; who talked to it connects to the same socket again."""
+    def _start_again(self, event: Exited, how: str, couple: Couple | None = None) -> None:
+        """Start a process that has died anew; who talked to it connects to the same socket again.
+
+        With it comes the other one of a ``couple`` of which both have ended.
+        """
         from cloche.domain import reasons
         from cloche.domain.restarts import MOST, WITHIN_S, Restarts
 
         ident, process = event.id, self.plan.processes[event.id]
-        complaints = self._complaints.pop(ident)
-        said = complaints.last_words()
-        complaints.close()
+        # What it said before somebody killed it explains nothing.
+        said = () if event.signal == _SIGKILL else self._complaints[ident].last_words()
+        for one in couple.idents if couple else (ident,):
+            self._complaints.pop(one).close()
         self._restarts = self._restarts or Restarts()
         if self._peers and process.connections and self._peers.explain(event, process):
             self._try_spawn(ident, process)
+            return
+        if couple is not None and reasons.is_stranded(event, process):
+            self._end(reasons.stranded(how, said))
             return
         if not self._restarts.may_restart(ident):
             self._end(
@@ -430,7 +433,15 @@ class Launcher:
             )
             return
         log.notice(f"{process.name} {how} and is started again" + (f": {said[-1]}" if said else ""))
-        self._try_spawn(ident, process)
+        if couple is None:
+            self._try_spawn(ident, process)
+            return
+        assert self._endpoints is not None
+        self._endpoints.join(couple.endpoint)
+        for one in couple.idents:
+            self._try_spawn(one, self.plan.processes[one])
+        if not self._closed:
+            self._endpoints.part(couple.endpoint)
 
     def _try_spawn(self, ident: int, process: ProcessPlan) -> None:
         try:
@@ -495,6 +506,10 @@ class Launcher:
             self._endpoints.close()
         if self._directory is not None:
             self._directory.close()
+
+
+def _how(event: Exited) -> str:
+    return f"was killed by signal {event.signal}" if event.signal else f"exited with status {event.status}"
 
 
 def _raise(error: ClocheError) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 
-from cloche.errors import DiskError, DomainError, LaunchError, MachineEndedError
+from cloche.errors import DiskError, DomainError, LaunchError, MachineEndedError, NetworkError
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloche.host.warden import Exited, Failed
+    from collections.abc import Callable
+
+    from cloche.host.warden import Exited, Failed, Warden
     from cloche.model.plan import ProcessPlan
 
 _SIGKILL = 9
@@ -53,6 +55,36 @@ def unusable(process: ProcessPlan, said: tuple[str, ...]) -> DiskError:
         detail=said,
         hint="Say its format: format=raw or format=qcow2, the latter without a backing file.",
     )
+
+
+def is_stranded(event: Exited, process: ProcessPlan) -> bool:
+    """Whether this is passt, and says that it can do nothing here: it would say the same again."""
+    return process.name == "passt" and event.status > 0
+
+
+def stranded(how: str, said: tuple[str, ...]) -> NetworkError:
+    """Return why a domain cannot have a network."""
+    return NetworkError(
+        f"the guest cannot be connected with the host's network: passt {how}",
+        detail=said,
+        hint="Look whether this host has a network itself: `ip route` shows a default route then.",
+    )
+
+
+def gone(warden: Warden, error: LaunchError, name: Callable[[int], str]) -> LaunchError:
+    """Return what a warden said before it went, if it said anything; ``name`` tells what a number stands for."""
+    import os
+
+    from cloche.host.warden import Failed, Spawned
+
+    try:
+        heard = warden.receive()
+    except LaunchError:
+        return error
+    for event in heard:
+        if isinstance(event, Spawned):
+            os.close(event.pidfd)
+    return next((not_started(event, name(event.id)) for event in heard if isinstance(event, Failed)), error)
 
 
 def not_started(event: Failed, what: str) -> LaunchError:

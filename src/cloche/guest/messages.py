@@ -207,6 +207,7 @@ _STEPS: dict[int, tuple[type[Any], str]] = {
     13: (model.Rlimit, "IQQ"),
     14: (model.WaitPath, "sI"),
     15: (model.Unmount, "sI"),
+    16: (model.Interface, "sIII"),
 }
 _MESSAGES = {**_TO_AGENT, **_TO_HOST}
 _TYPE_OF = {kind: number for number, (kind, _) in _MESSAGES.items()}

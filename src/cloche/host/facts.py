@@ -44,6 +44,7 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
             net=tools.find_own_binary("cloche-net"),
             rng=tools.find_own_binary("cloche-rng"),
             bundle=tools.find_own_binary("cloche-bundle"),
+            passt=tools.find_system_tool("passt"),
         ),
         cpus=len(os.sched_getaffinity(0)),
         memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024),

@@ -6,7 +6,7 @@ import os
 import stat
 
 from cloche.errors import NetworkError
-from cloche.model.request import Network
+from cloche.model.request import Network, NetworkKind
 from cloche.plan.networks import parse_network
 
 #: Set in addresses that no maker of cards has given out.
@@ -23,7 +23,9 @@ def resolve_network(word: str) -> Network | None:
     parsed = parse_network(word)
     if parsed is None:
         return None
-    path, mac = parsed
+    kind, path, mac = parsed
+    if kind == NetworkKind.USER:
+        return Network("", mac or _random_address(), kind=kind)
     try:
         real = os.path.realpath(os.path.expanduser(path), strict=True)
         mode = os.stat(real).st_mode

@@ -35,6 +35,7 @@ class Hold(Record):
             that is not looked at.
         own_id: Whether, where root is the owner, it must run under an id that nobody else has.
         calls: The policy whose number of calls it may make; empty for none.
+        bounding: Whether its bounding set is looked at, which says what a program that is executed could get.
         devices: Whose devices it holds together (``model.machine.NOT_APART``); empty where they are apart.
     """
 
@@ -51,6 +52,7 @@ class Hold(Record):
     calls: str = ""
     own_id: bool = False
     devices: str = ""
+    bounding: bool = True
 
 
 #: The outer process waits for PID 1, keeps the supervisor's terminal, and does nothing else; it runs no foreign code
@@ -98,6 +100,19 @@ VMM = Hold(
 #: QEMU connects again to processes that have died; their sockets are all that is in this directory.
 RECONNECT_DIRECTORY = "/run/devices/"
 RECONNECTING_VMM = VMM._replace(writable=(*(VMM.writable or ()), RECONNECT_DIRECTORY), calls="qemu-reconnect")
+#: passt is in the host's network, which is what it is for. It makes a user namespace of its own in which it drops
+#: everything but the bounding set, which the kernel has filled there; its own filter executes nothing.
+PASST = Hold(
+    "passt",
+    filters=_DEVICE_FILTERS,
+    namespaces=tuple(name for name in ALL if name != "net"),
+    closed=True,
+    own_root=True,
+    writable=(),
+    calls="passt",
+    own_id=True,
+    bounding=False,
+)
 #: Where the shares are in a jail that shows other trees, too.
 _SHARES = "/stage/shares/"
 #: A QEMU that does the work of all devices itself.
@@ -137,6 +152,8 @@ def hold_of_program(program: str, argv: tuple[bytes, ...], *, as_root: bool) -> 
             return LADEN_VMM._replace(capabilities=caps, own_id=own_id)
         reconnects = any(RECONNECT_DIRECTORY.encode() in word for word in argv)
         return RECONNECTING_VMM if reconnects else VMM
+    if program == "passt":
+        return PASST
     if program == "bwrap":
         return CONTAINER
     if program.startswith("cloche-") and program != "cloche-warden":

@@ -42,6 +42,7 @@ class Tools(Record):
     net: str
     rng: str
     bundle: str
+    passt: str = ""
 
 
 class SkeletonEntry(Record):

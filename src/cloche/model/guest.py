@@ -88,6 +88,15 @@ class Loopback(Record):
     """Bring ``lo`` up."""
 
 
+class Interface(Record):
+    """Give a network card an IPv4 address and the default route, and bring it up; addresses as numbers."""
+
+    name: bytes
+    address: int
+    prefix: int
+    gateway: int
+
+
 class Sysctl(Record):
     """Write to /proc/sys/``path``; a missing file is no error."""
 
@@ -129,6 +138,7 @@ Step = (
     | Clock
     | Entropy
     | Loopback
+    | Interface
     | Sysctl
     | Rlimit
     | WaitPath

@@ -19,11 +19,14 @@ class EndpointKind:
     LISTEN: a listening Unix socket at a path of the run directory; the supervisor connects to it, again after a cut.
     LINK: a listening socket for a backend, and a connection to it already made for its frontend; no path remains.
     PAIR: a socket pair; the supervisor keeps side ``here``.
+    JOIN: a socket pair of two processes that live and die together: sides ``one`` and ``other``. When one of them dies,
+        the other is ended, and both are started anew with a new pair.
     """
 
     LISTEN = "listen"
     LINK = "link"
     PAIR = "pair"
+    JOIN = "join"
 
 
 #: Stands in a plan for the run directory, which is made when the plan is carried out. A LISTEN endpoint's socket is
@@ -46,8 +49,8 @@ class Endpoint(Record):
 class Descriptor(Record):
     """One end of an endpoint as a process receives it.
 
-    ``side`` is ``listen`` or ``connect`` for LISTEN and LINK, ``there`` for PAIR. ``number`` is the descriptor's
-    number in the process.
+    ``side`` is ``listen`` or ``connect`` for LISTEN and LINK, ``there`` for PAIR, ``one`` or ``other`` for JOIN.
+    ``number`` is the descriptor's number in the process.
     """
 
     endpoint: str

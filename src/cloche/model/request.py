@@ -45,19 +45,32 @@ class Disk(Record):
     most_bytes: int | None = 0
 
 
+class NetworkKind:
+    """Who is at the other end of a guest's network card.
+
+    SOCKET: whoever listens at a Unix socket of the host. USER: a passt of the domain's own, which opens connections in
+    the host's network as one of the caller's programs would.
+    """
+
+    SOCKET = "socket"
+    USER = "user"
+
+
 class Network(Record):
-    """A network card of the guest, whose frames go to a socket of the host.
+    """A network card of the guest.
 
     Attributes:
-        path: Absolute path of a Unix stream socket. Whoever listens there speaks frames, each behind its length in four
-            bytes, highest first, as QEMU's ``-netdev stream`` and passt do.
+        path: For SOCKET the absolute path of a Unix stream socket. Whoever listens there speaks frames, each behind its
+            length in four bytes, highest first, as QEMU's ``-netdev stream`` and passt do. Else empty.
         mac: The card's address.
         mtu: Bytes that a frame carries, at most.
+        kind: One of NetworkKind.
     """
 
     path: str
     mac: str
     mtu: int = 1500
+    kind: str = NetworkKind.SOCKET
 
 
 class RunRequest(Record):

@@ -28,6 +28,7 @@ from cloche.model.guest import (
     WriteFile,
 )
 from cloche.model.machine import Devices
+from cloche.model.request import NetworkKind
 from cloche.plan.shares import contains
 from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES
 from cloche.record import TYPE_CHECKING
@@ -129,6 +130,10 @@ def build_machine_steps(
         steps += build_disk_steps(request.disks)
     if loopback:
         steps.append(Loopback())
+    if request.network is not None and request.network.kind == NetworkKind.USER:
+        from cloche.plan.networks import build_network_steps
+
+        steps += build_network_steps()
     return tuple(steps)
 
 

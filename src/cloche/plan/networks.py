@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from cloche.errors import UsageError
+from cloche.model.guest import Interface, WriteFile
+from cloche.model.request import NetworkKind
+from cloche.record import TYPE_CHECKING
 
-_FORM = "Write none, socket:PATH or socket:PATH,mac=02:00:00:00:00:01."
+if TYPE_CHECKING:
+    from cloche.model.guest import Step
+
+_FORM = "Write none, user, socket:PATH, or one of them with an address: user,mac=02:00:00:00:00:01."
 _DIGITS = frozenset("0123456789abcdef")
+#: Of a guest with a network of its own behind a process of ours: its card, and where that process is found.
+CARD = b"eth0"
+GUEST, PREFIX, GATEWAY, NAMES = "10.0.2.15", 24, "10.0.2.2", "10.0.2.3"
 
 
-def parse_network(word: str) -> tuple[str, str | None] | None:
-    """Read ``none`` or ``socket:PATH[,mac=MAC]``; returns path and address, None for no network.
+def build_network_steps() -> tuple[Step, ...]:
+    """Return the steps that give a guest's card its address, and programs somebody to ask for names."""
+    return (
+        Interface(CARD, _number(GUEST), PREFIX, _number(GATEWAY)),
+        WriteFile(b"/etc/resolv.conf", 0o644, 0, 0, f"nameserver {NAMES}\n".encode()),
+    )
+
+
+def _number(address: str) -> int:
+    return int.from_bytes(bytes(map(int, address.split("."))))
+
+
+def parse_network(word: str) -> tuple[str, str, str | None] | None:
+    """Read ``none``, ``user[,mac=MAC]`` or ``socket:PATH[,mac=MAC]``; None for no network.
+
+    Returns:
+        The kind (``NetworkKind``), the path (empty where there is none), the card's address if one was given.
 
     Raises:
         UsageError: It is malformed.
@@ -18,21 +42,23 @@ def parse_network(word: str) -> tuple[str, str | None] | None:
         raise UsageError(f"--net {word!r} holds a NUL byte, which no name can")
     if word == "none":
         return None
-    kind, _, path = word.partition(":")
-    if kind != "socket":
-        raise UsageError(f"--net {word!r}: there is no network {kind!r}", hint=_FORM)
     mac = None
-    head, separator, tail = path.rpartition(",")
+    head, separator, tail = word.rpartition(",")
     if separator and tail.startswith("mac="):
-        path, mac = head, tail[4:].lower()
-        if not is_card_address(mac):
-            raise UsageError(
-                f"--net {word!r}: {tail[4:]!r} cannot be the address of a network card",
-                hint="It has six numbers of two hexadecimal digits, the first one even: 02:00:00:00:00:01.",
-            )
-    if not path:
+        mac = tail[4:].lower()
+    else:
+        head = word
+    kind, colon, path = head.partition(":")
+    if kind not in (NetworkKind.SOCKET, NetworkKind.USER) or (colon and kind == NetworkKind.USER):
+        raise UsageError(f"--net {word!r}: there is no network {kind!r}", hint=_FORM)
+    if mac is not None and not is_card_address(mac):
+        raise UsageError(
+            f"--net {word!r}: {tail[4:]!r} cannot be the address of a network card",
+            hint="It has six numbers of two hexadecimal digits, the first one even: 02:00:00:00:00:01.",
+        )
+    if kind == NetworkKind.SOCKET and not path:
         raise UsageError(f"--net {word!r} names no socket", hint=_FORM)
-    return path, mac
+    return kind, path, mac
 
 
 def is_card_address(text: str) -> bool:

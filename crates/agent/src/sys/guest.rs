@@ -89,20 +89,6 @@ pub fn add_entropy(device: BorrowedFd<'_>, seed: &[u8]) -> Result<()> {
     check(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) }).map(drop)
 }
 
-/// Brings the loopback interface up.
-pub fn loopback_up() -> Result<()> {
-    // SAFETY: no pointers.
-    let socket =
-        own(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: zero is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { zeroed() };
-    request.ifr_name[0] = libc::c_char::from_ne_bytes([b'l']);
-    request.ifr_name[1] = libc::c_char::from_ne_bytes([b'o']);
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
-    // SAFETY: `request` is a live ifreq with a name and flags.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) }).map(drop)
-}
-
 /// Loads a kernel module from a file; one that is loaded already is no error.
 pub fn load_module(file: BorrowedFd<'_>, parameters: &CStr, compressed: bool) -> Result<()> {
     const COMPRESSED_FILE: c_int = 4;

@@ -1,9 +1,11 @@
 //! System calls, each behind a function that is safe to call.
 
 mod guest;
+mod interface;
 mod process;
 
 pub use guest::*;
+pub use interface::*;
 pub use process::*;
 
 use std::ffi::{CStr, CString};

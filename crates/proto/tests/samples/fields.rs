@@ -100,6 +100,14 @@ fn step_fields(step: &Step) -> Value {
         Step::Clock { realtime_ns } => json!({"op": "CLOCK", "realtime_ns": realtime_ns}),
         Step::Entropy { seed } => json!({"op": "ENTROPY", "seed": hex(seed)}),
         Step::Loopback => json!({"op": "LOOPBACK"}),
+        Step::Interface {
+            name,
+            address,
+            prefix,
+            gateway,
+        } => {
+            json!({"op": "INTERFACE", "name": hex(name), "address": address, "prefix": prefix, "gateway": gateway})
+        }
         Step::Sysctl { path, value } => {
             json!({"op": "SYSCTL", "path": hex(path), "value": hex(value)})
         }

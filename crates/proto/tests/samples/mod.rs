@@ -165,6 +165,12 @@ fn steps() -> Vec<Step> {
             seed: (0..32).collect(),
         },
         Step::Loopback,
+        Step::Interface {
+            name: bytes("eth0"),
+            address: 0x0A00_020F,
+            prefix: 24,
+            gateway: 0x0A00_0202,
+        },
         Step::Sysctl {
             path: bytes("kernel/printk"),
             value: bytes("4"),

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 from cloche.errors import HostError, UsageError
-from cloche.model.jail import AS_IS, INDISPENSABLE, INSECURE_PARTS, OWN, BindFlag, Jail, JailFlag, Namespace
+from cloche.model.jail import (
+    AS_IS,
+    INDISPENSABLE,
+    INSECURE_PARTS,
+    OWN,
+    Bind,
+    BindFlag,
+    Jail,
+    JailFlag,
+    Namespace,
+    Symlink,
+)
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,6 +62,22 @@ def device_jail(facts: HostFacts, policy: str, root: tuple[RootOp, ...] = (), *,
     jail = closed_jail(facts, policy, root, keep_caps=keep_caps)
     files = (_RLIMIT_NOFILE, facts.nofile_hard, facts.nofile_hard)
     return jail._replace(rlimits=(*jail.rlimits, files))
+
+
+def library_root(facts: HostFacts) -> tuple[RootOp, ...]:
+    """Return what a program of the distribution finds its libraries by."""
+    if_there = READ_ONLY | BindFlag.OPTIONAL
+    root: list[RootOp] = [
+        Bind(tree, tree, if_there | BindFlag.RECURSIVE) for tree in (b"/usr/lib", b"/usr/lib64")
+    ]
+    root.append(Bind(b"/etc/ld.so.cache", b"/etc/ld.so.cache", if_there))
+    for path in ("/lib", "/lib64"):
+        fact = facts.paths.get(path)
+        if fact is not None and fact.kind == "link":
+            root.append(Symlink(os.fsencode(fact.target), path.encode()))
+        elif fact is not None:
+            root.append(Bind(path.encode(), path.encode(), if_there | BindFlag.RECURSIVE))
+    return tuple(root)
 
 
 def _filter(facts: HostFacts, name: str) -> bytes:

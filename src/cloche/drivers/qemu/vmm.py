@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from cloche.drivers.qemu import command
-from cloche.drivers.qemu.jails import READ_ONLY, closed_jail
-from cloche.model.jail import AS_IS, OWN, Bind, BindFlag, Dev, Symlink, Tmpfs, TmpfsFlag
+from cloche.drivers.qemu.jails import READ_ONLY, closed_jail, library_root
+from cloche.model.jail import AS_IS, OWN, Bind, BindFlag, Dev, Tmpfs, TmpfsFlag
 from cloche.model.machine import Accelerator
 from cloche.model.plan import ProcessPlan
 from cloche.record import TYPE_CHECKING
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cloche.model.plan import OpenFile
 
 _IF_THERE = READ_ONLY | BindFlag.OPTIONAL
-#: Shown in QEMU's jail where the host has it: libraries and firmware.
-_TREES = (b"/usr/lib", b"/usr/lib64", b"/usr/share/qemu", b"/usr/share/seabios")
+#: Shown in QEMU's jail where the host has it: firmware.
+_TREES = (b"/usr/share/qemu", b"/usr/share/seabios")
 
 
 def plan_vmm(
@@ -70,7 +70,7 @@ def _root(
 ) -> tuple[RootOp, ...]:
     root: list[RootOp] = [Bind(tree, tree, _IF_THERE | BindFlag.RECURSIVE) for tree in _TREES]
     root += [
-        Bind(b"/etc/ld.so.cache", b"/etc/ld.so.cache", _IF_THERE),
+        *library_root(facts),
         Bind(os.fsencode(facts.tools.qemu), os.fsencode(facts.tools.qemu), _IF_THERE),
         *(op for device in devices for op in device.root),
         Dev(b"/dev"),
@@ -87,12 +87,6 @@ def _root(
             Bind(os.fsencode(machine.kernel.path), command.KERNEL_PATH.encode(), READ_ONLY),
             Bind(os.fsencode(machine.kernel.initrd), command.INITRD_PATH.encode(), READ_ONLY),
         ]
-    for path in ("/lib", "/lib64"):
-        fact = facts.paths.get(path)
-        if fact is not None and fact.kind == "link":
-            root.append(Symlink(os.fsencode(fact.target), path.encode()))
-        elif fact is not None:
-            root.append(Bind(path.encode(), path.encode(), _IF_THERE | BindFlag.RECURSIVE))
     if machine.accelerator == Accelerator.KVM:
         root.append(Bind(b"/dev/kvm", b"/dev/kvm", BindFlag.NOSUID))
     return tuple(root)
