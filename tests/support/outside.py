@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,14 +21,24 @@ SECRET = b"a secret of the host"
 
 
 class Outside:
-    """Such a network, with cloche of one user in it."""
+    """Such a network, with cloche of one user in it. ``directory`` is what its web server shows."""
 
-    def __init__(self, pid: int, cloche: Runner) -> None:
+    def __init__(self, pid: int, cloche: Runner, directory: Path, runtime: str) -> None:
+        self.directory = directory
         self._pid = pid
+        self._runtime = runtime
         self._cloche = cloche
 
-    def popen(self, *words: str, program: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-        """Start cloche, or what stands in for it, there and return at once."""
+    @contextmanager
+    def running(self, *words: str, program: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
+        """Start cloche, or what stands in for it, there; it is killed at the end of the block."""
+        with self._popen(words, program) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def _popen(self, words: tuple[str, ...], program: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         user = self._cloche.user
         entry = user.entry
         enter = ["nsenter", "--target", str(self._pid), "--net", "--mount"]
@@ -42,17 +53,13 @@ class Outside:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=user.environment(),
+            env=user.environment({"XDG_RUNTIME_DIR": self._runtime}),
         )
 
     def __call__(self, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[bytes]:
         """Run cloche there to its end."""
-        with self.popen(*words) as process:
-            try:
-                output, errors = process.communicate(timeout=timeout)
-            except BaseException:
-                process.kill()
-                raise
+        with self.running(*words) as process:
+            output, errors = process.communicate(timeout=timeout)
         return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
@@ -70,7 +77,11 @@ def outside(cloche: Runner, directory: Path) -> Iterator[Outside]:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    with process:
-        assert process.stdout.readline() == b"ready\n"
-        yield Outside(process.pid, cloche)
-        process.kill()
+    with tempfile.TemporaryDirectory(dir=cloche.user.home, prefix="runtime-") as runtime, process:
+        # Its domains are the only ones there.
+        os.chown(runtime, cloche.user.entry.pw_uid, cloche.user.entry.pw_gid)
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            yield Outside(process.pid, cloche, directory, runtime)
+        finally:
+            process.kill()

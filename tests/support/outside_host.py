@@ -1,7 +1,7 @@
 """Makes a host's network in namespaces of its own: outside_host.py DIRECTORY.
 
-A card with a default route, whose address has a web server that shows DIRECTORY and a service that sends everything back;
-on the loopback device a server of names, as systemd-resolved is one, and a service that nobody else is to reach.
+A card with a default route, whose address has a web server that shows DIRECTORY and a service that sends everything
+back; on the loopback device a server of names, as systemd-resolved is one, and a service that nobody else is to reach.
 """
 
 import http.server
@@ -78,7 +78,8 @@ def main() -> None:
     web = http.server.ThreadingHTTPServer((ADDRESS, WEB_PORT), files)
     threading.Thread(target=web.serve_forever, daemon=True).start()
     serve(ADDRESS, ECHO_PORT, echo)
-    serve("127.0.0.1", SECRET_PORT, tell)
+    for address in ("127.0.0.1", "127.1.2.3"):
+        serve(address, SECRET_PORT, tell)
     threading.Thread(target=answer_names, daemon=True).start()
     os.write(1, b"ready\n")
     os.read(0, 1)

@@ -28,6 +28,7 @@ TOOLS = Tools(
     "/bin/net",
     "/bin/rng",
     "/bin/bundle",
+    "/usr/bin/passt",
 )
 #: Any program will do: it is passed on and not looked at.
 FILTERS = {
@@ -36,6 +37,7 @@ FILTERS = {
     "cloche-net": b"network.",
     "cloche-rng": b"numbers.",
     "cloche-bundle": b"all.....",
+    "passt": b"outside.",
     "qemu": b"another.",
     "qemu-reconnect": b"sockets.",
     "qemu-devices": b"laden...",

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloche.drivers.registry import find_driver
-from cloche.errors import UsageError
+from cloche.errors import HostError, UsageError
+from cloche.model.guest import Interface, WriteFile
 from cloche.model.jail import Bind, Namespace
 from cloche.model.plan import Connection, EndpointKind, LaunchPlan
-from cloche.model.request import Network
+from cloche.model.request import Network, NetworkKind
 from cloche.plan.networks import is_card_address, parse_network
 from support.plans import KERNEL, TOOLS, facts, plan, process, request, values
 
@@ -22,13 +23,15 @@ NETWORK = Network("/run/peer.sock", MAC)
     "word, expected",
     [
         ("none", None),
-        ("socket:a.sock", ("a.sock", None)),
-        ("socket:/a,b:c", ("/a,b:c", None)),
-        (f"socket:a,mac={MAC}", ("a", MAC)),
-        ("socket:a,mac=02:00:00:00:00:AB", ("a", "02:00:00:00:00:ab")),
+        ("socket:a.sock", ("socket", "a.sock", None)),
+        ("socket:/a,b:c", ("socket", "/a,b:c", None)),
+        (f"socket:a,mac={MAC}", ("socket", "a", MAC)),
+        ("socket:a,mac=02:00:00:00:00:AB", ("socket", "a", "02:00:00:00:00:ab")),
+        ("user", ("user", "", None)),
+        (f"user,mac={MAC}", ("user", "", MAC)),
     ],
 )
-def test_a_network_is_read(word: str, expected: tuple[str, str | None] | None) -> None:
+def test_a_network_is_read(word: str, expected: tuple[str, str, str | None] | None) -> None:
     """The socket's path, which may hold anything, and the card's address are told apart."""
     assert parse_network(word) == expected
 
@@ -36,7 +39,18 @@ def test_a_network_is_read(word: str, expected: tuple[str, str | None] | None) -
 @pytest.mark.parametrize(
     "word",
     [
-        *("", "socket", "socket:", "lan", "None", "socket:a\0b", f"socket:,mac={MAC}"),
+        *(
+            "",
+            "socket",
+            "socket:",
+            "lan",
+            "None",
+            "user:",
+            "user:x",
+            "users",
+            "socket:a\0b",
+            f"socket:,mac={MAC}",
+        ),
         *(
             f"socket:a,mac={mac}"
             for mac in (
@@ -58,13 +72,16 @@ def test_what_is_malformed_is_refused(word: str) -> None:
 
 @given(st.text())
 def test_whatever_is_written_is_read_or_refused(word: str) -> None:
-    """No word crashes the parser, and what is read are a path and a card's address."""
-    for text in (word, f"socket:{word}", f"socket:a,mac={word}"):
+    """No word crashes the parser, and what is read are a kind, a path and a card's address."""
+    for text in (word, f"socket:{word}", f"socket:a,mac={word}", f"user,{word}"):
         try:
             parsed = parse_network(text)
         except UsageError:
             continue
-        assert parsed is None or (parsed[0] and (parsed[1] is None or is_card_address(parsed[1])))
+        if parsed is not None:
+            kind, path, mac = parsed
+            assert bool(path) is (kind == "socket")
+            assert mac is None or is_card_address(mac)
 
 
 def made() -> LaunchPlan:
@@ -116,3 +133,29 @@ def test_a_container_has_no_card() -> None:
     """The bwrap driver says that it cannot do it."""
     with pytest.raises(UsageError, match="cannot do --net"):
         find_driver("bwrap").plan(request(network=NETWORK), facts(), KERNEL)
+
+
+def test_a_user_network_stands_behind_the_front() -> None:
+    """Passt alone is in the host's network, and the front lets nothing out that is for the host itself."""
+    made = plan(request(network=Network("", MAC, kind=NetworkKind.USER)))
+    front, passt = process(made, "net"), process(made, "passt")
+    assert b"--outward" in front.argv
+    assert {b"--no-map-gw", b"--fd"} <= set(passt.argv)
+    assert Namespace.NET & front.jail.namespaces
+    assert [one.name for one in made.processes if not one.jail.namespaces & Namespace.NET] == ["passt"]
+    ends = [one for two in (front, passt) for one in two.descriptors if one.endpoint == "net0-outside"]
+    assert [one.side for one in ends] == ["one", "other"]
+    assert any(one.kind == EndpointKind.JOIN for one in made.endpoints)
+    assert front.connections == ()
+    # Where no passt is installed the plan says so.
+    with pytest.raises(HostError, match="passt"):
+        plan(request(network=Network("", MAC, kind=NetworkKind.USER)), facts(tools=TOOLS._replace(passt="")))
+
+
+def test_a_guest_of_a_user_network_is_set_up() -> None:
+    """It has an address, a way out and somebody to ask for names; one with a socket has nothing of these."""
+    user = plan(request(network=Network("", MAC, kind=NetworkKind.USER))).setup
+    steps = [step for step in user if isinstance(step, Interface | WriteFile)]
+    assert Interface(b"eth0", 0x0A00020F, 24, 0x0A000202) in steps
+    assert any(isinstance(step, WriteFile) and step.content == b"nameserver 10.0.2.3\n" for step in steps)
+    assert not any(isinstance(step, Interface) for step in plan(request(network=NETWORK)).setup)

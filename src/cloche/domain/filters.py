@@ -8,7 +8,8 @@ long put on its own, and a device does so before it hears the first word. Which 
 from __future__ import annotations
 
 import os
-from time import monotonic, sleep
+from select import select
+from time import monotonic
 
 from cloche.errors import LaunchError
 from cloche.model.audit import hold_of_program
@@ -38,7 +39,8 @@ def check_filters(plan: LaunchPlan, pidfds: dict[int, int]) -> None:
         needed = hold.filters if hold is not None else 0
         found = _fewest(pid) - own
         while found < needed and process.name == _LATE and monotonic() < deadline:
-            sleep(_LOOK_AGAIN_S)
+            # It has ended when this can be read; the kernel does not tell when a filter is put on.
+            select([pidfds[ident]], [], [], _LOOK_AGAIN_S)
             found = _fewest(pid) - own
         if found < needed:
             raise LaunchError(
