@@ -145,11 +145,14 @@ def look() -> list[list[str]]:
 def killed(parent: str, *, warden: bool) -> dict[str, object]:
     """Kill the supervisor of a domain (and the warden's outer process); say what is left then, and after a sweep."""
     reader, writer = os.pipe()
+
+    def wait() -> None:
+        os.write(writer, b"x")
+        signal.pause()
+
     supervisor = os.fork()
     if supervisor == 0:
-        trial(
-            parent, IDLE, Limits(MOST, MOST_THREADS), "up", lambda: os.write(writer, b"x") and signal.pause()
-        )
+        trial(parent, IDLE, Limits(MOST, MOST_THREADS), "up", wait)
         os._exit(0)
     os.close(writer)
     os.read(reader, 1)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 
 ADDRESS, ROUTER = "10.77.0.1", "10.77.0.254"
@@ -55,7 +56,7 @@ def tell(connection: socket.socket) -> None:
         connection.sendall(SECRET)
 
 
-def serve(address: str, port: int, what: object) -> None:
+def serve(address: str, port: int, what: Callable[[socket.socket], None]) -> None:
     """Serve everybody who connects, each in a thread of its own."""
     server = socket.create_server((address, port), backlog=16)
 

@@ -21,7 +21,7 @@ from cloche.host.rundir import Running
 from cloche.model.audit import ALL, hold_of_program
 from cloche.model.jail import AS_IS, OWN, Bind, BindFlag, JailFlag, Namespace
 from cloche.model.machine import Devices
-from cloche.model.request import Disk, Network
+from cloche.model.request import Disk, Network, NetworkKind
 from support.plans import ALICE, KERNEL, ROOT, facts, request, share
 
 if TYPE_CHECKING:
@@ -56,6 +56,18 @@ PLANNED = [
         for process in planned("qemu", as_root=as_root, devices=devices)
     ),
     *(("bwrap", process, False) for process in planned("bwrap", as_root=False)),
+    *(
+        ("qemu", process, as_root)
+        for as_root in (False, True)
+        for process in find_driver("qemu")
+        .plan(
+            request(network=Network("", "02:00:00:00:00:01", kind=NetworkKind.USER)),
+            facts(ROOT if as_root else ALICE),
+            KERNEL,
+        )
+        .processes
+        if process.name == "passt"
+    ),
 ]
 
 
@@ -78,7 +90,9 @@ def test_a_plan_gives_what_its_policy_asks(driver: str, process: ProcessPlan, *,
     # The warden has these already; a device has a pid namespace of its own all the same.
     given = own | {"user", "mnt", "pid"}
     assert set(hold.namespaces) == given
-    assert ("pid" in own) == (hold.namespaces == ALL)
+    assert ("pid" in own) == hold.own_root
+    # One alone stands in the host's network.
+    assert (process.name == "passt") == (driver == "qemu" and hold.namespaces != ALL)
     # The exec makes every program dumpable; ours undo it, and of the others it is not asked.
     assert hold.closed == (driver == "qemu" and process.name != "vmm")
     assert jail.flags & JailFlag.NOT_DUMPABLE or any(limit == (4, 0, 0) for limit in jail.rlimits)

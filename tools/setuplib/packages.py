@@ -50,6 +50,7 @@ TEST = (
     "iproute2",  # addresses for a guest's network card
     "less",
     "man-db",
+    "passt",  # the other end of a guest's network card
     "perl",
     "procps",
     "shellcheck",

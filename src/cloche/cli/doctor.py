@@ -189,6 +189,10 @@ def _tools(facts: HostFacts) -> list[Finding]:
         findings.append(
             Finding(name, "ok", path) if path else Finding(name, "bad", "not built", "make setup")
         )
+    if facts.tools.passt:
+        findings.append(Finding("passt", "ok", facts.tools.passt))
+    else:
+        findings.append(Finding("passt", "note", "not installed: no --net user", "install the package passt"))
     if facts.tools.bwrap:
         findings.append(Finding("bwrap", "ok", facts.tools.bwrap))
     else:

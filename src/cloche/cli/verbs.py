@@ -74,8 +74,8 @@ RUN_OPTIONS = (
     Option(("--hwrng",), "Give the machine a device with random numbers of the host: /dev/hwrng."),
     Option(
         ("--net",),
-        "Give the guest a network card whose frames go to a socket (passt's, another's).",
-        metavar="none|socket:PATH[,mac=MAC]",
+        "Give the guest a network: the host's, as your programs have it (user), or a card whose frames go to a socket.",
+        metavar="none|user[,mac=MAC]|socket:PATH[,mac=MAC]",
     ),
     Option(
         ("-u", "--user"), "Run as this user of the guest (root, nobody, you, or a number).", metavar="USER"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cloche.model.plan import LaunchPlan, ProcessPlan
 
 _FIELD = b"\nSeccomp_filters:\t"
-#: passt says nothing when it is ready, and no VMM waits for it: it may take so long after the agent's answer (s).
+#: passt says nothing when it is ready, and no VMM waits for it: so long it may take after the agent's answer.
 _LATE, _PATIENCE_S, _LOOK_AGAIN_S = "passt", 5.0, 0.005
 
 
