@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.outside import ADDRESS, ECHO_PORT, SECRET_PORT, outside
+from support.runs import Runner
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.runs import Runner
+    from support.users import OrdinaryUser
 
 LOOPBACK = ("127.0.0.1", "127.1.2.3", "0.0.0.0")
 GATEWAY = "10.0.2.2"
@@ -62,14 +63,14 @@ print(*(address for number, (address, _) in enumerate(TARGETS) if 5000 + number 
     ],
 )
 def test_the_hosts_loopback_is_not_reached(
-    cloche: Runner, tmp_path: Path, project: Path, opened: tuple[str, ...], reached: tuple[str, ...]
+    ordinary: OrdinaryUser, tmp_path: Path, project: Path, opened: tuple[str, ...], reached: tuple[str, ...]
 ) -> None:
     """By none of these addresses; without the part that holds one of them back, by that."""
     script = (project / "tests/security/opened.py").read_text()
-    source = str(cloche.user.project / "src")
+    source = str(ordinary.project / "src")
     words = ("--net", "user", "--privileged", "--", "python3", "-c", ATTACK)
     with (
-        outside(cloche, tmp_path) as network,
+        outside(Runner(ordinary), tmp_path) as network,
         network.running(
             *(source, *opened, "--", *words), program=("/usr/bin/python3", "-IS", "-c", script)
         ) as process,

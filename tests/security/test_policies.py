@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import signal
 import struct
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,11 +19,13 @@ import pytest
 from cloche.host.bpf import count_allowed
 from cloche.host.tools import read_filter, require_own_binary
 from support import vhost
+from support.outside import outside
+from support.runs import Runner
+from support.users import OrdinaryUser
 from support.vhost import Frontend, device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 #: The device programs, and the tests that are their whole workload.
 WORKLOADS = {
@@ -103,10 +107,18 @@ open("/dev/hwrng", "rb", 0).read(64)
 """
 
 
+STRACE = ("strace", "-f", "-qq", "--pidns-translation", "-o")
+
+
 def calls_of(program: str, project: Path, trace: Path, words: list[str]) -> set[str]:
     """Return the calls that a process of a whole machine makes, from its exec on."""
     argv = [str(project / "bin" / "cloche"), "run", *words]
-    subprocess.run(["strace", "-f", "-qq", "--pidns-translation", "-o", str(trace), *argv], check=True)
+    subprocess.run([*STRACE, str(trace), *argv], check=True)
+    return calls_in(trace, program)
+
+
+def calls_in(trace: Path, program: str) -> set[str]:
+    """Return what a program calls by a trace of more than it."""
     threads: set[str] = set()
     made: set[str] = set()
     for line in trace.read_text(errors="replace").splitlines():
@@ -135,6 +147,24 @@ def test_qemu_is_refused_nothing_it_needs(project: Path, tmp_path: Path) -> None
         "qemu-system", project, tmp_path / "trace", ["--share", f"{tmp_path}:rw", "--cpus", "2", "--", "true"]
     )
     check_calls(project, ("qemu",), made)
+
+
+def test_passt_is_refused_nothing_it_needs(project: Path, tmp_path: Path) -> None:
+    """Passt makes no other calls than its policy allows but the one for a faster build, and all that it names."""
+    entry = pwd.getpwuid(os.getuid())
+    caller = Runner(OrdinaryUser(entry, Path(os.environ.get("HOME") or entry.pw_dir), project))
+    fetch = "import urllib.request; urllib.request.urlopen('http://files.test/resolv.conf').read()"
+    trace = tmp_path / "trace"
+    with outside(caller, tmp_path) as network:
+        program = (*STRACE, str(trace), caller.program)
+        with network.running("--net", "user", "--", "python3", "-c", fetch, program=program) as process:
+            _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    made = calls_in(trace, "passt")
+    # Refused, it complains, and goes on.
+    looks_for_faster, complains = "execve", "dup"
+    assert looks_for_faster in made
+    check_calls(project, ("passt",), made - {looks_for_faster, complains})
 
 
 def test_qemu_with_all_devices_is_refused_nothing_it_needs(project: Path, tmp_path: Path) -> None:

@@ -439,7 +439,8 @@ class Launcher:
         assert self._endpoints is not None
         self._endpoints.join(couple.endpoint)
         for one in couple.idents:
-            self._try_spawn(one, self.plan.processes[one])
+            if not self._closed:
+                self._try_spawn(one, self.plan.processes[one])
         if not self._closed:
             self._endpoints.part(couple.endpoint)
 
