@@ -102,14 +102,15 @@ def _cgroups() -> Finding:
 
 def _why_no_cgroups() -> tuple[str, str]:
     if not os.path.exists(f"{cgroups.ROOT}/cgroup.controllers"):
-        if not os.path.exists("/run/systemd/system"):
+        # Those of version 1 have a directory for each controller.
+        if not os.path.exists("/run/systemd/system") and not os.path.exists(f"{cgroups.ROOT}/memory"):
             return (
                 f"there are no cgroups of version 2 at {cgroups.ROOT}",
                 f"mount -t cgroup2 cgroup2 {cgroups.ROOT}",
             )
         return (
             f"the cgroups at {cgroups.ROOT} are of version 1",
-            "boot Linux with systemd.unified_cgroup_hierarchy=1",
+            "boot Linux with systemd.unified_cgroup_hierarchy=1 (without systemd: cgroup_no_v1=all)",
         )
     own = cgroups.own_path("self")
     missing = cgroups.missing_controllers()
