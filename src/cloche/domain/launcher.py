@@ -371,8 +371,10 @@ class Launcher:
     def _process_ended(self, event: Exited, *, patient: bool = True) -> None:
         if self._closed:
             return
+        from cloche.domain import reasons
+
         process = self.plan.processes[event.id]
-        how = _how(event)
+        how = reasons.how(event)
         if event.signal == _SIGKILL and self._cgroup and self._cgroup.was_out_of_memory(process.name):
             assert process.limits is not None
             how = f"was killed by the kernel: it wanted more than the {process.limits.memory >> 20} MiB it may have"
@@ -380,14 +382,12 @@ class Launcher:
         if process.name.startswith(("fs-", "devices")) and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
         if process.files and event.status == _UNUSABLE:
-            from cloche.domain import reasons
-
             self._end(reasons.unusable(process, self._complaints[event.id].last_words()))
         elif event.id in self._couples:
             couple = self._couples[event.id]
             cause = couple.note(event)
             if cause is not None:
-                self._start_again(cause, _how(cause), couple)
+                self._start_again(cause, reasons.how(cause), couple)
         elif process.restarts:
             self._start_again(event, how)
         elif (
@@ -396,8 +396,6 @@ class Launcher:
             # Another one that cannot be started takes the VMM along; that would be the reason, and not the template.
             self.reactor.call_later(_OTHERS_S, lambda: self._process_ended(event, patient=False))
         elif process.essential:
-            from cloche.domain import reasons
-
             self.console.drain()
             if process.name == "vmm" and event.status == 0 and (done := self.console.rebooted()) is not None:
                 self._end(reasons.by_program(done))
@@ -411,7 +409,7 @@ class Launcher:
         With it comes the other one of a ``couple`` of which both have ended.
         """
         from cloche.domain import reasons
-        from cloche.domain.restarts import MOST, WITHIN_S, Restarts
+        from cloche.domain.restarts import TOO_OFTEN, Restarts
 
         ident, process = event.id, self.plan.processes[event.id]
         # What it said before somebody killed it explains nothing.
@@ -426,11 +424,7 @@ class Launcher:
             self._end(reasons.stranded(how, said))
             return
         if not self._restarts.may_restart(ident):
-            self._end(
-                reasons.died_often(
-                    process, f"{how}, the last of {MOST + 1} times within {WITHIN_S:g} seconds", said
-                )
-            )
+            self._end(reasons.died_often(process, f"{how}, {TOO_OFTEN}", said))
             return
         log.notice(f"{process.name} {how} and is started again" + (f": {said[-1]}" if said else ""))
         if couple is None:
@@ -482,18 +476,11 @@ class Launcher:
             return
         self._closed = True
         self._forget_pidfds()
-        if self._door is not None:
-            self._door.close()
-        if self._sharing is not None:
-            self._sharing.close()
         self.console.drain()
         self.console.close()
-        if self._monitor is not None:
-            self._monitor.close()
-        if self._template is not None:
-            self._template.close()
-        for complaints in self._complaints.values():
-            complaints.close()
+        for part in (self._door, self._sharing, self._monitor, self._template, *self._complaints.values()):
+            if part is not None:
+                part.close()
         if self._warden is not None:
             self.reactor.unregister(self._warden.fileno())
             self._warden.close()
@@ -507,10 +494,6 @@ class Launcher:
             self._endpoints.close()
         if self._directory is not None:
             self._directory.close()
-
-
-def _how(event: Exited) -> str:
-    return f"was killed by signal {event.signal}" if event.signal else f"exited with status {event.status}"
 
 
 def _raise(error: ClocheError) -> None:

@@ -18,6 +18,11 @@ _SIGSYS = 31
 _DOCTOR = "`cloche doctor` tries every part on this host."
 
 
+def how(event: Exited) -> str:
+    """Return how a process has ended, in words that go on a sentence."""
+    return f"was killed by signal {event.signal}" if event.signal else f"exited with status {event.status}"
+
+
 def ended(event: Exited, process: ProcessPlan, how: str, said: tuple[str, ...]) -> DomainError:
     """Return why a domain has ended together with a process that ``said`` something before."""
     if process.name == "vmm" and event.status == 0:

@@ -6,6 +6,7 @@ from time import monotonic
 
 #: A process may die so often within so many seconds; after that it is not chance.
 MOST, WITHIN_S = 5, 60.0
+TOO_OFTEN = f"the last of {MOST + 1} times within {WITHIN_S:g} seconds"
 
 
 class Restarts:

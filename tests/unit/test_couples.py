@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from cloche.domain.joins import Join
+from cloche.domain.couples import Couple
 from cloche.domain.peers import PEER_GONE
 from cloche.host.warden import Exited
 
@@ -32,11 +32,11 @@ KILLED = signal.SIGKILL
 def test_the_cause_is_found(first: Exited, second: Exited, cause: int) -> None:
     """The first end ends the other process; both together tell the cause, and then the pair begins anew."""
     ended: list[tuple[int, int]] = []
-    join = Join("pair", (FRONT, PASST), lambda ident, signo: ended.append((ident, signo)))
+    couple = Couple("pair", (FRONT, PASST), lambda ident, signo: ended.append((ident, signo)))
     for _ in range(2):
-        assert join.note(first) is None
+        assert couple.note(first) is None
         assert ended == [(second.id, KILLED)]
-        found = join.note(second)
+        found = couple.note(second)
         assert found is not None
         assert found.id == cause
         assert ended == [(second.id, KILLED)]
