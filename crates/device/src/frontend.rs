@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{
@@ -22,7 +21,7 @@ use crate::inherited::file_type;
 use crate::memory::{DirtyLog, Region, Table, MAX_REGIONS};
 use crate::process::set_nonblocking;
 use crate::vring::{Progress, Vring};
-use crate::watch::{await_kick, Watched};
+use crate::watch::{await_kick, Turn, Watched};
 use crate::{Device, Over, StateTransfer};
 
 /// What every device offers beside its own features.
@@ -98,16 +97,6 @@ impl Frontend {
         self.pending.contains(&true)
     }
 
-    /// The device's own descriptor, if it has one.
-    pub fn side(&self) -> Option<RawFd> {
-        self.device.side().map(|fd| fd.as_raw_fd())
-    }
-
-    /// Lets the device read there; returns whether more may come.
-    pub fn side_is_ready(&mut self) -> bool {
-        self.device.side_is_ready()
-    }
-
     /// Takes a kick in.
     pub fn kicked(&mut self, index: usize) {
         let Some(vring) = self.vrings.get_mut(index) else {
@@ -125,14 +114,17 @@ impl Frontend {
 
     /// Takes in that what the device waits for beside its queues has come.
     pub fn woken(&mut self, events: EventSet) {
-        for queue in self
-            .device
-            .watch()
-            .into_iter()
-            .flat_map(|watch| watch.queues(events))
-        {
-            if let Some(pending) = self.pending.get_mut(queue) {
-                *pending = true;
+        let Some(watch) = self.device.watch() else {
+            return;
+        };
+        for turn in watch.turns(events) {
+            match turn {
+                Turn::Device => self.device.woken(),
+                Turn::Queue(queue) => {
+                    if let Some(pending) = self.pending.get_mut(queue) {
+                        *pending = true;
+                    }
+                }
             }
         }
     }

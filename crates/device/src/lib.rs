@@ -28,7 +28,6 @@ mod watch;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -43,7 +42,7 @@ pub use lent::{Fault, Lent, Slice, MAX_BYTES, MAX_SLICES};
 pub use memory::{Chain, Memory};
 pub use options::{Options, OptionsError, Syntax};
 pub use vring::{Broken, Progress, Request, Vring, Written};
-pub use watch::Watch;
+pub use watch::{Turn, Watch};
 
 /// Exit status for a wrong command line.
 const BAD_USAGE: u8 = 2;
@@ -132,10 +131,13 @@ pub trait Device: Send {
     /// [`Broken`] when the guest broke the queue. It is logged, and the device goes on.
     fn process(&mut self, queue: usize, vring: &mut Vring) -> Result<Progress, Broken>;
 
-    /// What it waits for beside its queues; asked again whenever it has looked at them. Only queues that run are looked at.
+    /// What it waits for beside its queues; asked again whenever it has looked at them or was woken.
     fn watch(&self) -> Option<Watch> {
         None
     }
+
+    /// What it watches for itself ([`Turn::Device`]) has come.
+    fn woken(&mut self) {}
 
     /// Why it cannot go on, once it cannot: the process ends then, with a sentence.
     fn over(&mut self) -> Option<Over> {
@@ -144,16 +146,6 @@ pub trait Device: Send {
 
     /// The guest has reset the device, or the frontend is gone.
     fn reset(&mut self) {}
-
-    /// A descriptor of its own, beside the frontend's, on which it waits for whoever has started it.
-    fn side(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    /// There is something to read at [`Device::side`]. Returns whether more may come.
-    fn side_is_ready(&mut self) -> bool {
-        false
-    }
 
     /// Whether its requests may be done twice, and are noted while they are in flight, so that after a sudden death the next
     /// process does those again that were not given back. Such a device uses [`Request::lent`].
@@ -330,7 +322,7 @@ fn run(
     let told = match read() {
         Ok(told) => told,
         Err(error) => {
-            eprintln!("{name}: {error}");
+            logger::say(format_args!("{error}"));
             return ExitCode::from(BAD_USAGE);
         }
     };
@@ -339,7 +331,7 @@ fn run(
     match serve(told) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{name}: {error}");
+            logger::say(format_args!("{error}"));
             let cause = error.get_ref();
             if cause.is_some_and(|cause| cause.is::<Unusable>()) {
                 ExitCode::from(UNUSABLE)

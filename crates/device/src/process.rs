@@ -19,7 +19,7 @@ pub(crate) fn harden() -> io::Result<()> {
             .location()
             .map(|place| format!(" at {}:{}", place.file(), place.line()))
             .unwrap_or_default();
-        eprintln!("{}: a fault in the program{place}", logger::program());
+        logger::say(format_args!("a fault in the program{place}"));
         // SAFETY: ends the process; nothing of it runs after this.
         unsafe { libc::_exit(FAULT) }
     }));

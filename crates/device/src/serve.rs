@@ -16,7 +16,6 @@ use crate::{Device, Over, Reconnect};
 
 const SIGNAL: u64 = u64::MAX;
 const SOCKET: u64 = u64::MAX - 1;
-const SIDE: u64 = u64::MAX - 3;
 const EVENTS: usize = 16;
 
 /// Why a connection ended.
@@ -80,13 +79,21 @@ impl Server {
     /// Waits until a frontend knocks, or a signal asks for the end.
     fn wait_for(&self, listener: &impl AsRawFd) -> io::Result<End> {
         let _guard = self.listen_to(listener, SOCKET)?;
+        self.lock().rewatch()?;
         log::debug!("it waits for a frontend");
         let mut events = [EpollEvent::default(); 1];
         loop {
             match self.epoll.wait(-1, &mut events) {
                 Ok(0) => {}
-                Ok(_) if events[0].data() == SIGNAL => return Ok(End::Signal),
-                Ok(_) => return Ok(End::Frontend),
+                Ok(_) => match events[0].data() {
+                    SIGNAL => return Ok(End::Signal),
+                    DEVICE => {
+                        let mut frontend = self.lock();
+                        frontend.woken(events[0].event_set());
+                        frontend.rewatch()?;
+                    }
+                    _ => return Ok(End::Frontend),
+                },
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -97,8 +104,7 @@ impl Server {
     fn serve(&self, stream: UnixStream) -> io::Result<End> {
         let mut requests = BackendReqHandler::from_stream(stream, self.frontend.clone());
         let _guard = self.listen_to(&requests, SOCKET)?;
-        let side = self.lock().side();
-        let mut side = side.map(|fd| self.listen_to(&fd, SIDE)).transpose()?;
+        self.lock().rewatch()?;
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
             let timeout = if self.lock().is_pending() { 0 } else { -1 };
@@ -110,11 +116,6 @@ impl Server {
             for event in &events[..count] {
                 match event.data() {
                     SIGNAL => return Ok(End::Signal),
-                    SIDE => {
-                        if !self.lock().side_is_ready() {
-                            drop(side.take());
-                        }
-                    }
                     SOCKET if self.take_early(&requests)? => {}
                     SOCKET => match requests.handle_request() {
                         Ok(()) | Err(Error::SocketRetry(_)) => self.lock().transfer(),

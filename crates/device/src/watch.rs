@@ -5,38 +5,51 @@ use std::os::fd::RawFd;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+/// Whose turn it is when something has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// A queue is looked at ([`crate::Device::process`]). While it does not run nothing is waited for.
+    Queue(usize),
+    /// The device itself ([`crate::Device::woken`]), whatever its queues do.
+    Device,
+}
+
 /// What a device waits for beside its queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watch {
-    /// A descriptor that stays the same.
+    /// A descriptor that stays the same, and open.
     pub fd: RawFd,
-    /// The queue to be looked at when something can be read; `None` when the device does not want to read now.
-    pub read: Option<usize>,
-    /// The queue to be looked at when something can be written; `None` when it does not want to write now.
-    pub write: Option<usize>,
+    /// Whose turn it is when something can be read; `None` when the device does not want to read now.
+    pub read: Option<Turn>,
+    /// Whose turn it is when something can be written; `None` when it does not want to write now.
+    pub write: Option<Turn>,
 }
 
 impl Watch {
-    fn pairs(self) -> [(Option<usize>, EventSet); 2] {
+    fn pairs(self) -> [(Option<Turn>, EventSet); 2] {
         [(self.read, EventSet::IN), (self.write, EventSet::OUT)]
     }
 
-    /// The queues to be looked at when this has come.
-    pub(crate) fn queues(self, events: EventSet) -> impl Iterator<Item = usize> {
+    /// Whose turn it is when this has come.
+    pub(crate) fn turns(self, events: EventSet) -> impl Iterator<Item = Turn> {
         // A descriptor that is at its end, or broken, can be read and written: that is where it shows.
         let is_over = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
         let is_for = move |event| is_over || events.contains(event);
         self.pairs()
             .into_iter()
-            .filter_map(move |(queue, event)| queue.filter(|_| is_for(event)))
+            .filter_map(move |(turn, event)| turn.filter(|_| is_for(event)))
     }
 
     /// What is waited for while these queues run. Not for nothing either: that it is at its end would be reported again and
     /// again.
     pub(crate) fn events(self, runs: impl Fn(usize) -> bool) -> Option<(RawFd, EventSet)> {
         let mut events = EventSet::empty();
-        for (queue, event) in self.pairs() {
-            events.set(event, queue.is_some_and(&runs));
+        for (turn, event) in self.pairs() {
+            let is_awaited = turn.is_some_and(|turn| match turn {
+                Turn::Queue(queue) => runs(queue),
+                Turn::Device => true,
+            });
+            events.set(event, is_awaited);
         }
         (!events.is_empty()).then_some((self.fd, events))
     }

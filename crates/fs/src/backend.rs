@@ -5,11 +5,12 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
-use cloche_device::{Broken, Chain, Device, Memory, Progress, StateTransfer, Vring, Written};
+use cloche_device::{
+    Broken, Chain, Device, Memory, Progress, StateTransfer, Vring, Watch, Written,
+};
 use vhost::vhost_user::Backend as FrontendRequests;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::filesystem::{Context, FileSystem, SerializableFileSystem};
@@ -93,12 +94,14 @@ impl<F: Served> Device for Backend<F> {
         self.answerer.files.destroy();
     }
 
-    fn side(&self) -> Option<BorrowedFd<'_>> {
-        self.orders.as_ref().map(Orders::fd)
+    fn watch(&self) -> Option<Watch> {
+        self.orders.as_ref().and_then(Orders::watch)
     }
 
-    fn side_is_ready(&mut self) -> bool {
-        self.orders.as_mut().is_some_and(Orders::obey)
+    fn woken(&mut self) {
+        if let Some(orders) = &mut self.orders {
+            orders.obey();
+        }
     }
 
     fn has_state(&self) -> bool {

@@ -5,7 +5,11 @@ use std::ffi::CStr;
 use std::io;
 
 use crate::stat::Key;
-use crate::tree_state::Saved;
+use crate::tree_state::{invalid, Saved};
+
+/// Inodes of a saved state, at most, that have become one file with others of it. All others are files of the tree, each of which is
+/// there once: so no state makes a table larger than a guest could that looks at every file.
+pub const MOST_LOST: usize = 1 << 16;
 
 /// The root's number in FUSE.
 pub const ROOT: u64 = virtiofsd::fuse::ROOT_ID;
@@ -41,6 +45,9 @@ pub struct Nodes {
     nodes: HashMap<u64, Node>,
     numbers: HashMap<Key, u64>,
     next: u64,
+    /// Inodes of a saved state that are found nowhere.
+    lost: usize,
+    most_lost: usize,
 }
 
 impl Nodes {
@@ -59,6 +66,8 @@ impl Nodes {
             nodes: HashMap::from([(ROOT, node)]),
             numbers: HashMap::from([(root, ROOT)]),
             next: ROOT + 1,
+            lost: 0,
+            most_lost: MOST_LOST,
         }
     }
 
@@ -100,13 +109,17 @@ impl Nodes {
     /// the second is found nowhere.
     ///
     /// # Errors
-    /// `ESTALE` when its directory was not put back before.
+    /// `ESTALE` when its directory was not put back before, `InvalidData` when more than [`MOST_LOST`] have become one.
     pub fn restore(&mut self, saved: Saved, key: Key, kind: u32) -> io::Result<()> {
         self.nodes
             .get_mut(&saved.parent)
             .ok_or_else(stale)?
             .children += 1;
         let (key, kind) = if self.numbers.contains_key(&key) {
+            self.lost += 1;
+            if self.lost > self.most_lost {
+                return Err(invalid("too many of its files are one file"));
+            }
             let nowhere = Key {
                 dev: u64::MAX,
                 ino: saved.number,
@@ -136,6 +149,12 @@ impl Nodes {
         );
         self.numbers.insert(key, number);
         Ok(())
+    }
+
+    /// Sets another bound than [`MOST_LOST`], to show what it is for.
+    #[cfg(test)]
+    pub fn bound_lost(&mut self, most: usize) {
+        self.most_lost = most;
     }
 
     /// The path of `name` in a directory, from the root of the tree on, for messages.

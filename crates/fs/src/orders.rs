@@ -5,7 +5,9 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use cloche_device::{Turn, Watch};
 
 use crate::share::ShareFs;
 
@@ -18,6 +20,8 @@ pub struct Orders {
     files: ShareFs,
     /// The beginning of an order that has not come whole.
     begun: Vec<u8>,
+    /// The supervisor has gone, or cannot be understood.
+    is_over: bool,
 }
 
 impl Orders {
@@ -29,17 +33,27 @@ impl Orders {
             socket: File::from(socket),
             files,
             begun: Vec::with_capacity(ORDER),
+            is_over: false,
         }
     }
 
-    /// What to wait for.
+    /// What to wait for, as long as there may be orders.
     #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    pub fn watch(&self) -> Option<Watch> {
+        (!self.is_over).then(|| Watch {
+            fd: self.socket.as_raw_fd(),
+            read: Some(Turn::Device),
+            write: None,
+        })
     }
 
-    /// Carries out what can be read; false at the end of the supervisor.
-    pub fn obey(&mut self) -> bool {
+    /// Carries out what can be read.
+    pub fn obey(&mut self) {
+        self.is_over = !self.obey_one();
+    }
+
+    /// Reads once, and carries out an order that is whole; returns whether more may come.
+    fn obey_one(&mut self) -> bool {
         let mut bytes = [0; ORDER];
         let Some(room) = bytes.get_mut(self.begun.len()..) else {
             return false;

@@ -15,7 +15,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::io::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,7 +33,7 @@ use crate::nodes::{stale, Nodes, ROOT};
 use crate::recent::Recent;
 use crate::request::{check_name, check_range};
 use crate::stat::{open_at, read_link_at, stat_at, Key, Stat};
-use crate::tree_state;
+use crate::tree_state::{self, Loading};
 
 /// How long the guest may believe what it was told about the tree.
 const LIFETIME: Duration = Duration::from_secs(86400);
@@ -120,6 +120,28 @@ impl TreeFs {
         state.nodes = Nodes::new(self.0.root_key);
         state.files.clear();
         state.devices = vec![self.0.first_device];
+    }
+
+    /// Puts back what a saved state holds, each inode as it is read: what there is no file for ends it there.
+    fn load(&self, saved: impl Read) -> io::Result<()> {
+        let mut loading = Loading::begin(saved)?;
+        let mut state = self.state();
+        while let Some(one) = loading.read()? {
+            // Directories come first, so the one that is named is the one that is gone.
+            let stat = self
+                .place(&mut state, one.parent)
+                .and_then(|dir| stat_at(&dir, &one.name))
+                .map_err(|error| {
+                    let path = state.nodes.path(one.parent, &one.name);
+                    io::Error::new(
+                        error.kind(),
+                        format!("{path} is not there any more: {error}"),
+                    )
+                })?;
+            state.nodes.restore(one, stat.key, stat.kind())?;
+        }
+        state.nodes.resume(loading.next_number());
+        Ok(())
     }
 
     fn attr(&self, state: &mut State, stat: &Stat) -> Attr {
@@ -362,25 +384,13 @@ impl SerializableFileSystem for TreeFs {
     }
 
     fn deserialize_and_apply(&self, saved: File) -> io::Result<()> {
-        let (next, saved) = tree_state::load(saved)?;
         self.reset();
-        let mut state = self.state();
-        for one in saved {
-            // Directories come first, so the one that is named is the one that is gone.
-            let stat = self
-                .place(&mut state, one.parent)
-                .and_then(|dir| stat_at(&dir, &one.name))
-                .map_err(|error| {
-                    let path = state.nodes.path(one.parent, &one.name);
-                    io::Error::new(
-                        error.kind(),
-                        format!("{path} is not there any more: {error}"),
-                    )
-                })?;
-            state.nodes.restore(one, stat.key, stat.kind())?;
+        let done = self.load(saved);
+        if done.is_err() {
+            // Half of what a guest knows is of no use to it.
+            self.reset();
         }
-        state.nodes.resume(next);
-        Ok(())
+        done
     }
 }
 

@@ -46,30 +46,55 @@ pub fn save(nodes: &Nodes, out: impl Write) -> io::Result<()> {
     out.flush()
 }
 
-/// Reads what [`save`] wrote: the next number, and the inodes.
-///
-/// # Errors
-/// `InvalidData` when it is not a state, or one of another version.
-pub fn load(input: impl Read) -> io::Result<(u64, Vec<Saved>)> {
-    let mut input = io::BufReader::new(input);
-    let mut magic = [0; 8];
-    input.read_exact(&mut magic)?;
-    if magic != MAGIC || read_u32(&mut input)? != VERSION {
-        return Err(invalid(
-            "not the state of a tree, or one of another version",
-        ));
+/// A state that is being read. Nothing is kept of it but where it stands: whoever reads decides what is too much.
+#[derive(Debug)]
+pub struct Loading<R: Read> {
+    input: io::BufReader<R>,
+    next: u64,
+    last: u64,
+}
+
+impl<R: Read> Loading<R> {
+    /// Reads the beginning of what [`save`] wrote.
+    ///
+    /// # Errors
+    /// `InvalidData` when it is not a state, or one of another version.
+    pub fn begin(input: R) -> io::Result<Self> {
+        let mut input = io::BufReader::new(input);
+        let mut magic = [0; 8];
+        input.read_exact(&mut magic)?;
+        if magic != MAGIC || read_u32(&mut input)? != VERSION {
+            return Err(invalid(
+                "not the state of a tree, or one of another version",
+            ));
+        }
+        let next = read_u64(&mut input)?;
+        Ok(Loading {
+            input,
+            next,
+            last: ROOT,
+        })
     }
-    let next = read_u64(&mut input)?;
-    let mut saved = Vec::new();
-    let mut last = ROOT;
-    while let Some(one) = read_one(&mut input)? {
-        if one.number <= last || one.number >= next || one.parent >= one.number {
+
+    /// The number that the next new inode gets.
+    pub fn next_number(&self) -> u64 {
+        self.next
+    }
+
+    /// Reads the next inode; `None` at the end.
+    ///
+    /// # Errors
+    /// `InvalidData` when it makes no sense, `UnexpectedEof` when it is cut.
+    pub fn read(&mut self) -> io::Result<Option<Saved>> {
+        let Some(one) = read_one(&mut self.input)? else {
+            return Ok(None);
+        };
+        if one.number <= self.last || one.number >= self.next || one.parent >= one.number {
             return Err(invalid("inodes out of order"));
         }
-        last = one.number;
-        saved.push(one);
+        self.last = one.number;
+        Ok(Some(one))
     }
-    Ok((next, saved))
 }
 
 fn read_one(input: &mut impl Read) -> io::Result<Option<Saved>> {
@@ -107,7 +132,8 @@ fn read_u32(input: &mut impl Read) -> io::Result<u32> {
     Ok(u32::from_le_bytes(bytes))
 }
 
-fn invalid(text: &str) -> io::Error {
+/// An error that says what makes no sense about a state.
+pub fn invalid(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
@@ -124,6 +150,15 @@ mod tests {
         }
     }
 
+    fn load(input: &[u8]) -> io::Result<(u64, Vec<Saved>)> {
+        let mut loading = Loading::begin(input)?;
+        let mut saved = Vec::new();
+        while let Some(one) = loading.read()? {
+            saved.push(one);
+        }
+        Ok((loading.next_number(), saved))
+    }
+
     fn state() -> Vec<u8> {
         let mut nodes = Nodes::new(key(1));
         let dir = nodes.remember(ROOT, c"dir", key(2), libc::S_IFDIR).unwrap();
@@ -136,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_was_saved_is_loaded() {
-        let (next, saved) = load(&*state()).unwrap();
+        let (next, saved) = load(&state()).unwrap();
         let expected = [
             Saved {
                 number: 2,
@@ -176,7 +211,7 @@ mod tests {
         ] {
             let mut bytes = state();
             bytes[place] = value;
-            assert!(load(&*bytes).is_err(), "{place}");
+            assert!(load(&bytes).is_err(), "{place}");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use virtiofsd::soft_idmap::Id;
 
 use super::*;
+use crate::nodes::MOST_LOST;
 
 struct Scratch(PathBuf);
 
@@ -322,4 +323,74 @@ fn what_is_gone_at_a_restore_is_named() {
         error.to_string().starts_with("/dir is not there any more"),
         "{error}"
     );
+}
+
+/// A state without end: one file after the other, each said to lie where the same one lies.
+struct Flood {
+    number: u64,
+    given: Vec<u8>,
+    most: u64,
+}
+
+impl Flood {
+    fn new(most: u64) -> Self {
+        let given = [
+            &b"clochefs"[..],
+            &1_u32.to_le_bytes(),
+            &u64::MAX.to_le_bytes(),
+        ]
+        .concat();
+        Flood {
+            number: ROOT,
+            given,
+            most,
+        }
+    }
+}
+
+impl Read for Flood {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        if self.given.is_empty() && self.number < self.most {
+            self.number += 1;
+            for field in [self.number, ROOT, 1] {
+                self.given.extend(field.to_le_bytes());
+            }
+            self.given.extend(4_u32.to_le_bytes());
+            self.given.extend(b"file");
+        }
+        let count = room.len().min(self.given.len());
+        room[..count].copy_from_slice(&self.given[..count]);
+        self.given.drain(..count);
+        Ok(count)
+    }
+}
+
+#[test]
+fn a_state_without_end_is_refused_and_leaves_nothing() {
+    let scratch = Scratch::new("flood");
+    fs::write(scratch.path().join("file"), b"text").unwrap();
+    let tree = tree(scratch.path(), 8);
+    let mut flood = Flood::new(u64::MAX);
+    let error = tree.load(&mut flood).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    // The reader has a buffer.
+    assert!(flood.number < MOST_LOST as u64 + 1000);
+    let path = scratch.path().join("state");
+    let many = 2 * MOST_LOST as u64;
+    io::copy(&mut Flood::new(many), &mut File::create(&path).unwrap()).unwrap();
+    assert!(tree
+        .deserialize_and_apply(File::open(&path).unwrap())
+        .is_err());
+    assert_eq!(tree.known_inodes(), 1);
+}
+
+#[test]
+fn without_its_bound_a_state_is_taken_however_long_it_is() {
+    let scratch = Scratch::new("flood-mutant");
+    fs::write(scratch.path().join("file"), b"text").unwrap();
+    let tree = tree(scratch.path(), 8);
+    tree.state().nodes.bound_lost(usize::MAX);
+    let many = 2 * MOST_LOST as u64;
+    tree.load(Flood::new(many)).unwrap();
+    assert_eq!(tree.known_inodes() as u64, many);
 }

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 
 use cloche_device::{
-    Broken, Chain, Device, Memory, Over, Progress, Request, Vring, Watch, Written,
+    Broken, Chain, Device, Memory, Over, Progress, Request, Turn, Vring, Watch, Written,
 };
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MTU;
 use vm_memory::{Address, Bytes};
@@ -230,8 +230,8 @@ impl<P: Peer> Device for Front<P> {
         let peer = self.peer.as_ref()?;
         Some(Watch {
             fd: peer.as_raw_fd(),
-            read: (!self.is_starved).then_some(RECEIVE),
-            write: (!self.outgoing.is_empty()).then_some(SEND),
+            read: (!self.is_starved).then_some(Turn::Queue(RECEIVE)),
+            write: (!self.outgoing.is_empty()).then_some(Turn::Queue(SEND)),
         })
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use cloche_device::{Device, Memory, Over, Progress, Vring};
+use cloche_device::{Device, Memory, Over, Progress, Turn, Vring};
 use cloche_net::device::{Front, RECEIVE, SEND};
 use cloche_net::frame::{Mac, Reason, Rules, DEFAULT_MTU, VIRTIO_HEADER};
 use proptest::prelude::*;
@@ -169,7 +169,10 @@ impl Guest {
 
     fn watches(&self) -> (bool, bool) {
         let watch = self.front.watch().unwrap();
-        (watch.read == Some(RECEIVE), watch.write == Some(SEND))
+        (
+            watch.read == Some(Turn::Queue(RECEIVE)),
+            watch.write == Some(Turn::Queue(SEND)),
+        )
     }
 }
 
