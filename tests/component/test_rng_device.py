@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,6 @@ from support.vhost import EVENT_IDX, NEXT, QUEUE_SIZE, WRITABLE, Descriptor, Dev
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 ROOM = 0x10_0000
 
@@ -52,6 +52,36 @@ def test_random_bytes_come(features: int) -> None:
         assert len(answers) == 300
         assert {len(answer) for answer in answers} == {64}
         assert len(ask(frontend, 10, 300, 1)) == 311
+
+
+def test_it_looks_for_the_next_request_and_then_sleeps() -> None:
+    """A guest that asks without pause is waited for awake, and one that does not costs nothing: it sleeps, and stays asleep."""
+    with machine() as (running, frontend):
+        for _ in range(3):
+            assert len(ask(frontend, 64)) == 64
+            status = Path(f"/proc/{running.process.pid}/status")
+            while "State:\tS" not in status.read_text():
+                assert running.process.poll() is None
+            switches = [line for line in status.read_text().splitlines() if "ctxt_switches" in line]
+            assert switches == [line for line in status.read_text().splitlines() if "ctxt_switches" in line]
+
+
+def test_a_line_is_written_at_once() -> None:
+    """What it says is one call for each line, however it is put together: on a socket that keeps them apart, one message."""
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with theirs, ours:
+        argv = [require_own_binary("cloche-rng"), "--fd", "99"]
+        subprocess.run(argv, stdin=subprocess.DEVNULL, stderr=theirs, check=False)
+        assert ours.recv(4096) == b"cloche-rng: --fd: 99 is not open\n"
+        # A word of the command line is written out, cut, and one line.
+        subprocess.run([argv[0], "--\x1b[2J" + "x" * 100_000], stderr=theirs, check=False)
+        line = ours.recv(1 << 20)
+        assert line.startswith(b"cloche-rng: unknown option \"--\\\\u{1b}[2Jxxx")
+        assert line.endswith(b"x...\n")
+        assert len(line) <= 1024
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ours.recv(1)
 
 
 def test_one_request_is_bounded() -> None:

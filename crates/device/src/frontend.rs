@@ -112,6 +112,11 @@ impl Frontend {
         }
     }
 
+    /// How often the device wants to look for a next request before it sleeps.
+    pub fn looks(&self) -> u32 {
+        self.device.looks()
+    }
+
     /// Takes in that what the device waits for beside its queues has come.
     pub fn woken(&mut self, events: EventSet) {
         let Some(watch) = self.device.watch() else {

@@ -20,6 +20,7 @@ mod lent;
 mod logger;
 mod memory;
 mod options;
+mod patience;
 mod process;
 mod serve;
 mod vring;
@@ -130,6 +131,12 @@ pub trait Device: Send {
     /// # Errors
     /// [`Broken`] when the guest broke the queue. It is logged, and the device goes on.
     fn process(&mut self, queue: usize, vring: &mut Vring) -> Result<Progress, Broken>;
+
+    /// How often the loop looks whether there is a next request, once it has answered one, before it sleeps. Worth it where
+    /// a guest asks anew as soon as it has its answer: waking up takes longer than the work. Each look is one system call.
+    fn looks(&self) -> u32 {
+        0
+    }
 
     /// What it waits for beside its queues; asked again whenever it has looked at them or was woken.
     fn watch(&self) -> Option<Watch> {

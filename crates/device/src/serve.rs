@@ -11,6 +11,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::early::Early;
 use crate::frontend::Frontend;
 use crate::inherited::Socket;
+use crate::patience::Patience;
 use crate::watch::DEVICE;
 use crate::{Device, Over, Reconnect};
 
@@ -106,9 +107,19 @@ impl Server {
         let _guard = self.listen_to(&requests, SOCKET)?;
         self.lock().rewatch()?;
         let mut events = [EpollEvent::default(); EVENTS];
+        let mut patience = Patience::default();
         loop {
-            let timeout = if self.lock().is_pending() { 0 } else { -1 };
+            let is_pending = self.lock().is_pending();
+            let timeout = if is_pending || patience.is_left() {
+                0
+            } else {
+                -1
+            };
             let count = match self.epoll.wait(timeout, &mut events) {
+                Ok(0) if !is_pending => {
+                    patience.looked();
+                    continue;
+                }
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
@@ -127,9 +138,11 @@ impl Server {
                         }
                     },
                     DEVICE => self.lock().woken(event.event_set()),
-                    queue => self
-                        .lock()
-                        .kicked(usize::try_from(queue).unwrap_or(usize::MAX)),
+                    queue => {
+                        let mut frontend = self.lock();
+                        frontend.kicked(usize::try_from(queue).unwrap_or(usize::MAX));
+                        patience.renew(frontend.looks());
+                    }
                 }
             }
             let mut frontend = self.lock();
