@@ -124,6 +124,25 @@ def test_the_card_has_its_name_its_address_and_is_down(
     assert ended.stdout == f"{MAC}\n1500\ndown\n".encode(), ended.stderr
 
 
+def test_a_card_comes_with_the_restore_and_is_each_machines_own(
+    cloche: Runner, peer: tuple[Path, socket.socket]
+) -> None:
+    """A machine with a card goes on from a template and can be saved; two of them have addresses of their own, the hosts'."""
+    words = (f"--net=socket:{peer[0]}", "--timings")
+    plan = cloche("run", "--dry-run", words[0], "true").stdout.decode()
+    assert "start       from the template " in plan
+    assert "\nsaveable    yes\n" in plan
+    seen = set()
+    for _ in range(2):
+        ended = cloche("run", *words, "cat", "/sys/class/net/eth0/address")
+        assert b"memory filled" in ended.stderr
+        (address,) = ended.stdout.decode().split()
+        # Of those that no maker gives out, and of one machine.
+        assert int(address[:2], 16) & 3 == 2
+        seen.add(address)
+    assert len(seen) == 2
+
+
 def test_frames_go_both_ways_and_only_the_guests_own(
     cloche: Runner, peer: tuple[Path, socket.socket]
 ) -> None:

@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,27 @@ def listener(path: Path, user: OrdinaryUser) -> Iterator[socket.socket]:
         listening.listen()
         yield listening
     path.unlink()
+
+
+@contextmanager
+def echo() -> Iterator[int]:
+    """Provide a descriptor behind which somebody sends every frame back to whoever it came from."""
+    ours, theirs = socket.socketpair()
+
+    def answer() -> None:
+        while frame := receive_frame(ours):
+            # Whoever does not take the answer has gone.
+            with suppress(OSError):
+                ours.sendall(spoken(frame[6:12] + frame[:6] + frame[12:]))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        with theirs:
+            yield theirs.fileno()
+    finally:
+        thread.join()
+        ours.close()
 
 
 @contextmanager

@@ -8,22 +8,29 @@
  *   pages DEVICE             writes pages of a disk and reads others
  *   buffers DEVICE           has the disk fill memory that no program touches
  *   random DEVICE            reads random numbers
+ *   frames CARD              sends frames to somebody who sends them back
  *
- * The last four go on until stdin ends, say on stdout how often they went round, check everything, and say "right N" at
+ * The last five go on until stdin ends, say on stdout how often they went round, check everything, and say "right N" at
  * the end. Whatever is wrong is said on stderr, with status 1. What a place of a file or a disk holds is a function of
  * the place alone (see `word`), so that host and guest know it without telling each other.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/ethernet.h>
+#include <net/if.h>
+#include <netpacket/packet.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, PIECE = 16 * PAGE, BUFFERS = 64, DISK_PAGES = 4096 };
+enum { PAGE = 4096, PIECE = 16 * PAGE, BUFFERS = 64, DISK_PAGES = 4096, ETHERTYPE = 0x88B5 /* for experiments */ };
 
 static char pages[BUFFERS * PIECE] __attribute__((aligned(PAGE)));
 
@@ -229,6 +236,63 @@ static unsigned work_on_numbers(const char *device)
     return round;
 }
 
+static int open_card(const char *name, unsigned char *own)
+{
+    int fd = socket(AF_PACKET, SOCK_RAW, htons(ETHERTYPE));
+    struct sockaddr_ll place = {.sll_family = AF_PACKET, .sll_protocol = htons(ETHERTYPE)};
+    struct ifreq card = {0};
+    strncpy(card.ifr_name, name, IFNAMSIZ - 1);
+    place.sll_ifindex = if_nametoindex(name);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&place, sizeof place) || ioctl(fd, SIOCGIFHWADDR, &card))
+        fail(name, 0);
+    memcpy(own, card.ifr_hwaddr.sa_data, ETH_ALEN);
+    if (ioctl(fd, SIOCGIFFLAGS, &card))
+        fail(name, 1);
+    card.ifr_flags |= IFF_UP;
+    if (ioctl(fd, SIOCSIFFLAGS, &card))
+        fail(name, 2);
+    return fd;
+}
+
+/* Whether the frame comes back before a while is over; what comes late, a second time, is passed over. */
+static int comes_back(int fd, const char *frame, ssize_t size)
+{
+    static char got[ETH_FRAME_LEN];
+    struct pollfd input = {fd, POLLIN, 0};
+    while (poll(&input, 1, 500) > 0) {
+        if (recv(fd, got, sizeof got, 0) == size && !memcmp(got + 14, frame + 14, size - 14))
+            return 1;
+    }
+    return 0;
+}
+
+/* A frame may be lost on the way, as on any wire, and is sent again; nothing that comes back is another than was sent. */
+static unsigned work_on_frames(const char *name)
+{
+    static char frame[ETH_FRAME_LEN] __attribute__((aligned(8)));
+    unsigned char own[ETH_ALEN];
+    int fd = open_card(name, own);
+    unsigned round = 0;
+    do {
+        for (unsigned count = 0; count < 32; count++) {
+            size_t size = 64 + (round * 32 + count) * 97 % 1400;
+            fill(frame, sizeof frame / 8 * 8, (uint64_t)round * 32 + count, 1);
+            memcpy(frame, "\x02\0\0\0\0\x02", ETH_ALEN);
+            memcpy(frame + ETH_ALEN, own, ETH_ALEN);
+            memcpy(frame + 2 * ETH_ALEN, (uint16_t[]){htons(ETHERTYPE)}, 2);
+            unsigned tries = 0;
+            do {
+                if (tries++ == 100)
+                    fail("no answer", round);
+                if (send(fd, frame, size, 0) < 0 && errno != ENOBUFS && errno != ENETDOWN)
+                    fail("send", round);
+            } while (!comes_back(fd, frame, size));
+        }
+        round++;
+    } while (go_on(round));
+    return round;
+}
+
 int main(int count, char **words)
 {
     const char *what = count > 2 ? words[1] : "";
@@ -246,6 +310,8 @@ int main(int count, char **words)
         printf("right %u\n", work_on_buffers(words[2]));
     else if (!strcmp(what, "random"))
         printf("right %u\n", work_on_numbers(words[2]));
+    else if (!strcmp(what, "frames"))
+        printf("right %u\n", work_on_frames(words[2]));
     else
         return 2;
     return fflush(stdout) != 0;

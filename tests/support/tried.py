@@ -13,9 +13,11 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cloche.drivers.qemu.network import COMMANDS
 from cloche.host.tools import require_own_binary
 from cloche.model.guest import Mkdir, Mount, WaitPath
 from support.disks import empty_qcow2
+from support.frames import echo
 from support.guestwork import Work, run
 from support.standin import stand_in
 
@@ -32,6 +34,7 @@ SLOT = 6
 DISK_BYTES = 16 << 20
 FILE_BYTES = 1 << 20
 _GUEST_CID = 5
+_CARD = "02:00:00:00:00:01"
 
 _BUS = f"bus=virtio-mmio-bus.{SLOT}"
 _MOUNT = "/run/trial"
@@ -236,6 +239,36 @@ class QemuNumbers(_Numbers):
         yield ["-object", source, "-device", f"virtio-rng-device,{_BUS},rng=device"]
 
 
+class OwnCard(Device):
+    """A network card whose front is ours; whoever stands behind it sends every frame back."""
+
+    kind = name = "virtio-net"
+    steps = (WaitPath(b"/sys/class/net/eth0", 10000),)
+
+    @contextmanager
+    def start(self, scratch: Path) -> Iterator[list[str]]:
+        """See ``Device``."""
+        with echo() as peer:
+            words = ("--mac", _CARD, "--peer-fd", str(peer))
+            with backend(scratch, "cloche-net", *words, pass_fds=[peer]) as path:
+                options = ",".join((f"mac={_CARD}", "host_mtu=1500", *(f"{word}=off" for word in COMMANDS)))
+                yield [
+                    *_socket(path),
+                    *("-netdev", "vhost-user,id=front,chardev=device"),
+                    *("-device", f"virtio-net-device,{_BUS},netdev=front,{options}"),
+                ]
+
+    def use(self, guest: Guest, scratch: Path) -> None:
+        """See ``Device``."""
+        del scratch
+        assert run(guest, "read", "/sys/class/net/eth0/address", "17") == _CARD.encode()
+        assert run(guest, "frames", "eth0") == b"1\nright 1\n"
+
+    def begin(self, guest: Guest) -> Work:
+        """See ``Device``."""
+        return Work(guest, "frames", "eth0")
+
+
 class Ports(Device):
     """A second set of ports; the first is the control port's, by which every other trial speaks with its guest."""
 
@@ -317,6 +350,7 @@ DEVICES: dict[str, Callable[[], Device]] = {
     "blk-qcow2": lambda: OwnDisk("qcow2"),
     "vhost-user-rng": OwnNumbers,
     "vhost-user-vsock": Sockets,
+    "net": OwnCard,
     "virtio-serial": Ports,
     "virtio-balloon": Balloon,
     "virtio-blk": QemuDisk,

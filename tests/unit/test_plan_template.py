@@ -8,7 +8,7 @@ from cloche.drivers.qemu import abilities
 from cloche.drivers.registry import find_driver
 from cloche.model.guest import BindDevice, Clock, Entropy, Mount
 from cloche.model.plan import OpenFile, Template
-from cloche.model.request import Disk, RunRequest
+from cloche.model.request import Disk, Network, RunRequest
 from support.plans import KERNEL, TOOLS, facts, process, request, share, values
 
 TEMPLATE = Template("/t", "/t/memory", OpenFile("/t/state", False, 15), 1, b"/memory/ram")
@@ -77,6 +77,8 @@ def test_an_emulated_machine_that_boots_takes_randomness_from_its_cpu() -> None:
         (request(disks=DISKS, shares=(share("/a"),), memory_mib=256, cpus=2), ""),
         (request(disks=tuple(Disk(f"d{n}", f"/{n}.img") for n in range(5))), ""),
         (request(disks=tuple(Disk(f"d{n}", f"/{n}.img") for n in range(6))), "no room"),
+        (request(network=Network("/run/peer.sock", "02:00:00:00:00:01")), ""),
+        (request(hwrng=True), "vhost-user-rng"),
         (request(cold=True), "--cold"),
         (request(boot_log=True), "about a boot"),
         (request(boot_timeout_s=3.0), "about a boot"),

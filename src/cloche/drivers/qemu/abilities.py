@@ -40,6 +40,8 @@ ABILITIES: dict[str, tuple[Ability, Ability]] = {
     "vhost-user-blk": (_ALL, _ALL),
     "vhost-user-rng": (_NOTHING, _NOTHING),
     "vhost-user-vsock": (_NOTHING, _NOTHING),
+    # Behind it is our front, by vhost-user.
+    "virtio-net": (_ALL, _ALL),
     "virtio-serial": (_ALL, _ALL),
     "virtio-balloon": (_ALL, _ALL),
     "virtio-blk": (_ALL, _ALL),

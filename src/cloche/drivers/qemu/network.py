@@ -22,7 +22,7 @@ _SOCKET_FD, _PEER_FD, _PASST_FD = 3, 4, 3
 #: Between the front and passt.
 _JOIN = Endpoint("net0-outside", EndpointKind.JOIN)
 #: QEMU would carry these out itself: the queue for commands, and what a guest believes in only if it has that.
-_COMMANDS = (
+COMMANDS = (
     "ctrl_vq",
     "ctrl_rx",
     "ctrl_vlan",
@@ -43,7 +43,7 @@ def plan_network(board: Board, network: Network, facts: HostFacts) -> DevicePart
     is_user = network.kind == NetworkKind.USER
     # What the card carries at most is told, so that the guest cannot set more.
     words = ",".join(
-        (f"mac={network.mac}", f"host_mtu={network.mtu}", *(f"{word}=off" for word in _COMMANDS))
+        (f"mac={network.mac}", f"host_mtu={network.mtu}", *(f"{word}=off" for word in COMMANDS))
     )
     if not board.microvm:
         # Nobody boots from it.
