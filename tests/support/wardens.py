@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import select
 import sys
 import tempfile
 import traceback
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+import cloche
+from cloche.host import tools
 from cloche.host.ids import find_ids
 from cloche.host.warden import Event, Exited, Failed, Ready, Spawned, Warden
 from cloche.model.jail import (
@@ -60,6 +65,7 @@ class Role(NamedTuple):
 
         Usable as a decorator in a test: the function below it is run at once.
         """
+        import_all()
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -82,8 +88,12 @@ class Role(NamedTuple):
         return 0
 
     def become(self) -> None:
-        """Turn this process into one of the user's, for good."""
+        """Turn this process into one of the user's, for good.
+
+        What cloche reads beside its own code is then read where this user can read it.
+        """
         if self.entry is not None:
+            tools._OWN_PATH = (str(Path(self.warden).parent),)
             os.setgroups([])
             os.setresgid(self.entry.pw_gid, self.entry.pw_gid, self.entry.pw_gid)
             os.setresuid(self.entry.pw_uid, self.entry.pw_uid, self.entry.pw_uid)
@@ -94,6 +104,14 @@ class Role(NamedTuple):
         """Provide an empty directory of the user's; for use inside ``run``."""
         with tempfile.TemporaryDirectory(dir=self.home) as name:
             yield Path(name)
+
+
+@cache
+def import_all() -> None:
+    """Import all of cloche, for a process that may not be able to read this checkout later."""
+    for module in pkgutil.walk_packages(cloche.__path__, "cloche."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def make_role(name: str, ordinary: OrdinaryUser) -> Role:
