@@ -143,6 +143,33 @@ def test_a_card_comes_with_the_restore_and_is_each_machines_own(
     assert len(seen) == 2
 
 
+_API = """
+import asyncio, sys
+import cloche
+from cloche import aio
+
+card, show = f"socket:{sys.argv[1]},mac={sys.argv[2]}", ["cat", "/sys/class/net/eth0/address"]
+print(cloche.run(show, net=card, capture_output=True, text=True).stdout, end="")
+with cloche.Sandbox(hwrng=True, devices="bundled", privileged=True) as box:
+    print(len(box.check_output(["head", "-c", "16", "/dev/hwrng"])), box.call(["test", "-e", "/sys/class/net/eth0"]))
+print(asyncio.run(aio.run(show, net=card, capture_output=True, text=True)).stdout, end="")
+for wrong in ({"net": "carrier-pigeon"}, {"net": "socket:/nowhere"}, {"net": card, "devices": "vmm"}, {"devices": "none"}):
+    try:
+        cloche.run(show, **wrong)
+    except cloche.ClocheError as error:
+        print(type(error).__name__)
+"""
+
+
+def test_the_api_gives_machines_their_devices(cloche: Runner, peer: tuple[Path, socket.socket]) -> None:
+    """Card, random numbers and the place of devices are options of run and Sandbox, and what is wrong is said in the same way."""
+    program = f"import sys; sys.path.insert(0, {str(cloche.user.project / 'src')!r})\n{_API}"
+    done = cloche.user.run(["/usr/bin/python3", "-c", program, str(peer[0]), MAC], timeout=300)
+    said = done.stdout.decode().split("\n")
+    assert said[:3] == [MAC, "16 1", MAC], done.stderr
+    assert said[3:] == ["UsageError", "NetworkError", "UsageError", "UsageError", ""]
+
+
 def test_frames_go_both_ways_and_only_the_guests_own(
     cloche: Runner, peer: tuple[Path, socket.socket]
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from support.domains import domain_processes
 from support.live import Live, live
+from support.pty import TerminalProgram
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -279,3 +280,6 @@ def test_ps_tells_what_runs(runner: Runner) -> None:
         assert words[1:4] == ["-", "running", "sh"]
         assert {"qemu", "tcg", "256"} <= set(words)
         assert lines[place + 1] == "  GIVEN UP by --insecure-no-jail=namespaces"
+        with TerminalProgram(runner.user, [runner.program, "ps"]) as listing:
+            listing.expect(b"\033[31m  GIVEN UP by --insecure-no-jail=namespaces\033[0m")
+            assert listing.wait() == 0

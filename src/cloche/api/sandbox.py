@@ -12,6 +12,7 @@ from cloche.api.popen import PIPE, Popen, TimeoutExpired
 from cloche.domain.prepare import prepare_plan
 from cloche.errors import DomainError, UsageError
 from cloche.host.facts import collect_facts
+from cloche.model.machine import Devices
 from cloche.model.request import RunRequest
 from cloche.record import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from cloche.api.popen import File
     from cloche.model.facts import HostFacts
     from cloche.model.guest import GuestCommand
-    from cloche.model.request import Include, Share
+    from cloche.model.request import Include, Network, Share
 
     Word = str | bytes | os.PathLike[str]
 
@@ -83,6 +84,10 @@ class Sandbox:
         include: Host files copied into the guest: a mapping of guest path to host path.
         memory_mib: The most memory it may use, in MiB; None for the default.
         cpus: Virtual CPUs; None for one.
+        net: Its network card: ``"socket:PATH"`` or ``"socket:PATH,mac=MAC"`` as on the command line; None for no card.
+        hwrng: Whether it has a device that gives random numbers of the host.
+        devices: Where the work of its devices is done: ``process`` (each apart), ``bundled`` or ``vmm``. With the other two a
+            hole in one device is a hole in all.
         driver: ``qemu`` or ``bwrap``.
         kernel: The guest kernel's name; None lets cloche choose.
         accelerator: ``kvm`` or ``tcg``; None for what was found to work.
@@ -95,6 +100,7 @@ class Sandbox:
         request: What these arguments ask for.
 
     Raises:
+        UsageError, ShareError, NetworkError: What is shared or connected makes no sense, or is not there.
         ClocheError: From ``start`` (and so from ``with``): what the command line would have said.
     """
 
@@ -106,6 +112,9 @@ class Sandbox:
         include: Mapping[str, Word] | None = None,
         memory_mib: int | None = None,
         cpus: int | None = None,
+        net: str | None = None,
+        hwrng: bool = False,
+        devices: str = Devices.PROCESS,
         driver: str = "qemu",
         kernel: str | None = None,
         accelerator: str | None = None,
@@ -121,6 +130,9 @@ class Sandbox:
             includes=_includes(include or {}),
             memory_mib=memory_mib,
             cpus=cpus,
+            network=_network(net),
+            hwrng=hwrng,
+            devices=devices,
             kernel=kernel,
             accelerator=accelerator,
             privileged=privileged,
@@ -332,6 +344,14 @@ def _drop(loop: Loop) -> None:
         warnings.warn(
             "a cloche.Sandbox was not closed: its machine is ended now", ResourceWarning, stacklevel=2
         )
+
+
+def _network(word: str | None) -> Network | None:
+    if word is None:
+        return None
+    from cloche.host.networks import resolve_network
+
+    return resolve_network(word)
 
 
 def _shares(words: Sequence[Word]) -> tuple[Share, ...]:
