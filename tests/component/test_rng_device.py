@@ -55,7 +55,7 @@ def test_random_bytes_come(features: int) -> None:
 
 
 def test_it_looks_for_the_next_request_and_then_sleeps() -> None:
-    """A guest that asks without pause is waited for awake, and one that does not costs nothing: it sleeps, and stays asleep."""
+    """When nothing has come for a while after a request, the device sleeps, and stays asleep."""
     with machine() as (running, frontend):
         for _ in range(3):
             assert len(ask(frontend, 64)) == 64
@@ -67,7 +67,7 @@ def test_it_looks_for_the_next_request_and_then_sleeps() -> None:
 
 
 def test_a_line_is_written_at_once() -> None:
-    """What it says is one call for each line, however it is put together: on a socket that keeps them apart, one message."""
+    """Each line is one call, however it is put together: on a socket that keeps them apart, one message."""
     theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with theirs, ours:
         argv = [require_own_binary("cloche-rng"), "--fd", "99"]
@@ -76,7 +76,7 @@ def test_a_line_is_written_at_once() -> None:
         # A word of the command line is written out, cut, and one line.
         subprocess.run([argv[0], "--\x1b[2J" + "x" * 100_000], stderr=theirs, check=False)
         line = ours.recv(1 << 20)
-        assert line.startswith(b"cloche-rng: unknown option \"--\\\\u{1b}[2Jxxx")
+        assert line.startswith(b'cloche-rng: unknown option "--\\\\u{1b}[2Jxxx')
         assert line.endswith(b"x...\n")
         assert len(line) <= 1024
         ours.setblocking(False)

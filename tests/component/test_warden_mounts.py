@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
+import signal
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -217,6 +219,61 @@ def test_only_directories_are_mounted(role: Role) -> None:
             (directory / "file").write_text("")
             assert inside.mount(directory / "file", b"/stage/0").errno == errno.ENOTDIR
             assert inside.sees("ls /stage") == ""
+
+
+@contextmanager
+def mounts_below(directory: Path, count: int) -> Iterator[None]:
+    """Have so many file systems below a directory, in a mount namespace that this process makes for itself."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    uid, gid = os.getuid(), os.getgid()
+    libc.prctl(4, 1)  # as in ``open_elsewhere``
+    assert libc.unshare((0x1000_0000 if uid else 0) | 0x0002_0000) == 0  # CLONE_NEWUSER, CLONE_NEWNS
+    if uid:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+    assert libc.mount(None, b"/", None, 0x4_4000, None) == 0  # MS_REC | MS_PRIVATE
+    places = [directory / str(number) for number in range(count)]
+    for place in places:
+        place.mkdir()
+        assert libc.mount(b"none", os.fsencode(place), b"tmpfs", 0, None) == 0
+        (place / "below").touch()
+    try:
+        yield
+    finally:
+        for place in places:
+            assert libc.umount2(os.fsencode(place), 0) == 0
+
+
+def test_with_mounts_below_it_goes_whole_though_who_takes_it_away_is_killed(role: Role) -> None:
+    """However far the child of PID 1 has come, it is said that it was broken off, and the next takes the rest."""
+
+    @role.run
+    def _() -> None:
+        with role.directory() as directory, mounts_below(directory, 50), jailed(role) as inside:
+            init = descendants(inside.warden.pid)[1].pid
+            children = Path(f"/proc/{init}/task/{init}/children")
+            look = "wc -l </proc/self/mounts; ls /stage"
+            before, known = inside.sees(look), children.read_text().split()
+            broken = 0
+            for _ in range(1000):
+                assert inside.mount(directory, b"/stage/0") == Done(7, 0, "")
+                assert inside.sees("ls /stage/0/*/below | wc -l") == "50;"
+                inside.warden.send_unmount(8, 1, b"/stage/0")
+                while not (doing := [one for one in children.read_text().split() if one not in known]):
+                    if select.select([inside.warden.fileno()], [], [], 0)[0]:
+                        break
+                for one in doing:
+                    with suppress(ProcessLookupError):
+                        os.kill(int(one), signal.SIGKILL)
+                done = inside.done()
+                assert done in {Done(8, 0, ""), Done(8, errno.EINTR, "broken off")}
+                broken += done.errno != 0
+                assert inside.unmount(b"/stage/0") == Done(8, 0, "")
+                assert inside.sees(look) == before
+                if broken == 3:
+                    break
+            assert broken == 3
 
 
 def test_a_hundred_come_and_go_and_leave_nothing(role: Role) -> None:

@@ -127,7 +127,7 @@ def test_the_card_has_its_name_its_address_and_is_down(
 def test_a_card_comes_with_the_restore_and_is_each_machines_own(
     cloche: Runner, peer: tuple[Path, socket.socket]
 ) -> None:
-    """A machine with a card goes on from a template and can be saved; two of them have addresses of their own, the hosts'."""
+    """A machine with a card goes on from a template and can be saved; two have two addresses."""
     words = (f"--net=socket:{peer[0]}", "--timings")
     plan = cloche("run", "--dry-run", words[0], "true").stdout.decode()
     assert "start       from the template " in plan
@@ -153,7 +153,8 @@ print(cloche.run(show, net=card, capture_output=True, text=True).stdout, end="")
 with cloche.Sandbox(hwrng=True, devices="bundled", privileged=True) as box:
     print(len(box.check_output(["head", "-c", "16", "/dev/hwrng"])), box.call(["test", "-e", "/sys/class/net/eth0"]))
 print(asyncio.run(aio.run(show, net=card, capture_output=True, text=True)).stdout, end="")
-for wrong in ({"net": "carrier-pigeon"}, {"net": "socket:/nowhere"}, {"net": card, "devices": "vmm"}, {"devices": "none"}):
+wrongs = ({"net": "carrier-pigeon"}, {"net": "socket:/nowhere"}, {"net": card, "devices": "vmm"}, {"devices": "none"})
+for wrong in wrongs:
     try:
         cloche.run(show, **wrong)
     except cloche.ClocheError as error:
@@ -162,7 +163,7 @@ for wrong in ({"net": "carrier-pigeon"}, {"net": "socket:/nowhere"}, {"net": car
 
 
 def test_the_api_gives_machines_their_devices(cloche: Runner, peer: tuple[Path, socket.socket]) -> None:
-    """Card, random numbers and the place of devices are options of run and Sandbox, and what is wrong is said in the same way."""
+    """Card, random numbers and the place of devices are options of run and Sandbox; what is wrong is said."""
     program = f"import sys; sys.path.insert(0, {str(cloche.user.project / 'src')!r})\n{_API}"
     done = cloche.user.run(["/usr/bin/python3", "-c", program, str(peer[0]), MAC], timeout=300)
     said = done.stdout.decode().split("\n")

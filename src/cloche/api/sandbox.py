@@ -86,8 +86,8 @@ class Sandbox:
         cpus: Virtual CPUs; None for one.
         net: Its network card: ``"socket:PATH"`` or ``"socket:PATH,mac=MAC"`` as on the command line; None for no card.
         hwrng: Whether it has a device that gives random numbers of the host.
-        devices: Where the work of its devices is done: ``process`` (each apart), ``bundled`` or ``vmm``. With the other two a
-            hole in one device is a hole in all.
+        devices: Where the work of its devices is done: ``process`` (each apart), ``bundled`` or ``vmm``. With the other
+            two a hole in one device is a hole in all.
         driver: ``qemu`` or ``bwrap``.
         kernel: The guest kernel's name; None lets cloche choose.
         accelerator: ``kvm`` or ``tcg``; None for what was found to work.

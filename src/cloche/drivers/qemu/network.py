@@ -42,9 +42,7 @@ def plan_network(board: Board, network: Network, facts: HostFacts) -> DevicePart
     """
     is_user = network.kind == NetworkKind.USER
     # What the card carries at most is told, so that the guest cannot set more.
-    words = ",".join(
-        (f"mac={network.mac}", f"host_mtu={network.mtu}", *(f"{word}=off" for word in COMMANDS))
-    )
+    words = ",".join((f"mac={network.mac}", f"host_mtu={network.mtu}", *(f"{word}=off" for word in COMMANDS)))
     if not board.microvm:
         # Nobody boots from it.
         words += ",romfile="
