@@ -71,10 +71,10 @@ def test_a_line_is_written_at_once() -> None:
     theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with theirs, ours:
         argv = [require_own_binary("cloche-rng"), "--fd", "99"]
-        subprocess.run(argv, stdin=subprocess.DEVNULL, stderr=theirs, check=False)
+        subprocess.run(argv, stdin=subprocess.DEVNULL, stderr=theirs.fileno(), check=False)
         assert ours.recv(4096) == b"cloche-rng: --fd: 99 is not open\n"
         # A word of the command line is written out, cut, and one line.
-        subprocess.run([argv[0], "--\x1b[2J" + "x" * 100_000], stderr=theirs, check=False)
+        subprocess.run([argv[0], "--\x1b[2J" + "x" * 100_000], stderr=theirs.fileno(), check=False)
         line = ours.recv(1 << 20)
         assert line.startswith(b'cloche-rng: unknown option "--\\\\u{1b}[2Jxxx')
         assert line.endswith(b"x...\n")

@@ -124,6 +124,13 @@ class Frontend:
             self.start(queue)
         self.query(GET_FEATURES)  # whatever answers: all of it has been taken in
 
+    def go_on(self, connection: socket.socket, features: int = 0) -> None:
+        """Connect with the next process, as QEMU when a card's has died: queues go on where they were given back."""
+        self._socket = connection
+        connection.settimeout(PATIENCE_S)
+        self._next = [self.used(queue) for queue in range(len(self.kicks))]
+        self.shake_hands(features)
+
     def share(self) -> None:
         """Share the memory: one region, from address 0 of the guest."""
         region = struct.pack("<IIQQQQ", 1, 0, 0, MEMORY, USER_BASE, 0)
@@ -142,13 +149,23 @@ class Frontend:
 
     # The queues
 
+    def write_half(self, place: int, value: int) -> None:
+        """Write 16 bits at once: ``struct`` writes zeros and then byte after byte, which the device would see."""
+        with memoryview(self.memory) as view, view.cast("H") as halves:
+            halves[place // 2] = value
+
+    def read_half(self, place: int) -> int:
+        """Read 16 bits at once."""
+        with memoryview(self.memory) as view, view.cast("H") as halves:
+            return halves[place // 2]
+
     def put_descriptor(self, index: int, descriptor: Descriptor, queue: int) -> None:
         """Write one descriptor into the table."""
         struct.pack_into("<QIHH", self.memory, queue * QUEUE_BYTES + 16 * index, *descriptor)
 
     def set_available(self, index: int, queue: int) -> None:
         """Write the available ring's index, whatever it is."""
-        struct.pack_into("<H", self.memory, queue * QUEUE_BYTES + 0x1002, index & 0xFFFF)
+        self.write_half(queue * QUEUE_BYTES + 0x1002, index & 0xFFFF)
 
     def put_available(self, index: int, head: int, queue: int) -> None:
         """Write one entry of the available ring."""
@@ -160,7 +177,7 @@ class Frontend:
 
     def used(self, queue: int) -> int:
         """How many chains the device has given back (modulo 65536)."""
-        return int(struct.unpack_from("<H", self.memory, queue * QUEUE_BYTES + 0x2002)[0])
+        return self.read_half(queue * QUEUE_BYTES + 0x2002)
 
     def offer(self, head: int, queue: int) -> None:
         """Make the chain that begins at ``head`` available and tell the device."""

@@ -93,7 +93,8 @@ class Role(NamedTuple):
         What cloche reads beside its own code is then read where this user can read it.
         """
         if self.entry is not None:
-            tools._OWN_PATH = (str(Path(self.warden).parent),)
+            built = str(Path(self.warden).parent)
+            tools._OWN_PATH = (built, built)
             os.setgroups([])
             os.setresgid(self.entry.pw_gid, self.entry.pw_gid, self.entry.pw_gid)
             os.setresuid(self.entry.pw_uid, self.entry.pw_uid, self.entry.pw_uid)
