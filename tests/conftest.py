@@ -38,6 +38,7 @@ def pytest_configure() -> None:
     for signo in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(signo) is signal.SIG_IGN:
             signal.signal(signo, signal.SIG_DFL)
+    os.environ[leaks.SESSION] = str(os.getpid())
 
 
 @pytest.hookimpl(tryfirst=True)

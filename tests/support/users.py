@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from support.leaks import SESSION
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -46,6 +48,7 @@ class OrdinaryUser(NamedTuple):
             "PATH": f"{self.project}/bin:/usr/local/bin:/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "TERM": "dumb",
+            SESSION: os.environ.get(SESSION, ""),
             **(more or {}),
         }
 

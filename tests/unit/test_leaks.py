@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from support.leaks import Process, leaked, processes, wait_for_end
+from support.leaks import SESSION, Process, leaked, processes, wait_for_end
 
 INIT, SHELL, PYTEST = Process(1, 0, "init", 1), Process(10, 1, "bash", 2), Process(20, 10, "pytest", 3)
 BEFORE = {process.pid: process for process in (INIT, SHELL, PYTEST)}
@@ -49,6 +49,19 @@ def test_other_peoples_processes_are_not_found(others: tuple[Process | str, ...]
     rows = [row for row in others if isinstance(row, Process)]
     before = table(*rows) if "before" in others else BEFORE
     assert leaked(before, table(*rows), PYTEST.pid) == []
+
+
+def test_a_detached_domain_of_another_session_is_that_ones() -> None:
+    """What hangs below init and names another session in its environment is not left over here."""
+    argv = [sys.executable, "-S", "-c", "input()"]
+    for session, found in (("1", False), (str(PYTEST.pid), True), ("", True)):
+        env = {SESSION: session} if session else {}
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env) as other:
+            assert other.stdin is not None
+            row = Process(other.pid, 1, "cloche", processes()[other.pid].start)
+            # It has its environment when it executes the program, and not before.
+            assert (leaked(BEFORE, table(row), PYTEST.pid) == [row]) is found
+            other.stdin.close()
 
 
 def test_reused_id_is_another_process() -> None:
