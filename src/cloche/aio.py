@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from cloche.api.popen import File
     from cloche.api.sandbox import Word
+    from cloche.domain.numbers import Numbers
 
 T = TypeVar("T")
 
-__all__ = ["DEVNULL", "PIPE", "STDOUT", "Process", "Sandbox", "run"]
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "Domain", "Process", "Sandbox", "run"]
 
 
 async def run(
@@ -46,48 +47,10 @@ async def run(
         return await fresh.run(args, timeout=timeout, **running)
 
 
-class Sandbox:
-    """``cloche.Sandbox`` for asyncio: an asynchronous context manager with the same arguments."""
+class _Programs:
+    """What starts programs: the same for a sandbox and for a domain."""
 
-    def __init__(self, **options: Any) -> None:
-        self._sandbox = api.Sandbox(**options)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def start(self) -> None:
-        """Start the machine. Cancelling it ends the machine again.
-
-        Raises:
-            ClocheError: It could not be started.
-        """
-        await _undone(asyncio.to_thread(self._sandbox.start), lambda _: self._sandbox.close())
-
-    async def close(self) -> None:
-        """End the machine."""
-        await asyncio.to_thread(self._sandbox.close)
-
-    async def share(self, *words: Word) -> tuple[str, ...]:
-        """Share more directories while the machine runs (``cloche.Sandbox.share``).
-
-        Raises:
-            ClocheError: One cannot be shared, or the sandbox does not run.
-        """
-        return await asyncio.to_thread(self._sandbox.share, *words)
-
-    async def unshare(self, *places: Word, force: bool = False) -> None:
-        """Take shared directories away (``cloche.Sandbox.unshare``).
-
-        Raises:
-            ClocheError: Nothing is shared there, or it is in use, or the sandbox does not run.
-        """
-        await asyncio.to_thread(partial(self._sandbox.unshare, *places, force=force))
+    _popen: Callable[..., api.Popen]
 
     async def create_subprocess_exec(
         self,
@@ -106,7 +69,7 @@ class Sandbox:
             ClocheError: It could not be started.
         """
         starting = asyncio.to_thread(
-            self._sandbox.popen,
+            self._popen,
             [program, *args],
             stdin=stdin,
             stdout=stdout,
@@ -169,6 +132,51 @@ class Sandbox:
         if check and status:
             raise api.CalledProcessError(status, list(args), texts[0], texts[1])
         return CompletedProcess(list(args), status, texts[0], texts[1])
+
+
+class Sandbox(_Programs):
+    """``cloche.Sandbox`` for asyncio: an asynchronous context manager with the same arguments."""
+
+    def __init__(self, **options: Any) -> None:
+        self._sandbox = api.Sandbox(**options)
+        self._popen = self._sandbox.popen
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Start the machine. Cancelling it ends the machine again.
+
+        Raises:
+            ClocheError: It could not be started.
+        """
+        await _undone(asyncio.to_thread(self._sandbox.start), lambda _: self._sandbox.close())
+
+    async def close(self) -> None:
+        """End the machine."""
+        await asyncio.to_thread(self._sandbox.close)
+
+    async def share(self, *words: Word) -> tuple[str, ...]:
+        """Share more directories while the machine runs (``cloche.Sandbox.share``).
+
+        Raises:
+            ClocheError: One cannot be shared, or the sandbox does not run.
+        """
+        return await asyncio.to_thread(self._sandbox.share, *words)
+
+    async def unshare(self, *places: Word, force: bool = False) -> None:
+        """Take shared directories away (``cloche.Sandbox.unshare``).
+
+        Raises:
+            ClocheError: Nothing is shared there, or it is in use, or the sandbox does not run.
+        """
+        await asyncio.to_thread(partial(self._sandbox.unshare, *places, force=force))
 
 
 class Process:
@@ -298,3 +306,87 @@ def _same(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtoco
 
 async def _drain(reader: asyncio.StreamReader | None) -> bytes | None:
     return None if reader is None else await reader.read()
+
+
+class Domain(_Programs):
+    """``cloche.Domain`` for asyncio: the same arguments and results, with ``await``.
+
+    Attributes:
+        ident: Its identity, which no other domain ever has.
+    """
+
+    def __init__(self, domain: api.Domain) -> None:
+        self._domain = domain
+        self._popen = domain.popen
+        self.ident = domain.ident
+
+    @classmethod
+    async def start(cls, args: Sequence[Word], **options: Any) -> Self:
+        """Start a program in a machine of its own that outlives this program (``cloche.Domain.start``).
+
+        Raises:
+            ClocheError: It could not be started.
+        """
+        return cls(await asyncio.to_thread(partial(api.Domain.start, args, **options)))
+
+    @classmethod
+    async def find(cls, name: str) -> Self:
+        """Return the running domain that is meant (``cloche.Domain.find``).
+
+        Raises:
+            DomainError: There is none, or more than one.
+        """
+        return cls(await asyncio.to_thread(api.Domain.find, name))
+
+    @classmethod
+    async def list(cls) -> tuple[Self, ...]:
+        """Return the caller's running domains."""
+        return tuple(cls(one) for one in await asyncio.to_thread(api.Domain.list))
+
+    async def state(self) -> str:
+        """Return where it is in its life (``cloche.Domain.state``)."""
+        return await asyncio.to_thread(lambda: self._domain.state)
+
+    async def wait(self, timeout: float | None = None) -> int:
+        """Wait for the domain's own program and return its status (``cloche.Domain.wait``)."""
+        return await asyncio.to_thread(self._domain.wait, timeout)
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """End the domain (``cloche.Domain.stop``)."""
+        await asyncio.to_thread(self._domain.stop, grace)
+
+    async def kill(self, signo: int = 9) -> None:
+        """Send a signal to the domain's own program."""
+        await asyncio.to_thread(self._domain.kill, signo)
+
+    async def pause(self) -> None:
+        """Let it stand still."""
+        await asyncio.to_thread(self._domain.pause)
+
+    async def resume(self) -> None:
+        """Let it go on."""
+        await asyncio.to_thread(self._domain.resume)
+
+    async def stats(self) -> Numbers:
+        """Return what it uses."""
+        return await asyncio.to_thread(self._domain.stats)
+
+    async def copy_in(self, source: Word, target: Word) -> None:
+        """Copy into the guest (``cloche.Domain.copy_in``)."""
+        await asyncio.to_thread(self._domain.copy_in, source, target)
+
+    async def copy_out(self, source: Word, target: Word) -> tuple[str, ...]:
+        """Copy from the guest (``cloche.Domain.copy_out``)."""
+        return await asyncio.to_thread(self._domain.copy_out, source, target)
+
+    async def rename(self, name: str) -> None:
+        """Call it something else."""
+        await asyncio.to_thread(self._domain.rename, name)
+
+    async def remove(self) -> None:
+        """Forget a detached domain that has ended."""
+        await asyncio.to_thread(self._domain.remove)
+
+    async def logs(self) -> tuple[api.Output, ...]:
+        """Return what a detached domain's program has written so far."""
+        return await asyncio.to_thread(lambda: tuple(self._domain.logs()))

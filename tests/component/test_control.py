@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cloche.domain.control import wire
+from cloche.domain.control import talk, wire
 from cloche.domain.control.client import Control
 from cloche.domain.control.door import DOOR
+from cloche.domain.control.joining import Attach, Exec, Words, read_words, store_words
+from cloche.domain.control.life import AskLife, Kill, LogWait, Rename, Stop
 from cloche.domain.control.server import MAX_CLIENTS
 from cloche.domain.control.share_add import Added, ShareAdd
 from cloche.domain.control.share_list import Listed, ShareList, Shares
@@ -126,6 +128,13 @@ def test_errors_come_back_as_they_were_raised(domain: Domain, tmp_path: Path) ->
         (b"\x01\x09\0\0\0share-add\x01\0\0\0/\x07", 1, "truth value"),
         (b"\x01" + bytes(wire.MAX_PACKET), 0, "too long"),
         (b"\x01\x06\0\0\0status", 9, "too long"),
+        (b"\x01\x04\0\0\0exec", 4, "ends too early"),
+        (b"\x01\x04\0\0\0exec\0\0\0\0\0\0\0\0\0\0\0\0\0", 3, "comes with 3 descriptors"),
+        (b"\x01\x04\0\0\0exec\0\0\0\0\0\0\0\0\0\0\0\0\0", 4, "cannot be used: Bad file"),
+        (b"\x01\x06\0\0\0attach\0\0\0\0\0", 3, "uses the Python API"),
+        (b"\x01\x04\0\0\0stop\0\0\0\0", 0, "uses the Python API"),
+        (b"\x01\x04\0\0\0kill\xff\0\0\0", 0, "there is no signal"),
+        (b"\x01\x06\0\0\0rename\x03\0\0\0../", 0, "cannot be a domain's name"),
     ],
 )
 def test_malformed_requests_are_refused(
@@ -229,12 +238,24 @@ def test_another_user_is_not_let_in(domain: Domain, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    [Ask(), ShareList(), ShareAdd("/a\n\udcff", True), ShareRemove("/\x1b[31m", False)],
+    [
+        Ask(),
+        ShareList(),
+        ShareAdd("/a\n\udcff", True),
+        ShareRemove("/\x1b[31m", False),
+        AskLife(),
+        Stop(10_000),
+        Kill(15),
+        Rename("web"),
+        LogWait(1 << 40),
+        Exec(True, 24, 80, "root", "/tmp/\udcff"),
+        Attach(False, 0, 0),
+    ],
 )
 def test_requests_survive_the_wire(asked: wire.Request) -> None:
     """What was asked is what is read, names of any bytes included; every shorter packet is refused."""
     packet = wire.encode_request(asked)
-    descriptors = wire.REQUESTS[asked.name][2]
+    descriptors = (wire.REQUESTS | wire.CONVERSATIONS)[asked.name][2]
     assert wire.decode_request(packet, descriptors) == asked
     for end in range(len(packet)):
         with pytest.raises(ClocheError):
@@ -257,6 +278,57 @@ def test_answers_and_errors_survive_the_wire() -> None:
         wire.encode_answer(Shares((Listed("t" * 40000, "s" * 40000, False, False),)))
     with pytest.raises(ClocheError, match="no class of errors"):
         wire.decode_answer(struct.pack("<BBI2sI18sII", 1, 1, 2, b"os", 18, b"no class of errors", 0, 0))
+
+
+def test_words_survive_the_file_and_others_are_refused(tmp_path: Path) -> None:
+    """As long as a packet never is; a pipe, a damaged file and one that is too large are none."""
+    words = Words((b"prog", b"\xff\n", b"x" * 200_000), ((b"NAME", b"a=b"), (b"E", b"")))
+    fd = store_words(words)
+    assert read_words(fd) == words
+    os.ftruncate(fd, 100)
+    with pytest.raises(ProtocolError, match="ends too early"):
+        read_words(fd)
+    os.ftruncate(fd, 5 << 20)
+    with pytest.raises(ProtocolError, match="too long"):
+        read_words(fd)
+    os.close(fd)
+    for end in os.pipe():
+        with pytest.raises(ProtocolError, match="in no file"):
+            read_words(end)
+        os.close(end)
+
+
+_ORDERS = (
+    talk.Order(talk.SIGNAL, 15),
+    talk.Order(talk.RESIZE, 24, 80),
+    talk.Order(talk.RAW, modes=bytes(range(72))),
+    talk.Order(talk.RESTORED),
+    talk.Order(talk.CONTINUE),
+)
+
+
+def test_what_is_said_in_a_conversation_survives_the_wire() -> None:
+    """Events and orders come back; everything shorter, longer or unknown is refused."""
+    for event in (
+        talk.Event(talk.STOPPED, 20),
+        talk.Event(talk.EXITED, 9, True, True),
+        talk.Event(talk.LET_GO),
+    ):
+        packet = talk.encode_event(event)
+        assert (talk.decode_event(packet), talk.is_event(packet)) == (event, True)
+        for other in (packet[:-1], packet + b"x", b"\x02" + packet[1:], b"\x01\x09" + packet[2:]):
+            with pytest.raises(ProtocolError):
+                talk.decode_event(other)
+    assert talk.Event(talk.EXITED, 9, True).status == 137
+    for order in _ORDERS:
+        packet = talk.encode_order(order)
+        assert talk.decode_order(packet) == order
+        for other in (packet[:-1], packet + b"x", b"\x02" + packet[1:], b"\x01\x09" + packet[2:], b""):
+            with pytest.raises(ProtocolError):
+                talk.decode_order(other)
+    for signo in (0, 65, 1 << 31):
+        with pytest.raises(ProtocolError, match="no signal"):
+            talk.decode_order(talk.encode_order(talk.Order(talk.SIGNAL, signo)))
 
 
 def test_a_domain_that_is_gone_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
