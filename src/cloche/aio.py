@@ -50,7 +50,8 @@ async def run(
 class _Programs:
     """What starts programs: the same for a sandbox and for a domain."""
 
-    _popen: Callable[..., api.Popen]
+    def __init__(self, popen: Callable[..., api.Popen]) -> None:
+        self._popen = popen
 
     async def create_subprocess_exec(
         self,
@@ -139,7 +140,7 @@ class Sandbox(_Programs):
 
     def __init__(self, **options: Any) -> None:
         self._sandbox = api.Sandbox(**options)
-        self._popen = self._sandbox.popen
+        super().__init__(self._sandbox.popen)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -316,8 +317,8 @@ class Domain(_Programs):
     """
 
     def __init__(self, domain: api.Domain) -> None:
+        super().__init__(domain.popen)
         self._domain = domain
-        self._popen = domain.popen
         self.ident = domain.ident
 
     @classmethod

@@ -15,7 +15,7 @@ from cloche.domain.control import talk, wire
 from cloche.domain.control.client import Control
 from cloche.domain.control.door import DOOR
 from cloche.domain.control.joining import Attach, Exec, Words, read_words, store_words
-from cloche.domain.control.life import AskLife, Kill, LogWait, Rename, Stop
+from cloche.domain.control.life import AskLife, Kill, LogWait, Nothing, Rename, Stop
 from cloche.domain.control.server import MAX_CLIENTS
 from cloche.domain.control.share_add import Added, ShareAdd
 from cloche.domain.control.share_list import Listed, ShareList, Shares
@@ -101,6 +101,18 @@ def test_a_domain_says_what_it_is(domain: Domain) -> None:
     assert listed == (Listed("/srv/a", "/srv/a", False, False),)
 
 
+def test_a_host_programs_domain_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has its programs to itself is told why they are gone; the connection ends with the domain."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    made = Domain(tmp_path)
+    with Control(made.launcher.ident) as control:
+        control.ask(Stop(1000), Nothing.read)
+        assert control.receive() == b""
+    made.close()
+    assert [error.message for error in made.ends] == ["the sandbox was ended from outside, by `cloche stop`"]
+    assert list(tmp_path.glob("cloche/*")) == []
+
+
 def test_errors_come_back_as_they_were_raised(domain: Domain, tmp_path: Path) -> None:
     """Class, sentence and hint of an error are the supervisor's; the connection goes on."""
     fd = os.open(tmp_path, os.O_PATH)
@@ -132,7 +144,7 @@ def test_errors_come_back_as_they_were_raised(domain: Domain, tmp_path: Path) ->
         (b"\x01\x04\0\0\0exec\0\0\0\0\0\0\0\0\0\0\0\0\0", 3, "comes with 3 descriptors"),
         (b"\x01\x04\0\0\0exec\0\0\0\0\0\0\0\0\0\0\0\0\0", 4, "cannot be used: Bad file"),
         (b"\x01\x06\0\0\0attach\0\0\0\0\0", 3, "uses the Python API"),
-        (b"\x01\x04\0\0\0stop\0\0\0\0", 0, "uses the Python API"),
+        (b"\x01\x04\0\0\0wait", 0, "uses the Python API"),
         (b"\x01\x04\0\0\0kill\xff\0\0\0", 0, "there is no signal"),
         (b"\x01\x06\0\0\0rename\x03\0\0\0../", 0, "cannot be a domain's name"),
     ],

@@ -250,6 +250,10 @@ def serve(
     try:
         Detached(request, facts, options, caller, begun).run()
     except ClocheError as error:
-        if caller.fileno() >= 0:
+        if caller.fileno() < 0:
+            return
+        try:
             caller.send(wire.encode_failure(error))
-            caller.close()
+        except OSError:
+            log.debug("whoever has started it has gone, and with it who could be told")
+        caller.close()

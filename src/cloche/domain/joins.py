@@ -56,13 +56,17 @@ class Join:
         self._command = _command(launcher.plan, asked, words)
         self._watch = TerminalWatch(fds[0])
         stdin, stdout, stderr = streams(fds, terminal=asked.terminal)
-        self._job = job = self._programs.domain.execute(
-            self._command,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            terminal=(asked.rows, asked.cols) if asked.terminal else None,
-        )
+        try:
+            self._job = job = self._programs.domain.execute(
+                self._command,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                terminal=(asked.rows, asked.cols) if asked.terminal else None,
+            )
+        except BaseException:
+            self._watch.close()
+            raise
         self._programs.joined(job)
         if isinstance(job.stdin, InputPump):
             job.stdin.may_read = partial(may_read, link.client, lines=not asked.terminal)

@@ -461,6 +461,10 @@ class Launcher:
             self.close()
             ended(error)
 
+    def abort(self, error: ClocheError) -> None:
+        """End the domain now, as if it had ended by itself for this reason."""
+        self._end(error)
+
     def console_tail(self, lines: int = 8) -> list[str]:
         """Return the last lines of the guest's console, made safe to show."""
         return self.console.tail(lines)

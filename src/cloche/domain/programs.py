@@ -87,7 +87,8 @@ class Programs:
         Raises:
             DomainError: The domain is paused, or has ended.
         """
-        self.domain.life.require_running()
+        if self.domain.state is not State.STOPPING:
+            self.domain.life.require_running()
         if self.main is not None and self.status is None:
             self.main.signal(signo)
             return

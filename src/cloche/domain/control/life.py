@@ -141,7 +141,13 @@ class Stop(Record):
     ) -> None:
         """Carry it out: the answer says that it has begun, the end of the connection that it is over."""
         del fds, fail
-        programs_of(launcher).stop(self.grace_ms / 1000)
+        if launcher.programs is None:
+            # Its programs are a host program's, which learns that they are gone.
+            launcher.reactor.call_soon(
+                lambda: launcher.abort(DomainError("the sandbox was ended from outside, by `cloche stop`"))
+            )
+        else:
+            launcher.programs.stop(self.grace_ms / 1000)
         answer(Nothing())
 
 
