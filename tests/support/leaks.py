@@ -3,7 +3,7 @@
 Other people's domains may run on the same machine, so a process counts as ours only if it descends from this pytest,
 or has lost its parent after this session began: then it hangs below init (or another adopter that is an ancestor of
 ours too), and the topmost process of its branch is itself one of the programs a domain consists of. Detached domains
-hang below init by nature: those of another test session say so in their environment.
+hang below init by nature: those of a test session say so in their environment, and those of a person say nothing.
 """
 
 from __future__ import annotations
@@ -83,19 +83,22 @@ def leaked(before: dict[int, Process], now: dict[int, Process], own_pid: int) ->
             continue
         # The topmost process of the branch that is not above this session as well.
         top = now[next((pid for pid in reversed(line) if pid not in own_branch), process.pid)]
-        if top not in old and top.name in _ORPHAN_TOPS and not _is_of_another(top.pid, own_pid):
+        if top not in old and top.name in _ORPHAN_TOPS and not _is_of_another(top, own_pid):
             found.append(process)
     return found
 
 
-def _is_of_another(pid: int, own_pid: int) -> bool:
-    """Tell whether a process says that another session has started it."""
+def _is_of_another(top: Process, own_pid: int) -> bool:
+    """Tell whether a process says that another session has started it, or a command line that says nothing of any."""
     try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        variables = Path(f"/proc/{top.pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
+    living = processes().get(top.pid)
+    if living is None or living.start != top.start:
+        return False
     sessions = [word.partition(b"=")[2] for word in variables if word.startswith(f"{SESSION}=".encode())]
-    return bool(sessions) and sessions != [b"%d" % own_pid]
+    return sessions != [b"%d" % own_pid] and (bool(sessions) or top.name == "cloche")
 
 
 def wait_for_end(candidates: list[Process], timeout_s: float) -> list[Process]:

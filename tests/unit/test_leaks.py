@@ -52,15 +52,20 @@ def test_other_peoples_processes_are_not_found(others: tuple[Process | str, ...]
 
 
 def test_a_detached_domain_of_another_session_is_that_ones() -> None:
-    """What hangs below init and names another session in its environment is not left over here."""
+    """What hangs below init and names another session in its environment, or as a command line none, is not ours."""
     argv = [sys.executable, "-S", "-c", "input()"]
-    for session, found in (("1", False), (str(PYTEST.pid), True), ("", True)):
+    for session, name, found in (
+        ("1", "cloche", False),
+        (str(PYTEST.pid), "cloche", True),
+        ("", "cloche", False),
+        ("", "python3", True),
+    ):
         env = {SESSION: session} if session else {}
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env) as other:
             assert other.stdin is not None
-            row = Process(other.pid, 1, "cloche", processes()[other.pid].start)
-            # It has its environment when it executes the program, and not before.
-            assert (leaked(BEFORE, table(row), PYTEST.pid) == [row]) is found
+            top = Process(other.pid, 1, name, processes()[other.pid].start)
+            row = Process(9_999_999, other.pid, "cloche-warden", 7)
+            assert (row in leaked(BEFORE, table(top, row), PYTEST.pid)) is found
             other.stdin.close()
 
 
