@@ -171,6 +171,22 @@ class Sandbox(_Programs):
         """
         return await asyncio.to_thread(self._sandbox.share, *words)
 
+    async def pause(self) -> None:
+        """Let the machine stand still (``cloche.Sandbox.pause``)."""
+        await asyncio.to_thread(self._sandbox.pause)
+
+    async def resume(self) -> None:
+        """Let the machine go on (``cloche.Sandbox.resume``)."""
+        await asyncio.to_thread(self._sandbox.resume)
+
+    async def copy_in(self, source: Word, target: Word) -> None:
+        """Copy into the guest (``cloche.Sandbox.copy_in``)."""
+        await asyncio.to_thread(self._sandbox.copy_in, source, target)
+
+    async def copy_out(self, source: Word, target: Word) -> tuple[str, ...]:
+        """Copy from the guest (``cloche.Sandbox.copy_out``)."""
+        return await asyncio.to_thread(self._sandbox.copy_out, source, target)
+
     async def unshare(self, *places: Word, force: bool = False) -> None:
         """Take shared directories away (``cloche.Sandbox.unshare``).
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hypothesis import given
@@ -12,9 +15,9 @@ from cloche.host import records
 from cloche.host.outlog import LOG, OLDER, STDERR, STDOUT, Entry, LogWriter, read_log
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 def texts(entries: list[Entry]) -> bytes:
@@ -80,6 +83,30 @@ def test_a_log_that_was_cut_reads_up_to_there(cut: int) -> None:
     whole = b"".join(b"record %d\n" % number for number in range(10))
     assert whole.startswith(read)
     assert len(read) % len(b"record 0\n") == 0
+
+
+def test_a_record_there_is_no_room_for_leaves_nothing(tmp_path: Path) -> None:
+    """Half of it would hide what comes later: a limit of the file's size stops it in the middle, and then no more."""
+    program = """
+import resource, signal, sys
+sys.path.insert(0, sys.argv[1])
+from cloche.host.outlog import LogWriter, read_log
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+log = LogWriter(sys.argv[2], 1 << 20)
+log.write(1, b"first")
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+try:
+    log.write(1, b"x" * 5000)
+except OSError as error:
+    print(error.errno)
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+log.write(1, b"last")
+print([entry.data for entry in read_log(sys.argv[2])])
+"""
+    argv = [sys.executable, "-c", program, str(SOURCE), str(tmp_path)]
+    said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    assert said.splitlines() == ["27", "[b'first', b'last']"]
 
 
 def test_records_are_few_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,6 +293,24 @@ def test_attached_without_a_terminal(runner: Runner) -> None:
         process.communicate(b"\n")
 
 
+def test_a_client_that_does_not_read_holds_the_program_until_it_goes(runner: Runner) -> None:
+    """Nothing is lost: the log has every byte, and the program ends when the client has gone."""
+    script = "read go; head -c 3000000 /dev/zero | tr '\\0' x; echo; echo last"
+    with detached(runner, "slow" + OWN, "--interactive", "--", "sh", "-c", script) as name:
+        client = runner.popen("attach", name, stdin=subprocess.PIPE)
+        with client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write(b"go\n")
+            client.stdin.flush()
+            assert client.stdout.read(1) == b"x"
+            assert running(runner, name) == 1
+            client.kill()
+            client.communicate()
+        assert runner("wait", name).returncode == 0
+        assert runner("logs", name).stdout == b"x" * 3_000_000 + b"\nlast\n"
+
+
 def test_a_foreground_run_waits_for_those_who_have_joined(runner: Runner) -> None:
     """It says so, and ends with its own program's status."""
     process = runner.popen(

@@ -110,6 +110,29 @@ class Loop:
             raise result[1]
         return result[0]
 
+    def ask(self, start: Callable[[Domain, Callable[[ClocheError | None], None]], None]) -> None:
+        """Have ``start`` begin something in the loop's thread, and return when it calls back.
+
+        Raises:
+            ClocheError: What it calls back with, or why the machine has ended meanwhile.
+        """
+        over = threading.Event()
+        error: list[ClocheError] = []
+
+        def answer(why: ClocheError | None) -> None:
+            if why is not None:
+                error.append(why)
+            over.set()
+
+        self._watchers.add(answer)
+        try:
+            self.call(lambda domain: start(domain, answer))
+            over.wait()
+        finally:
+            self._watchers.discard(answer)
+        if error:
+            raise error[0]
+
     def watch(self, watcher: Callable[[ClocheError], None]) -> None:
         """Call ``watcher`` with the reason when the machine ends by itself."""
         self._watchers.add(watcher)

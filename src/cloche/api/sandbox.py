@@ -210,6 +210,42 @@ class Sandbox:
         for place in places:
             remove_share(ident, os.fsdecode(place), force=force)
 
+    def pause(self) -> None:
+        """Let the machine stand still: it keeps its memory and takes no CPU; its programs are not asked.
+
+        Raises:
+            ClocheError: It does not run, or its driver cannot do that.
+        """
+        self._require_loop().ask(lambda domain, done: domain.pause(done))
+
+    def resume(self) -> None:
+        """Let the machine go on after ``pause``.
+
+        Raises:
+            ClocheError: It is not paused.
+        """
+        self._require_loop().ask(lambda domain, done: domain.resume(done))
+
+    def copy_in(self, source: Word, target: Word) -> None:
+        """Copy a file or a tree of the host into the guest (``Domain.copy_in``).
+
+        Raises:
+            ClocheError: It is not there, or cannot be written there.
+        """
+        from cloche.api.copying import copy_in
+
+        copy_in(self, os.fsencode(source), os.fsencode(target))
+
+    def copy_out(self, source: Word, target: Word) -> tuple[str, ...]:
+        """Copy a file or a tree of the guest to the host; return what was left out (``Domain.copy_out``).
+
+        Raises:
+            ClocheError: It is not there, or cannot be written here.
+        """
+        from cloche.api.copying import copy_out
+
+        return copy_out(self, os.fsencode(source), os.fsencode(target))
+
     def _ident(self) -> str:
         """Return the name by which the domain is found, as any other process would."""
         return str(self._require_loop().call(lambda domain: domain.ident))

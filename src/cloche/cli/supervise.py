@@ -95,7 +95,8 @@ class _Supervisor:
             self._verify()
         elif message[0] == "console":
             self._tell(("console", self._launcher.console_tail(int(str(message[1])))))
-
+        elif message[0] == "monitor":
+            self._hand_over_monitor()
         elif message[0] == "guest":
             answer = self._asked_guest.pop(message[1], None)
             if answer is not None:
@@ -115,6 +116,11 @@ class _Supervisor:
             return
         self._tell(("connected", 0), agent.fileno())
         agent.close()
+
+    def _hand_over_monitor(self) -> None:
+        monitor, greeted = self._launcher.take_monitor()
+        self._tell(("monitor", greeted), monitor.fileno())
+        monitor.close()
 
     def _verify(self) -> None:
         try:

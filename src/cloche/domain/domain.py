@@ -248,9 +248,10 @@ class Domain:
         """Start a program in the guest (see ``AgentSession.exec``).
 
         Raises:
-            DomainError: The agent has not answered yet, or the domain has ended.
+            DomainError: The agent has not answered yet, or the domain is paused or has ended.
         """
-        self.life.require(State.SETTING_UP, State.RUNNING, State.STOPPING)
+        if self.state not in (State.SETTING_UP, State.STOPPING):
+            self.life.require_running()
         assert self._session is not None
         return self._session.exec(
             command, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal, keys=keys, linger=linger

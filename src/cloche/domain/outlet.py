@@ -83,14 +83,15 @@ class Outlet:
 
     def _keep(self, stream: int, data: bytes) -> None:
         try:
+            if self._lost:
+                note = f"{self._lost} bytes of output are missing here: there was no room for them\n"
+                self._log.write(CLOCHE, note.encode())
+                self._lost = 0
             self._log.write(stream, data)
         except OSError:
             # A full disk is no reason to stop a program; what is missing is said as soon as there is room.
             self._lost += len(data)
             return
-        if self._lost:
-            lost, self._lost = self._lost, 0
-            self.say(f"{lost} bytes of output are missing here: there was no room for them")
         followers, self.followers = self.followers, []
         for follower in followers:
             follower()

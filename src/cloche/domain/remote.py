@@ -150,12 +150,11 @@ class RemoteLauncher:
         self._ask("verified")
 
     def take_monitor(self) -> tuple[socket.socket, bool]:
-        """Refuse: the monitor is the supervisor's.
-
-        Raises:
-            DomainError: Always.
-        """
-        raise DomainError("a sandbox of the Python API cannot be paused", hint="A cloche.Domain can.")
+        """Let the supervisor hand over its side of the VMM's monitor (see ``Launcher.take_monitor``)."""
+        assert self._socket is not None
+        send_message(self._socket, ("monitor",))
+        answer = self._ask("monitor")
+        return socket.socket(fileno=answer[-1]), bool(answer[1])
 
     def watch_console(self, sink: Callable[[bytes], None]) -> None:
         """Do nothing: the console stays in the supervisor, which keeps its last lines."""

@@ -86,7 +86,14 @@ class LogWriter:
             if self._written >= self._half:
                 os.replace(os.path.join(self._directory, LOG), os.path.join(self._directory, OLDER))
                 self._begin()
-            _write(self._fd, _RECORD.pack(time_ns(), stream, len(piece)) + piece)
+            try:
+                _write(self._fd, _RECORD.pack(time_ns(), stream, len(piece)) + piece)
+            except OSError:
+                # Half a record would hide all that come after it.
+                end = _HEAD.size + self._written
+                os.ftruncate(self._fd, end)
+                os.lseek(self._fd, end, os.SEEK_SET)
+                raise
             grown = _RECORD.size + len(piece)
             self._written += grown
             self.position += grown
