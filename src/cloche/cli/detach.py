@@ -60,6 +60,10 @@ def main(parsed: Parsed) -> int:
         )
     begun = Begun.read(wire.decode_answer(packet))
     sys.stdout.write(f"{begun.name or begun.ident}\n")
+    if begun.wants_template:
+        from cloche.domain.template import make_in_background
+
+        make_in_background()
     return 0
 
 

@@ -54,20 +54,26 @@ class Options(Record):
 
 
 class Begun(Record):
-    """The answer to a start: the program runs, in the domain of this identity and name."""
+    """The answer to a start: the program runs, in the domain of this identity and name.
+
+    Attributes:
+        wants_template: Whether it would be worth making a template for the next one.
+    """
 
     ident: str
     name: str
+    wants_template: bool
 
     def write(self, writer: Writer) -> None:
         """Put the fields one after the other."""
         wire.write_text(writer, self.ident)
         wire.write_text(writer, self.name)
+        writer.u8(self.wants_template)
 
     @classmethod
     def read(cls, reader: Reader) -> Begun:
         """Take the fields out again."""
-        return cls(wire.read_text(reader), wire.read_text(reader))
+        return cls(wire.read_text(reader), wire.read_text(reader), wire.read_flag(reader))
 
 
 class Detached:
@@ -160,19 +166,17 @@ class Detached:
         del job
         assert self._outlet is not None
         self._is_answered = True
+        wants_template = self._plan.cold == NO_TEMPLATE_YET and is_ordinary(self._request)
+        begun = Begun(self._domain.ident, self._domain.name, wants_template)
         self._reactor.unregister(self._caller.fileno())
         try:
-            self._caller.send(wire.encode_answer(Begun(self._domain.ident, self._domain.name)))
+            self._caller.send(wire.encode_answer(begun))
         except OSError:
             log.debug("whoever has started it has gone in this very moment")
         self._caller.close()
         log.set_sink("notice", self._outlet.say)
         log.set_sink("debug", None)
         self._begun()
-        if self._plan.cold == NO_TEMPLATE_YET and is_ordinary(self._request):
-            from cloche.domain.template import make_in_background
-
-            make_in_background()
 
     def _done(self, job: Job) -> None:
         if self._time_limit is not None:
