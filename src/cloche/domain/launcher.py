@@ -118,11 +118,7 @@ class Launcher:
         return self._directory.name if self._directory else ""
 
     def rename(self, name: str) -> None:
-        """Call the domain something else.
-
-        Raises:
-            DomainError: Another running domain is called so.
-        """
+        """Call the domain something else (see ``RunDirectory.rename`` for what is raised)."""
         assert self._directory is not None
         self._directory.rename(name)
 
@@ -175,7 +171,7 @@ class Launcher:
             from cloche.domain.monitor import Monitor
 
             connection = self._endpoints.connect(self.plan.monitor)
-            self._monitor = Monitor(self.reactor, connection, self._template, self._end)
+            self._monitor = Monitor(self.reactor, connection, self._template, self.abort)
         machine_id = os.urandom(16).hex().encode()
         for ident, process in enumerate(self.plan.processes):
             self._spawn(ident, process, machine_id)
@@ -325,7 +321,7 @@ class Launcher:
         try:
             self._warden.kill(ident, signo)
         except LaunchError as error:
-            self._end(error)
+            self.abort(error)
 
     # What is heard from the domain
 
@@ -335,7 +331,7 @@ class Launcher:
         try:
             heard = self._warden.receive()
         except LaunchError as error:
-            self._end(error)
+            self.abort(error)
             return
         for event in heard:
             if not self._closed:
@@ -364,7 +360,7 @@ class Launcher:
         elif isinstance(event, Failed):
             from cloche.domain import reasons
 
-            self._end(reasons.not_started(event, self._name(event.id)))
+            self.abort(reasons.not_started(event, self._name(event.id)))
         else:
             self._process_ended(event)
 
@@ -382,7 +378,7 @@ class Launcher:
         if process.name.startswith(("fs-", "devices")) and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
         if process.files and event.status == _UNUSABLE:
-            self._end(reasons.unusable(process, self._complaints[event.id].last_words()))
+            self.abort(reasons.unusable(process, self._complaints[event.id].last_words()))
         elif event.id in self._couples:
             couple = self._couples[event.id]
             cause = couple.note(event)
@@ -398,10 +394,10 @@ class Launcher:
         elif process.essential:
             self.console.drain()
             if process.name == "vmm" and event.status == 0 and (done := self.console.rebooted()) is not None:
-                self._end(reasons.by_program(done))
+                self.abort(reasons.by_program(done))
                 return
             said = self._complaints[event.id].last_words() or tuple(self.console.tail())
-            self._end(reasons.ended(event, process, how, said))
+            self.abort(reasons.ended(event, process, how, said))
 
     def _start_again(self, event: Exited, how: str, couple: Couple | None = None) -> None:
         """Start a process that has died anew; who talked to it connects to the same socket again.
@@ -421,10 +417,10 @@ class Launcher:
             self._try_spawn(ident, process)
             return
         if couple is not None and reasons.is_stranded(event, process):
-            self._end(reasons.stranded(how, said))
+            self.abort(reasons.stranded(how, said))
             return
         if not self._restarts.may_restart(ident):
-            self._end(reasons.died_often(process, f"{how}, {TOO_OFTEN}", said))
+            self.abort(reasons.died_often(process, f"{how}, {TOO_OFTEN}", said))
             return
         log.notice(f"{process.name} {how} and is started again" + (f": {said[-1]}" if said else ""))
         if couple is None:
@@ -442,7 +438,7 @@ class Launcher:
         try:
             self._spawn(ident, process)
         except (LaunchError, DomainError) as error:
-            self._end(error)
+            self.abort(error)
 
     def _name(self, ident: int) -> str:
         if ident == WARDEN_ID:
@@ -453,17 +449,14 @@ class Launcher:
         """A machine without ACPI cannot be switched off, and nothing but its console says so."""
         from cloche.domain import reasons
 
-        self._end(reasons.by_program(done))
+        self.abort(reasons.by_program(done))
 
-    def _end(self, error: ClocheError) -> None:
+    def abort(self, error: ClocheError) -> None:
+        """End the domain now, as if it had ended by itself for this reason."""
         if not self._closed:
             ended = self.ended
             self.close()
             ended(error)
-
-    def abort(self, error: ClocheError) -> None:
-        """End the domain now, as if it had ended by itself for this reason."""
-        self._end(error)
 
     def console_tail(self, lines: int = 8) -> list[str]:
         """Return the last lines of the guest's console, made safe to show."""
