@@ -41,6 +41,7 @@ class Outlet:
         takes_input: Whether it has an input that somebody may give.
         has_terminal: Whether it has a terminal.
         visitor: Who is attached; None for nobody.
+        size: Rows and columns that the last visitor's terminal has had.
         followers: Called when the log has grown, and forgotten.
     """
 
@@ -49,6 +50,7 @@ class Outlet:
         self.takes_input = takes_input
         self.has_terminal = has_terminal
         self.visitor: Visitor | None = None
+        self.size = (0, 0)
         self.followers: list[Callable[[], None]] = []
         self._log = log
         self._is_held = False

@@ -63,9 +63,10 @@ class Visit:
         link.send(encode_answer(Started(0)))
         outlet.visitor = self
         if outlet.has_terminal and asked.rows and asked.cols:
-            # Twice, so that a program that draws on all of it does so although nothing has changed.
-            self._job.resize(max(1, asked.rows - 1), asked.cols)
-            self._job.resize(asked.rows, asked.cols)
+            if outlet.size == (asked.rows, asked.cols):
+                # A change and back, so that a program that draws on all of it does so although nothing has changed.
+                self._job.resize(asked.rows + 1, asked.cols)
+            self._resize(asked.rows, asked.cols)
         outlet.go_on()
 
     def write(self, stream: int, data: bytes) -> int:
@@ -149,9 +150,16 @@ class Visit:
             # Not at once: this may be in the middle of moving what is to be moved.
             self._reactor.call_soon(self._outlet.go_on)
 
+    def _resize(self, rows: int, cols: int) -> None:
+        self._outlet.size = rows, cols
+        self._job.resize(rows, cols)
+
     def heard(self, order: Order) -> None:
         """Do what the client says."""
-        obey(self._job, self._watch, order)
+        if order.kind == talk.RESIZE:
+            self._resize(min(order.first, 0xFFFF), min(order.second, 0xFFFF))
+        else:
+            obey(self._job, self._watch, order)
 
     def gone(self) -> None:
         """The client has gone without a word; the program goes on."""
