@@ -58,11 +58,6 @@ class locked:  # noqa: N801 - used as a function; contextlib would be imported o
         os.close(self._fd)
 
 
-def is_own(entry: str) -> bool:
-    """Tell whether an entry of the runtime directory is a name or the lock of names, and no run directory."""
-    return entry.startswith(_MARK)
-
-
 def is_name(entry: str) -> bool:
     """Tell whether an entry of the runtime directory is a name."""
     return entry.startswith(_MARK) and entry != _LOCK

@@ -10,7 +10,7 @@ import fcntl
 import os
 
 from cloche.errors import DomainError, HostError
-from cloche.host import names, xdg
+from cloche.host import xdg
 from cloche.host.pids import has_ended, start_time, stat_fields
 from cloche.record import Record
 
@@ -18,6 +18,8 @@ _LOCK = "lock"
 _OWNER = "warden"
 _CGROUP = "cgroup"
 _NEW = "new-"
+#: With it begin the names of domains, and nothing else does (``host.names``, which a run without one does without).
+_NAMES = "@"
 #: A directory without a lock is being made right now, unless it is older than this, in seconds.
 _NEW_GRACE_S = 60
 
@@ -98,6 +100,8 @@ class RunDirectory:
             DomainError: A running domain has it.
             HostError: There is no room for it.
         """
+        from cloche.host import names
+
         parent = os.path.dirname(self.path)
         try:
             with names.locked(parent):
@@ -120,6 +124,8 @@ class RunDirectory:
         self.name = name
 
     def _give_name_back(self) -> None:
+        from cloche.host import names
+
         parent = os.path.dirname(self.path)
         try:
             with names.locked(parent):
@@ -190,17 +196,19 @@ def sweep() -> int:
         return 0
     for entry in entries:
         path = os.path.join(parent, entry)
-        abandoned = not names.is_own(entry) and _is_abandoned(path, new=entry.startswith(_NEW))
+        abandoned = not entry.startswith(_NAMES) and _is_abandoned(path, new=entry.startswith(_NEW))
         if abandoned and _is_cgroup_gone(path):
             _remove(path)
             removed += 1
-    if any(names.is_name(entry) for entry in entries):
+    if any(entry.startswith(_NAMES) for entry in entries):
         _forget_names(parent)
     return removed
 
 
 def _forget_names(parent: str) -> None:
     """Remove the names whose domains are gone."""
+    from cloche.host import names
+
     try:
         with names.locked(parent):
             for ident, name in names.all_names(parent).items():
@@ -215,6 +223,8 @@ def find_running() -> tuple[Running, ...]:
     parent = xdg.runtime_dir()
     if not xdg.is_private_directory(parent):
         return ()
+    from cloche.host import names
+
     try:
         called = names.all_names(parent)
         entries = sorted(os.listdir(parent))
@@ -223,7 +233,7 @@ def find_running() -> tuple[Running, ...]:
     found = (
         _read_running(parent, entry, called.get(entry, ""))
         for entry in entries
-        if not (entry.startswith(_NEW) or names.is_own(entry))
+        if not entry.startswith((_NEW, _NAMES))
     )
     return tuple(running for running in found if running is not None)
 
