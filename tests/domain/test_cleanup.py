@@ -25,8 +25,8 @@ PATIENCE_S = 10.0
 
 
 def run_directories(cloche: Runner) -> list[Path]:
-    """Return the run directories of the user."""
-    return sorted((cloche.user.home / ".cache" / "cloche" / "run").glob("*"))
+    """Return the run directories of the user; what begins with @ is about names."""
+    return sorted((cloche.user.home / ".cache" / "cloche" / "run").glob("[!@]*"))
 
 
 def start(cloche: Runner) -> subprocess.Popen[bytes]:
