@@ -50,7 +50,7 @@ class Outlet:
         self.takes_input = takes_input
         self.has_terminal = has_terminal
         self.visitor: Visitor | None = None
-        self.size = (0, 0)
+        self.size: tuple[int, int] = (0, 0)
         self.followers: list[Callable[[], None]] = []
         self._log = log
         self._is_held = False
