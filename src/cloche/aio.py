@@ -195,6 +195,22 @@ class Sandbox(_Programs):
         """
         await asyncio.to_thread(partial(self._sandbox.unshare, *places, force=force))
 
+    async def snapshot(self, name: str) -> None:
+        """Save the machine as it is, and go on (``cloche.Sandbox.snapshot``).
+
+        Raises:
+            ClocheError: There is a snapshot of that name, no room, or the machine cannot be saved.
+        """
+        await asyncio.to_thread(self._sandbox.snapshot, name)
+
+    async def fork(self, count: int = 1, *, names: Sequence[str] = ()) -> tuple[api.Domain, ...]:
+        """Start domains that go on from what the machine is now (``cloche.Sandbox.fork``).
+
+        Raises:
+            ClocheError: The machine cannot be saved, or a fork not started.
+        """
+        return await asyncio.to_thread(partial(self._sandbox.fork, count, names=names))
+
 
 class Process:
     """A program in the guest, like ``asyncio.subprocess.Process``.

@@ -57,6 +57,10 @@ class TemplateError(ClocheError):
     """A saved machine cannot be made or used."""
 
 
+class SnapshotError(ClocheError):
+    """A running domain cannot be saved, or what was saved cannot be used."""
+
+
 class KernelError(ClocheError):
     """No usable guest kernel, or one that is damaged."""
 

@@ -137,11 +137,12 @@ def test_a_dropped_sandbox_ends(cloche: Runner, folder: Path) -> None:
     ], done.stderr
 
 
-def test_examples_of_the_documentation(cloche: Runner, project: Path) -> None:
-    """Every Python example of docs/api.md runs as it stands."""
-    text = (project / "docs" / "api.md").read_text()
+@pytest.mark.parametrize("page, least", [("api.md", 4), ("snapshots.md", 2)])
+def test_examples_of_the_documentation(cloche: Runner, project: Path, page: str, least: int) -> None:
+    """Every Python example of these pages runs as it stands."""
+    text = (project / "docs" / page).read_text()
     blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
-    assert len(blocks) >= 4
+    assert len(blocks) >= least
     source = cloche.user.project / "src"
     program = (
         f"import sys; sys.path.insert(0, {str(source)!r}); exec(compile(sys.stdin.read(), 'docs', 'exec'))"

@@ -29,6 +29,8 @@ STEPS: tuple[model.Step, ...] = (
     model.WaitPath(b"/dev/vda", 5000),
     model.Unmount(b"/srv", 8),
     model.Interface(b"eth0", 0x0A00020F, 24, 0x0A000202),
+    model.Freeze(),
+    model.Thaw(),
 )
 TO_HOST: tuple[m.ToHost, ...] = (
     m.Ready(b"0.1.0", b"6.12.0", 10**9),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloche.guest import messages
+from cloche.guest.channel import MuxState
 from cloche.guest.mux import Mux
+from cloche.host.written import from_plain, to_plain
 from unit.peer import AgentPeer
 
 if TYPE_CHECKING:
@@ -127,6 +130,30 @@ class Line:
         self.peer.cut()
         self.mux.attach()
 
+    def move_house(self) -> None:
+        """Save the guest, and go on with another host that knows what the first one knew when it stood still."""
+        if self.mux.session is None:
+            return  # nobody is saved before the agent has answered
+        state = self.mux.export()
+        # What comes after that is lost with the first host: the guest it was sent to is not the one that goes on.
+        self.to_agent.clear()
+        self.to_host.clear()
+        self.peer.cut()
+        self.mux = Mux.restored(from_plain(MuxState, json.loads(json.dumps(to_plain(state)))))
+        for stream in list(self.senders):
+            again = self.mux.sender(stream)
+            if again is None:
+                self.senders.pop(stream)
+            else:
+                self.senders[stream] = again
+        for stream in list(self.receivers):
+            other = self.mux.receiver(stream)
+            if other is None:
+                self.receivers.pop(stream)
+            else:
+                self.receivers[stream] = other
+        self.mux.attach()
+
     def settle(self) -> None:
         """Carry everything until both sides are silent."""
         for _ in range(10_000):
@@ -159,7 +186,7 @@ OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["host_write", "peer_write"]), st.integers(1, 100_000)),
         st.tuples(st.sampled_from(["host_consume", "peer_consume"]), st.integers(1, 200_000)),
-        st.tuples(st.sampled_from(["exec", "cut"]), st.none()),
+        st.tuples(st.sampled_from(["exec", "cut", "move_house"]), st.none()),
         st.tuples(st.just("move"), st.tuples(st.integers(0, 200_000), st.integers(0, 200_000))),
         st.tuples(st.just("move"), st.tuples(st.integers(0, 100), st.integers(0, 100))),
     ),
@@ -167,7 +194,10 @@ OPERATIONS = st.lists(
 )
 ENDINGS = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["host_end", "peer_end", "host_stop", "peer_stop", "cut"]), st.none()),
+        st.tuples(
+            st.sampled_from(["host_end", "peer_end", "host_stop", "peer_stop", "cut", "move_house"]),
+            st.none(),
+        ),
         st.tuples(st.sampled_from(["host_write", "peer_write"]), st.integers(1, 100_000)),
         st.tuples(st.just("move"), st.tuples(st.integers(0, 100_000), st.integers(0, 100_000))),
     ),

@@ -8,6 +8,7 @@ use cloche_proto::mux::{Mux, TO_HOST};
 
 use crate::cgroup::Cgroup;
 use crate::control::{Outbox, PendingSetup};
+use crate::freeze::Frozen;
 use crate::job::{Job, Part};
 use crate::log;
 use crate::port::Port;
@@ -69,6 +70,8 @@ pub struct Agent {
     /// How often the kernel had killed for want of memory when it was last asked.
     oom_kills: u64,
     pub(crate) said_ready: bool,
+    /// Programs stand still.
+    pub(crate) frozen: Option<Frozen>,
 }
 
 impl Agent {
@@ -124,6 +127,7 @@ impl Agent {
             // A fresh guest starts at 0; elsewhere the count is that of the whole machine since its start.
             oom_kills: if is_guest { 0 } else { count_oom_kills() },
             said_ready: false,
+            frozen: None,
         })
     }
 

@@ -1,4 +1,4 @@
-//! Limits on the number of a job's processes. The cgroup file system is mounted only when the first is asked for.
+//! Groups of processes: limits on the number of a job's processes. The cgroup file system is mounted only when the first is asked for.
 
 use std::ffi::CStr;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::sys::{self, c_string, Errno, Result};
 
-const ROOT: &str = "/sys/fs/cgroup";
+pub const ROOT: &str = "/sys/fs/cgroup";
 const ROOT_C: &CStr = c"/sys/fs/cgroup";
 
 /// A group of processes with a limit on their number.
@@ -46,7 +46,11 @@ impl Cgroup {
     }
 }
 
-fn ensure_mounted() -> Result<()> {
+/// Mounts the cgroup file system, unless it is.
+///
+/// # Errors
+/// The error number of mounting it.
+pub fn ensure_mounted() -> Result<()> {
     if sys::file_system_type(ROOT_C)? == libc::CGROUP2_SUPER_MAGIC {
         return Ok(());
     }

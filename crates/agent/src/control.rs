@@ -12,6 +12,7 @@ use cloche_proto::mux::{Mux, TO_AGENT, TO_HOST};
 
 use crate::agent::Agent;
 use crate::cgroup::Cgroup;
+use crate::freeze::Frozen;
 use crate::job::{Input, Job, Output, Stub};
 use crate::log;
 use crate::setup;
@@ -203,6 +204,16 @@ impl Agent {
                         Ok(_) => Ok(()),
                         Err(errno) => Err(errno),
                     }
+                }
+                Step::Freeze if self.frozen.is_none() => Frozen::new().map(|frozen| {
+                    self.frozen = Some(frozen);
+                }),
+                Step::Freeze => Ok(()),
+                Step::Thaw => {
+                    if let Some(frozen) = self.frozen.take() {
+                        frozen.thaw();
+                    }
+                    Ok(())
                 }
                 step => setup::perform(step),
             };

@@ -9,6 +9,7 @@ mod agent;
 mod boot;
 mod cgroup;
 mod control;
+mod freeze;
 mod job;
 mod log;
 mod port;

@@ -76,9 +76,11 @@ pub fn perform(step: &Step) -> Result<()> {
             gateway,
         } => sys::interface_up(name, *address, *prefix, *gateway),
         Step::Sysctl { path, value } => set_kernel_setting(path_of(path), value),
-        Step::Clock { .. } | Step::Rlimit { .. } | Step::WaitPath { .. } => {
-            Err(Errno(libc::ENOSYS))
-        }
+        Step::Clock { .. }
+        | Step::Rlimit { .. }
+        | Step::WaitPath { .. }
+        | Step::Freeze
+        | Step::Thaw => Err(Errno(libc::ENOSYS)),
     }
 }
 
@@ -96,6 +98,8 @@ pub fn describe(step: &Step) -> Vec<u8> {
         Step::Mkdir { path, .. } => ("make directory", path),
         Step::Mount { target, .. } => ("mount", target),
         Step::Unmount { target, .. } => ("unmount", target),
+        Step::Freeze => ("freeze", b""),
+        Step::Thaw => ("thaw", b""),
         Step::SwitchRoot { path } => ("switch root", path),
         Step::WriteFile { path, .. } => ("write", path),
         Step::Symlink { path, .. } => ("link", path),

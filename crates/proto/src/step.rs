@@ -129,6 +129,10 @@ pub enum Step {
         /// `MNT_*` and `UMOUNT_*` bits.
         flags: u32,
     },
+    /// Lets every program stand still.
+    Freeze,
+    /// Lets them go on.
+    Thaw,
 }
 
 impl Step {
@@ -205,6 +209,8 @@ impl Step {
                 prefix: r.u32()?,
                 gateway: r.u32()?,
             },
+            17 => Self::Freeze,
+            18 => Self::Thaw,
             other => {
                 return Err(CodecError::Unknown {
                     what: "step",
@@ -282,6 +288,8 @@ impl Step {
                 w.bytes(name).u32(*address).u32(*prefix).u32(*gateway);
                 16
             }
+            Self::Freeze => 17,
+            Self::Thaw => 18,
         }
     }
 }

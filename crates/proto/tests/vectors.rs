@@ -150,7 +150,7 @@ fn messages() {
     assert_covers(
         &seen,
         "BIND_DEVICE MKDIR MOUNT SWITCH_ROOT WRITE_FILE SYMLINK COPY_TREE HOSTNAME CLOCK ENTROPY LOOPBACK SYSCTL \
-         RLIMIT WAIT_PATH UNMOUNT",
+         RLIMIT WAIT_PATH UNMOUNT FREEZE THAW",
     );
     assert_covers(
         &seen,

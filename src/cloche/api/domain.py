@@ -9,6 +9,7 @@ from cloche.api.popen import PIPE, Popen
 from cloche.api.sandbox import Sandbox, complete
 from cloche.domain.control import talk, wire
 from cloche.domain.control.client import Control
+from cloche.domain.control.disks import add_disk
 from cloche.domain.control.joining import Exec, Started, Words, store_words
 from cloche.domain.control.life import AskLife, Kill, LifeNow, Nothing, Rename
 from cloche.domain.find import find_any, find_domain
@@ -20,6 +21,7 @@ from cloche.domain.following import (
     wait_for_program,
 )
 from cloche.domain.numbers import Numbers, read_numbers
+from cloche.domain.snapshotting import begin_again, fork, restore, save
 from cloche.errors import ClocheError, DomainError, ProtocolError, UsageError
 from cloche.host import records, rundir
 from cloche.host.facts import collect_facts
@@ -263,6 +265,42 @@ class Domain:
         from cloche.api.copying import copy_out
 
         return copy_out(self, os.fsencode(source), os.fsencode(target))
+
+    def snapshot(self, name: str, *, stop: bool = False) -> None:
+        """Save memory, devices and disks; the domain goes on, or with ``stop`` ends (``cloche snapshot save``).
+
+        Raises:
+            SnapshotError: There is one of that name, or no room; the domain goes on.
+            DomainError: It cannot be saved.
+        """
+        save(self.ident, name, stop=stop)
+
+    @classmethod
+    def restore(cls, snapshot: str, *, name: str = "") -> Self:
+        """Start a domain that goes on from a snapshot and outlives this program (``cloche snapshot restore``).
+
+        Raises:
+            SnapshotError: There is none of that name, or nothing here can go on from it.
+            ShareError: What was shared is not there any more.
+        """
+        return cls(restore(snapshot, name, begin_again)[0])
+
+    def fork(self, count: int = 1, *, names: Sequence[str] = ()) -> tuple[Self, ...]:
+        """Start ``count`` domains that go on from what this one is now, and outlive this program (``cloche fork``).
+
+        Raises:
+            DomainError: The domain cannot be saved; it goes on.
+        """
+        kind = type(self)
+        return tuple(kind(ident) for ident, _ in fork(self.ident, count, tuple(names), begin_again))
+
+    def add_disk(self, word: str) -> str:
+        """Give it the disk ``TAG=FILE[,format=raw|qcow2][,ro]``; returns its place in the guest (``cloche disk add``).
+
+        Raises:
+            DiskError: It cannot have it; it goes on as it was.
+        """
+        return add_disk(self.ident, word)
 
     def rename(self, name: str) -> None:
         """Call it something else."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
+    from cloche.api.domain import Domain
     from cloche.api.popen import File
     from cloche.model.facts import HostFacts
     from cloche.model.guest import GuestCommand
@@ -245,6 +246,29 @@ class Sandbox:
         from cloche.api.copying import copy_out
 
         return copy_out(self, os.fsencode(source), os.fsencode(target))
+
+    def snapshot(self, name: str) -> None:
+        """Save the machine as it is, and go on (``Domain.snapshot``).
+
+        Raises:
+            SnapshotError: There is one of that name, or no room.
+            ClocheError: The sandbox does not run, or its machine cannot be saved.
+        """
+        from cloche.domain.snapshotting import save
+
+        save(self._ident(), name, stop=False)
+
+    def fork(self, count: int = 1, *, names: Sequence[str] = ()) -> tuple[Domain, ...]:
+        """Start ``count`` domains that go on from what the machine is now; they outlive this program (``Domain.fork``).
+
+        Programs that this one has started go on in them, too, without it: their input ends, and nobody hears them.
+
+        Raises:
+            ClocheError: The sandbox does not run, or its machine cannot be saved.
+        """
+        from cloche.api.domain import Domain
+
+        return Domain(self._ident()).fork(count, names=names)
 
     def _ident(self) -> str:
         """Return the name by which the domain is found, as any other process would."""

@@ -15,7 +15,10 @@ from cloche.lean import socket
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloche.cli.parser import Parsed
+    from cloche.domain.snapshotting import Again
     from cloche.model.facts import HostFacts
     from cloche.model.request import RunRequest
 
@@ -40,6 +43,21 @@ def main(parsed: Parsed) -> int:
         interactive=bool(parsed.get("interactive")),
         log_mib=int(parsed.get("log_size", Options._field_defaults["log_mib"])),  # type: ignore[call-overload]
     )
+    begun = start(request, options)()
+    sys.stdout.write(f"{begun.name or begun.ident}\n")
+    if begun.wants_template:
+        from cloche.domain.template import make_in_background
+
+        make_in_background()
+    return 0
+
+
+def start(what: RunRequest | Again, options: Options) -> Callable[[], Begun]:
+    """Have a supervisor in a process of its own start a domain; what is returned waits until its program runs.
+
+    Raises:
+        ClocheError: It could not be started.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask = os.umask(0o077)
     facts = collect_facts()._replace(umask=mask)
@@ -49,25 +67,25 @@ def main(parsed: Parsed) -> int:
         raise HostError(f"cannot start the domain's supervisor: {error.strerror}") from None
     if child == 0:
         ours.close()
-        supervise(request, facts, options, theirs)
+        supervise(what, facts, options, theirs)
     theirs.close()
-    packet = ours.recv(wire.MAX_PACKET)
-    if not packet:
-        os.waitpid(child, 0)
-        raise DomainError(
-            "the domain's supervisor has ended before the program was started",
-            hint="Somebody or the kernel (for want of memory?) has ended it; `cloche run` without -d may tell more.",
-        )
-    begun = Begun.read(wire.decode_answer(packet))
-    sys.stdout.write(f"{begun.name or begun.ident}\n")
-    if begun.wants_template:
-        from cloche.domain.template import make_in_background
 
-        make_in_background()
-    return 0
+    def finish() -> Begun:
+        packet = ours.recv(wire.MAX_PACKET)
+        ours.close()
+        if not packet:
+            os.waitpid(child, 0)
+            raise DomainError(
+                "the domain's supervisor has ended before the program was started",
+                hint="Somebody or the kernel (for want of memory?) has ended it;"
+                " `cloche run` without -d may tell more.",
+            )
+        return Begun.read(wire.decode_answer(packet))
+
+    return finish
 
 
-def supervise(request: RunRequest, facts: HostFacts, options: Options, caller: socket.socket) -> None:
+def supervise(request: RunRequest | Again, facts: HostFacts, options: Options, caller: socket.socket) -> None:
     """Be the domain's supervisor, in a process of its own that has nothing of the caller's but this socket."""
     status = 125
     try:

@@ -157,7 +157,7 @@ class Run:
         self._timings = timings
         self._reactor = Reactor()
         self._warden: Warden | None = warden
-        self._domain = Domain(self._reactor, plan, timings, self._launcher, self._boot_plan)
+        self._domain = Domain(self._reactor, plan, timings, self._launcher, boot=self._boot_plan)
         self._programs = Programs(self._domain)
         self._programs.on_last = self._end
         self._terminal = terminal

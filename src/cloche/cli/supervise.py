@@ -6,7 +6,7 @@ import os
 import socket
 
 from cloche.domain.launcher import Launcher
-from cloche.domain.remote import pack_error, receive_message, send_message
+from cloche.domain.remote import pack_error, receive_message, send_message, unpack_error
 from cloche.domain.timings import Timings
 from cloche.errors import ClocheError, UsageError
 from cloche.host import rundir
@@ -15,9 +15,11 @@ from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cloche.cli.parser import Parsed
     from cloche.domain.sharing import GuestAnswer
+    from cloche.guest.channel import ChannelState
     from cloche.model.guest import Step
     from cloche.model.plan import LaunchPlan
 
@@ -63,8 +65,9 @@ class _Supervisor:
         self._launcher = Launcher(reactor, plan, Timings())
         self._launcher.ended = self._ended
         self._launcher.ask_guest = self._ask_guest
+        self._launcher.ask_channel = self._ask_channel
         self._launcher.is_remote = True
-        self._asked_guest: dict[int, Callable[[GuestAnswer], None]] = {}
+        self._asked_guest: dict[int, Callable[[Any], None]] = {}
         self._questions = 0
         self._over = False
 
@@ -95,9 +98,9 @@ class _Supervisor:
             self._verify()
         elif message[0] == "console":
             self._tell(("console", self._launcher.console_tail(int(str(message[1])))))
-        elif message[0] == "monitor":
-            self._hand_over_monitor()
-        elif message[0] == "guest":
+        elif message[0] in ("pause", "resume"):
+            self._control(str(message[0]))
+        elif message[0] in ("guest", "channel"):
             answer = self._asked_guest.pop(message[1], None)
             if answer is not None:
                 answer(message[2])
@@ -108,6 +111,23 @@ class _Supervisor:
         self._asked_guest[self._questions] = answer
         self._tell(("guest", self._questions, steps, sync))
 
+    def _ask_channel(
+        self, answer: Callable[[ChannelState], None], fail: Callable[[ClocheError], None]
+    ) -> None:
+        """Let the host program tell what it knows of the conversation with the agent."""
+
+        def told(said: ChannelState | tuple[Any, ...]) -> None:
+            if isinstance(said, ChannelState):
+                answer(said)
+            else:
+                fail(unpack_error(said))
+
+        from cloche.guest.channel import ChannelState
+
+        self._questions += 1
+        self._asked_guest[self._questions] = told
+        self._tell(("channel", self._questions))
+
     def _connect(self) -> None:
         try:
             agent = self._launcher.connect()
@@ -117,10 +137,16 @@ class _Supervisor:
         self._tell(("connected", 0), agent.fileno())
         agent.close()
 
-    def _hand_over_monitor(self) -> None:
-        monitor, greeted = self._launcher.take_monitor()
-        self._tell(("monitor", greeted), monitor.fileno())
-        monitor.close()
+    def _control(self, what: str) -> None:
+        def done(error: ClocheError | None) -> None:
+            self._tell(("controlled", pack_error(error) if error else None))
+
+        try:
+            control = self._launcher.control
+        except ClocheError as error:
+            done(error)
+            return
+        (control.pause if what == "pause" else control.resume)(done)
 
     def _verify(self) -> None:
         try:

@@ -39,11 +39,13 @@ _TTY = (
     Option(("--no-tty",), "Give the program no terminal.", dest="tty", value=False),
 )
 
+_NAME = Option(("--name",), "Call the domain so, for `exec`, `logs`, `stop` and all others.", metavar="NAME")
+
 RUN_OPTIONS = (
     Option(
         ("-d", "--detach"), "Start the program, print the domain's name and return; it goes on by itself."
     ),
-    Option(("--name",), "Call the domain so, for `exec`, `logs`, `stop` and all others.", metavar="NAME"),
+    _NAME,
     Option(("--interactive",), "Keep a detached program's input open, for `cloche attach`."),
     Option(
         ("--log-size",),
@@ -293,6 +295,60 @@ VERBS = (
                 "share:list_",
                 (_JSON,),
                 operands="[DOMAIN]",
+            ),
+        ),
+    ),
+    Verb(
+        "snapshot",
+        "Save a running domain, and go on from what was saved.",
+        verbs=(
+            Verb(
+                "save",
+                "Save memory, devices and disks of a running domain; it goes on after a short stop.",
+                "snapshot:save",
+                (Option(("--stop",), "End the domain when it is saved."),),
+                operands="DOMAIN NAME",
+            ),
+            Verb(
+                "restore",
+                "Start a detached domain that goes on from a snapshot, and print its name.",
+                "snapshot:restore",
+                (_NAME,),
+                operands="NAME",
+            ),
+            Verb(
+                "list",
+                "List the snapshots there are.",
+                "snapshot:list_",
+                (Option(("--check",), "Read all of them, and say which are damaged."), _JSON),
+            ),
+            Verb("delete", "Delete snapshots.", "snapshot:delete", operands="NAME..."),
+        ),
+    ),
+    Verb(
+        "fork",
+        "Start detached domains that go on from what a running one is now.",
+        "snapshot:fork",
+        (
+            Option(
+                ("-n", "--count"),
+                "How many; one, or as many as there are names.",
+                metavar="N",
+                convert=parse_count,
+            ),
+            Option(("--name",), "What one of them is to be called.", metavar="NAME", repeat=True),
+        ),
+        operands="DOMAIN",
+    ),
+    Verb(
+        "disk",
+        "Give a running domain a disk.",
+        verbs=(
+            Verb(
+                "add",
+                "Add disks kept in files of the host; what runs goes on after a short stop.",
+                "disk:add",
+                operands="DOMAIN TAG=FILE[,format=raw|qcow2][,ro]...",
             ),
         ),
     ),

@@ -20,18 +20,21 @@ from cloche.host import records, rundir
 from cloche.host.outlog import STDERR, STDOUT, LogWriter
 from cloche.host.reactor import READ, Reactor
 from cloche.lean import signal
+from cloche.model.request import RunRequest
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.domain.snapshot import Description
+    from cloche.domain.snapshotting import Again
     from cloche.guest.job import Job
+    from cloche.guest.session import Sink, Source
     from cloche.host.codec import Reader, Writer
     from cloche.host.reactor import Timer
     from cloche.lean import socket
     from cloche.model.facts import HostFacts
     from cloche.model.plan import LaunchPlan
-    from cloche.model.request import RunRequest
 
 #: What a signal to the supervisor itself gives programs to end, in seconds.
 GRACE_S = 10.0
@@ -81,21 +84,25 @@ class Detached:
 
     def __init__(
         self,
-        request: RunRequest,
+        request: RunRequest | Again,
         facts: HostFacts,
         options: Options,
         caller: socket.socket,
         begun: Callable[[], None],
     ) -> None:
-        self._request = request
         self._facts = facts
         self._options = options
         self._caller = caller
         self._begun = begun
         self._reactor = Reactor()
-        self._plan = prepare_plan(request, facts)
+        self._request, self._plan, self._saved = self._prepare(request)
         give_notices(self._plan)
-        self._domain = Domain(self._reactor, self._plan, boot=self._boot_plan)
+        if self._saved is None:
+            self._domain = Domain(self._reactor, self._plan, boot=self._boot_plan)
+        else:
+            self._domain = Domain(self._reactor, self._plan, channel=self._saved.channel)
+            self._domain.on_adopt = self._ends
+            self._domain.on_open = lambda: self._started(None)
         self._programs = Programs(self._domain)
         self._programs.detached = True
         self._outlet: Outlet | None = None
@@ -103,6 +110,14 @@ class Detached:
         self._time_limit: Timer | None = None
         self._is_answered = False
         self._over = False
+
+    def _prepare(self, what: RunRequest | Again) -> tuple[RunRequest, LaunchPlan, Description | None]:
+        if isinstance(what, RunRequest):
+            return what, prepare_plan(what, self._facts), None
+        from cloche.domain.snapshot import prepare
+
+        plan, saved = prepare(what.directory, self._facts, what.name, whole=what.whole)
+        return saved.request, plan, saved
 
     def _boot_plan(self) -> LaunchPlan:
         self._plan = prepare_plan(self._request._replace(cold=True), self._facts)
@@ -137,20 +152,14 @@ class Detached:
             raise domain.error or DomainError("the program ended before it was started")
 
     def _open(self) -> None:
+        if self._saved is not None:
+            self._go_on(self._saved)
+            return
         options = self._options
-        domain = self._domain
-        self._kept = records.Kept(domain.ident, domain.name, self._plan.command.argv, time.time())
-        records.create(self._kept)
-        takes_input = options.interactive or options.terminal
-        outlet = self._outlet = Outlet(
-            LogWriter(self._kept.directory, options.log_mib * _MIB),
-            takes_input=takes_input,
-            has_terminal=options.terminal,
-        )
-        self._programs.outlet = outlet
-        job = domain.execute(
+        outlet = self._make_outlet(options.interactive or options.terminal, has_terminal=options.terminal)
+        job = self._domain.execute(
             self._plan.command,
-            stdin=outlet.source if takes_input else None,
+            stdin=outlet.source if outlet.takes_input else None,
             stdout=outlet.sink(STDOUT),
             stderr=None if options.terminal else outlet.sink(STDERR),
             terminal=_DEFAULT_SIZE if options.terminal else None,
@@ -162,8 +171,46 @@ class Detached:
         if self._plan.timeout_s is not None:
             self._time_limit = self._reactor.call_later(self._plan.timeout_s, self._out_of_time)
 
-    def _started(self, job: Job) -> None:
+    def _ends(self, number: int) -> tuple[Source, Sink, Sink]:
+        """Say what a saved program's streams are connected to now: the main one's to the log, others' to nothing."""
+        assert self._saved is not None
+        if number != self._saved.main:
+            return None, None, None
+        state = next(job for job in self._saved.channel.jobs if job.number == number)
+        outlet = self._make_outlet(self._saved.takes_input or state.terminal, has_terminal=state.terminal)
+        source = outlet.source if outlet.takes_input else None
+        return source, outlet.sink(STDOUT), outlet.sink(STDERR)
+
+    def _go_on(self, saved: Description) -> None:
+        """The saved machine's agent has answered: what ran in it runs."""
+        self._programs.lasting = saved.lasting
+        for job in self._domain.adopted:
+            if job.number == saved.main:
+                if self._outlet is not None:
+                    self._outlet.job = job
+                self._programs.began(job)
+                job.on_done = self._done
+            else:
+                self._programs.joined(job)
+                job.on_done = self._programs.over
+
+    def _make_outlet(self, takes_input: bool, *, has_terminal: bool) -> Outlet:
+        domain, options = self._domain, self._options
+        self._kept = records.Kept(domain.ident, domain.name, self._plan.command.argv, time.time())
+        records.create(self._kept)
+        self._outlet = Outlet(
+            LogWriter(self._kept.directory, options.log_mib * _MIB),
+            takes_input=takes_input,
+            has_terminal=has_terminal,
+        )
+        self._programs.outlet = self._outlet
+        return self._outlet
+
+    def _started(self, job: Job | None) -> None:
         del job
+        if self._outlet is None:
+            # A sandbox of the API has no program that would be its own.
+            self._make_outlet(False, has_terminal=False)
         assert self._outlet is not None
         self._is_answered = True
         wants_template = self._plan.cold == NO_TEMPLATE_YET and is_ordinary(self._request)
@@ -244,7 +291,7 @@ class Detached:
 
 
 def serve(
-    request: RunRequest,
+    request: RunRequest | Again,
     facts: HostFacts,
     options: Options,
     caller: socket.socket,

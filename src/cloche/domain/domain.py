@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cloche.domain.programs import Programs
     from cloche.domain.remote import RemoteLauncher
     from cloche.domain.sharing import GuestAnswer
-    from cloche.drivers.contract import Control
+    from cloche.guest.channel import ChannelState
     from cloche.guest.job import Job
     from cloche.guest.messages import Ready, SetupDone, SetupFailed
     from cloche.guest.session import AgentSession, Keys, Sink, Source
@@ -50,13 +50,16 @@ class Domain:
     """A domain made from a plan. Everything is driven by the reactor; callbacks come from there.
 
     ``launcher`` decides whose children the domain's processes are: this process's, or a supervisor's. ``boot`` makes
-    the plan of the same domain without its template, for when that turns out to be of no use.
+    the plan of the same domain without its template, for when that turns out to be of no use. ``channel`` is what was
+    known of the guest when its machine was saved while it ran, and the machine goes on from that.
 
     Attributes:
         reactor: What drives it.
         life: Where it is in its life.
         programs: What runs in it, for those who ask its supervisor; None where nobody keeps account of that.
         error: Why it ended, when that was by itself; known before it is ENDED.
+        on_adopt: Says what the streams of a program of a saved machine are connected to, given its job.
+        adopted: The programs that ran in it.
         on_ready: Called when the agent has answered: programs can be asked for, and start when the guest is set up.
         on_open: Called when the guest is set up.
         on_end: Called once when the domain ended by itself, with the reason. Not called after ``close``.
@@ -69,7 +72,9 @@ class Domain:
         plan: LaunchPlan,
         timings: Timings | None = None,
         launcher: Callable[[Reactor, LaunchPlan, Timings], Launcher | RemoteLauncher] = Launcher,
+        *,
         boot: Callable[[], LaunchPlan] | None = None,
+        channel: ChannelState | None = None,
     ) -> None:
         self.plan = plan
         self.life = Life()
@@ -83,12 +88,14 @@ class Domain:
         self.reactor = reactor
         self._make_launcher = launcher
         self._boot = boot
+        self._channel = channel
+        self.on_adopt: Callable[[int], tuple[Source, Sink, Sink]] = _nowhere
+        self.adopted: list[Job] = []
         self._launcher = launcher(reactor, plan, self.timings)
         self._must_sync = plan.writable_shares
         self._console_sink: Callable[[bytes], None] | None = None
         self._session: AgentSession | None = None
         self._deadline: Timer | None = None
-        self._control: Control | None = None
 
     @property
     def ident(self) -> str:
@@ -135,6 +142,7 @@ class Domain:
             self._launcher.programs = self.programs
             self._launcher.ended = self._ended
             self._launcher.ask_guest = self._ask_guest
+            self._launcher.ask_channel = self._ask_channel
             if self._console_sink is not None:
                 self._launcher.watch_console(self._console_sink)
             self._launcher.start()
@@ -190,6 +198,9 @@ class Domain:
         session.on_ready = self._ready
         session.on_lost = lambda error: self._lost(session, error)
         session.on_log = self._agent_log
+        if self._channel is not None:
+            self.adopted = session.adopt(self._channel, self.on_adopt)
+            session.on_attached = self._attached_again
         session.attach()
         # Asked for at once: it is sent with the greeting's answer, a round trip earlier than after READY.
         session.setup(self.plan.setup, self._set_up)
@@ -200,7 +211,13 @@ class Domain:
         except ClocheError as error:
             self._ended(error)
 
-    def _ready(self, ready: Ready) -> None:
+    def _attached_again(self) -> None:
+        """The agent of a saved machine has said long ago that it is ready."""
+        self._verify()
+        if self.state is State.BOOTING:
+            self._ready()
+
+    def _ready(self, ready: Ready | None = None) -> None:
         del ready
         self.timings.mark("agent answers")
         self.life.enter(State.SETTING_UP)
@@ -309,6 +326,20 @@ class Domain:
         else:
             session.setup(steps, answered)
 
+    def _ask_channel(
+        self, answer: Callable[[ChannelState], None], fail: Callable[[ClocheError], None]
+    ) -> None:
+        """Tell all that is known of the conversation with the agent; for the launcher, whose machine stands still."""
+        if self._session is None:
+            fail(DomainError("the domain has not been started"))
+            return
+        try:
+            state = self._session.export()
+        except ClocheError as error:
+            fail(error)
+            return
+        answer(state)
+
     def close(self, *, wait: bool = True) -> None:
         """End the domain now. Harmless when it has ended.
 
@@ -318,8 +349,6 @@ class Domain:
         self._release(wait=wait)
 
     def _release(self, *, wait: bool = True) -> None:
-        if self._control is not None:
-            self._control.close()
         self._cancel_deadline()
         if self._session is not None:
             self._session.close()
@@ -338,10 +367,10 @@ class Domain:
                 self.life.enter(State.PAUSED)
             elif error is None:
                 # Its last program has ended meanwhile: it must hear what it is told at its end.
-                self._take_control().resume(lambda error: None)
+                self._launcher.control.resume(lambda error: None)
             done(error)
 
-        self._take_control().pause(paused)
+        self._launcher.control.pause(paused)
 
     def resume(self, done: Callable[[ClocheError | None], None]) -> None:
         """Let a guest that was paused go on; ``done`` is called likewise.
@@ -358,19 +387,12 @@ class Domain:
                 self.life.enter(State.RUNNING)
             done(error)
 
-        self._take_control().resume(resumed)
+        self._launcher.control.resume(resumed)
 
     def thaw(self) -> None:
         """Let a paused guest hear what it is told at its end."""
         if self.state is State.PAUSED:
-            self._take_control().resume(lambda error: None)
-
-    def _take_control(self) -> Control:
-        if self._control is None:
-            from cloche.drivers.registry import find_driver
-
-            self._control = find_driver(self.plan.driver).control(self.reactor, self._launcher.take_monitor)
-        return self._control
+            self._launcher.control.resume(lambda error: None)
 
     def abort(self, error: ClocheError) -> None:
         """End the domain now, as if it had ended by itself for this reason."""
@@ -416,6 +438,12 @@ class Domain:
     def _agent_log(self, level: int, text: str) -> None:
         if self.on_agent_log is not None:
             self.on_agent_log(level, text)
+
+
+def _nowhere(job: int) -> tuple[Source, Sink, Sink]:
+    """Connect the streams of a program that was saved with nothing."""
+    del job
+    return None, None, None
 
 
 def _nothing() -> None:

@@ -15,14 +15,20 @@ if TYPE_CHECKING:
 
 
 class Endpoints:
-    """The sockets of one domain: what the processes get, and what the supervisor keeps.
+    """The sockets of one machine: what the processes get, and what the supervisor keeps.
+
+    Args:
+        endpoints: What is to be made.
+        directory: Where sockets with a name are.
+        prefix: What these names begin with: two machines of a domain may have theirs there.
 
     Raises:
         HostError: They cannot be made.
     """
 
-    def __init__(self, endpoints: tuple[Endpoint, ...], directory: RunDirectory) -> None:
+    def __init__(self, endpoints: tuple[Endpoint, ...], directory: RunDirectory, prefix: str = "") -> None:
         self._directory = directory
+        self._prefix = prefix
         self._sides: dict[tuple[str, str], socket.socket] = {}
         try:
             for endpoint in endpoints:
@@ -42,7 +48,7 @@ class Endpoints:
         if endpoint.kind == EndpointKind.PAIR:
             self._sides[name, "here"], self._sides[name, "there"] = socket.socketpair()
             return
-        path = self._directory.file(socket_name(name))
+        path = self._path(name)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sides[name, "listen"] = listener
         with Reach(path) as reachable:
@@ -79,7 +85,14 @@ class Endpoints:
         here = self._sides.pop((name, "here"), None)
         if here is not None:
             return here
-        return connect_to(self._directory.file(socket_name(name)))
+        return connect_to(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return self._directory.file(self._prefix + socket_name(name))
+
+    def path(self, file: bytes) -> bytes:
+        """Return where a socket is that a plan calls so."""
+        return os.fsencode(self._directory.file(self._prefix + os.fsdecode(file)))
 
     def descriptor(self, descriptor: Descriptor) -> int:
         """Return the descriptor that a process is to receive."""

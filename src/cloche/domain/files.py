@@ -37,6 +37,8 @@ def open_files(processes: tuple[ProcessPlan, ...], besides: Container[OpenFile] 
 
 
 def _open(file: OpenFile) -> int:
+    if file.copied:
+        return _copy(file)
     flags = (os.O_RDWR if file.writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         fd = os.open(file.path, flags)
@@ -53,4 +55,28 @@ def _open(file: OpenFile) -> int:
     except OSError as error:
         os.close(fd)
         raise DiskError(f"cannot lock {file.path}: {error.strerror}") from None
+    return fd
+
+
+def _copy(file: OpenFile) -> int:
+    """Return a copy beside a file, which has no name any more when this returns."""
+    from cloche.host.sparse import copy_file, run_through
+
+    beside = os.path.join(os.path.dirname(os.path.dirname(file.path)), f".copy-{os.urandom(8).hex()}")
+    try:
+        source = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.unlink(beside)
+            try:
+                run_through(copy_file(source, fd))
+            except BaseException:
+                os.close(fd)
+                raise
+        finally:
+            os.close(source)
+    except OSError as error:
+        raise DiskError(
+            f"cannot copy {file.path}: {error.strerror}", hint="Free some space beside it."
+        ) from None
     return fd

@@ -10,6 +10,8 @@ from cloche.model.plan import RUN_DIRECTORY
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloche.model.jail import IdRange, Jail, RootOp
 
 
@@ -37,14 +39,22 @@ def own_ids(jail: Jail, ids: IdRange | None, warden: int, ident: int) -> Jail:
     )
 
 
-def fresh_root(root: tuple[RootOp, ...], machine_id: bytes, directory: str) -> tuple[RootOp, ...]:
-    """Give this domain a machine-id and a run directory of its own, in place of what stands for them in the plan."""
-    return tuple(_own(op, machine_id, os.fsencode(directory)) for op in root)
+def fresh_root(
+    root: tuple[RootOp, ...], machine_id: bytes, place: Callable[[bytes], bytes]
+) -> tuple[RootOp, ...]:
+    """Give this domain a machine-id and sockets of its own, in place of what stands for them in the plan.
+
+    Args:
+        root: What the plan says.
+        machine_id: Fresh digits.
+        place: Says where a socket of the run directory is.
+    """
+    return tuple(_own(op, machine_id, place) for op in root)
 
 
-def _own(op: RootOp, machine_id: bytes, directory: bytes) -> RootOp:
+def _own(op: RootOp, machine_id: bytes, place: Callable[[bytes], bytes]) -> RootOp:
     if isinstance(op, File) and op.path.endswith(b"/etc/machine-id"):
         return op._replace(content=machine_id + b"\n")
     if isinstance(op, Bind) and op.source.startswith(RUN_DIRECTORY + b"/"):
-        return op._replace(source=directory + op.source[len(RUN_DIRECTORY) :])
+        return op._replace(source=place(op.source[len(RUN_DIRECTORY) + 1 :]))
     return op

@@ -9,45 +9,37 @@ from __future__ import annotations
 
 import os
 
-from cloche import log
-from cloche.domain.complaints import Complaints
-from cloche.domain.console import Console
 from cloche.domain.control.door import Door
-from cloche.domain.endpoints import Endpoints
-from cloche.domain.fresh import fresh_root, open_program, own_ids
+from cloche.domain.machine import Machine
 from cloche.errors import DomainError, LaunchError
 from cloche.host.reactor import READ
 from cloche.host.rundir import RunDirectory
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import WARDEN_ID, Done, Failed, Ready, Spawned, Warden
-from cloche.model.jail import SpawnSpec
-from cloche.model.plan import EndpointKind
+from cloche.model.jail import IDS_PER_DOMAIN
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from cloche.domain.couples import Couple
-    from cloche.domain.monitor import Monitor, TemplateWork
-    from cloche.domain.peers import Peers
+    from cloche.domain.console import Console
+    from cloche.domain.monitor import TemplateWork
     from cloche.domain.programs import Programs
-    from cloche.domain.restarts import Restarts
     from cloche.domain.sharing import GuestAnswer, Sharing
     from cloche.domain.timings import Timings
+    from cloche.drivers.contract import Control
     from cloche.errors import ClocheError
+    from cloche.guest.channel import ChannelState
     from cloche.host.cgroups import DomainCgroup
     from cloche.host.reactor import Reactor
-    from cloche.host.warden import Event, Exited
+    from cloche.host.warden import Event
     from cloche.model.guest import Step
-    from cloche.model.plan import LaunchPlan, OpenFile, ProcessPlan
+    from cloche.model.plan import LaunchPlan
 
-_STDERR = 2
-_SIGKILL = 9
-#: Exit status of a device process that cannot use what it was given (crates/device).
-_UNUSABLE = 4
-#: How long the end of one process waits for the word that another was not started, in seconds.
-_OTHERS_S = 0.2
+
+#: Processes of the machine that comes after the present one are numbered from here on, and the other way round.
+HALF = IDS_PER_DOMAIN // 2
 
 
 class Launcher:
@@ -55,8 +47,11 @@ class Launcher:
 
     Attributes:
         reactor: What drives it.
+        machine: What runs in it.
+        timings: Where it is noted when something happened.
         ended: Called once, with an error that says why the domain ended by itself.
         ask_guest: Does steps in the guest, after a sync if that is asked for, and calls back with the answer.
+        ask_channel: Calls back with all that is known of the conversation with the agent, or why that is nothing.
         is_remote: Whether it works for a program that uses the API and has the guest to itself.
         programs: What runs in the guest; None where that is not this process's to know.
     """
@@ -78,34 +73,35 @@ class Launcher:
             warden: One that nothing was asked of yet, to be taken over; without one, ``start`` starts it.
             template: What makes a template of the machine. That it goes on from one stands in the plan.
         """
-        self.plan = plan
+        self.machine = Machine(reactor, plan, timings, template)
+        self.machine.ended = self.abort
         self.ended: Callable[[ClocheError], None] = _raise
         self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
+        self.ask_channel: Callable[[Callable[[ChannelState], None], Callable[[ClocheError], None]], None]
         self.is_remote = False
         self.programs: Programs | None = None
-        self.console = Console(reactor)
-        self.console.stands_still = self._stands_still
         self.reactor = reactor
-        self._timings = timings
+        self.timings = timings
         self._warden = warden
-        self._endpoints: Endpoints | None = None
         self._directory: RunDirectory | None = None
-        self._complaints: dict[int, Complaints] = {}
-        self._files: dict[OpenFile, int] = {}
-        self._restarts: Restarts | None = None
-        self._pidfds: dict[int, int] = {}
-        self._check_filters: Callable[[LaunchPlan, dict[int, int]], None] | None = None
-        self._verified = False
+        self._machines = [self.machine]
         self._door: Door | None = None
         self._sharing: Sharing | None = None
         self._requests: dict[int, Callable[[Done], None]] = {}
         self._last_request = 0
-        self._peers: Peers | None = None
-        self._couples: dict[int, Couple] = {}
-        self._template: TemplateWork | None = template
-        self._monitor: Monitor | None = None
+        self._generation = 0
         self._cgroup: DomainCgroup | None = None
         self._closed = False
+
+    @property
+    def plan(self) -> LaunchPlan:
+        """What its machine was made of."""
+        return self.machine.plan
+
+    @property
+    def console(self) -> Console:
+        """What its guest says."""
+        return self.machine.console
 
     @property
     def ident(self) -> str:
@@ -131,86 +127,49 @@ class Launcher:
             NetworkError: Nobody listens where the guest is to be connected to.
             TemplateError: The template cannot be used.
         """
-        if self.plan.template is not None:
-            from cloche.domain.restore import Restore
-
-            self._template = Restore(self.plan.template)
-        if self._template is not None:
-            self._files = self._template.files
-        if any(file not in self._files for process in self.plan.processes for file in process.files):
-            from cloche.domain.files import open_files
-
-            self._files |= open_files(self.plan.processes, besides=self._files)
-        if any(process.connections for process in self.plan.processes):
-            from cloche.domain.peers import Peers
-
-            self._peers = Peers(self.reactor, self._kill)
-            for ident, process in enumerate(self.plan.processes):
-                if process.connections:
-                    self._peers.first(ident, process)
-        if any(endpoint.kind == EndpointKind.JOIN for endpoint in self.plan.endpoints):
-            from cloche.domain.couples import find_couples
-
-            self._couples = find_couples(self.plan, self._kill)
+        self.machine.prepare()
         self._directory = RunDirectory.create(self.plan.name)
         # The warden needs nothing of the others: it comes up while they are made.
         self._warden = self._warden or Warden.start(require_own_binary("cloche-warden"))
         self._directory.record_warden(self._warden.pid, self.plan.insecure)
         self.reactor.register(self._warden.fileno(), READ, self._hear)
-        self._endpoints = Endpoints(self.plan.endpoints, self._directory)
         if self.plan.cgroup:
             from cloche.host.cgroups import DomainCgroup, directory_of
 
             # Noted first: what is noted and not there is harmless, and what is there and not noted would stay.
             self._directory.record_cgroup(directory_of(self.plan.cgroup, self._warden.pid))
             self._cgroup = DomainCgroup(self.plan.cgroup, self._warden.pid)
-        self._timings.mark("sockets and warden")
-        if self.plan.console:
-            self.console.listen(self._endpoints.connect(self.plan.console))
-        if self._template is not None:
-            from cloche.domain.monitor import Monitor
-
-            connection = self._endpoints.connect(self.plan.monitor)
-            self._monitor = Monitor(self.reactor, connection, self._template, self.abort)
-        machine_id = os.urandom(16).hex().encode()
-        for ident, process in enumerate(self.plan.processes):
-            self._spawn(ident, process, machine_id)
-        lasting = {
-            d.endpoint for process in self.plan.processes if process.restarts for d in process.descriptors
-        }
-        # A pair of sockets is made anew for each start.
-        self._endpoints.release(
-            keep=frozenset(lasting - {couple.endpoint for couple in self._couples.values()})
-        )
-        self._timings.mark("processes sent off")
-        # While the machine boots, so that it takes no time when the agent answers.
-        from cloche.domain.filters import check_filters
-
-        self._check_filters = check_filters
+        self.machine.start(self._warden, self._directory, self._cgroup)
         # Nobody has anything to ask before; and now the machine boots meanwhile.
         self._door = Door(self.reactor, self._directory, self)
 
     def connect(self) -> socket.socket:
         """Connect to the agent's byte stream."""
-        if self._endpoints is None:
-            raise DomainError("the domain was not started")
-        return self._endpoints.connect(self.plan.control)
+        return self.machine.connect()
 
     def take_endpoint(self, name: str) -> socket.socket:
         """Return the supervisor's side of a PAIR, once."""
-        assert self._endpoints is not None
-        return self._endpoints.connect(name)
+        return self.machine.take_endpoint(name)
 
-    def take_monitor(self) -> tuple[socket.socket, bool]:
-        """Return the supervisor's side of the VMM's monitor, once, and whether that has been greeted."""
-        monitor, self._monitor = self._monitor, None
-        if monitor is not None:
-            return monitor.give_up(), True
-        return self.take_endpoint(self.plan.monitor), False
+    @property
+    def control(self) -> Control:
+        """How its machine is paused, resumed and saved."""
+        return self.machine.control
 
     def watch_console(self, sink: Callable[[bytes], None]) -> None:
         """Hand what the guest says on its console to ``sink`` as it comes."""
         self.console.sink = sink
+
+    def verify(self) -> None:
+        """See ``Machine.verify``.
+
+        Raises:
+            LaunchError: A process has not the filters that its policy asks for; the domain should be ended.
+        """
+        # Those whose start is reported but was not heard of yet.
+        if not self._closed:
+            self._hear(READ)
+        self.machine.verify()
 
     # Shares that come and go
 
@@ -238,88 +197,41 @@ class Launcher:
         self._requests[self._last_request] = done
         return self._last_request
 
-    # Starting
+    # One machine after another
 
-    def _spawn(self, ident: int, process: ProcessPlan, machine_id: bytes = b"") -> None:
-        assert self._warden is not None
-        assert self._endpoints is not None
-        assert self._directory is not None
-        program = open_program(process.executable) if process.executable else None
-        complaints = self._complaints[ident] = Complaints(self.reactor)
-        fds = [self._endpoints.descriptor(d) for d in process.descriptors]
-        fds += [self._files[file] for file in process.files]
-        numbers = [d.number for d in process.descriptors] + [file.number for file in process.files]
-        argv = process.argv
-        peer = self._peers.take(ident, process) if self._peers and process.connections else None
-        if peer is not None:
-            connection = process.connections[0]
-            fds.append(peer.fileno())
-            numbers.append(connection.number)
-            argv += connection.words
-        fds.append(complaints.theirs)
-        cgroup = None
-        if self._cgroup is not None and process.limits is not None:
-            cgroup = self._cgroup.open(process.name, process.limits)
-            fds.append(cgroup)
-        spec = SpawnSpec(
-            id=ident,
-            name=process.name.encode(),
-            argv=argv,
-            env=process.env,
-            jail=own_ids(process.jail, self.plan.ids, self._warden.pid, ident)._replace(
-                root=fresh_root(process.jail.root, machine_id, self._directory.path)
-            ),
-            fds=(*numbers, _STDERR),
-            exe_fd=program is not None,
-            cgroup=cgroup is not None,
-        )
-        log.debug(f"starting {process.name}")
-        try:
-            self._warden.send_spawn(spec, fds if program is None else [*fds, program])
-        except LaunchError as error:
-            from cloche.domain import reasons
-
-            raise reasons.gone(self._warden, error, self._name) from None
-        except ValueError as error:
-            raise LaunchError(f"cannot start {process.name}: {error}", hint="Share fewer things.") from None
-        finally:
-            complaints.sent()
-            if peer is not None:
-                # The process's alone: its death is to be the connection's end.
-                peer.close()
-            for fd in (program, cgroup):
-                if fd is not None:
-                    os.close(fd)
-
-    def verify(self) -> None:
-        """Look whether every process has the filters of system calls that its policy asks for, once.
-
-        For the moment when the agent has answered and nothing of the user's has run. Processes that are started anew
-        later are the same programs.
+    def add(self, machine: Machine) -> None:
+        """Start another machine beside the present one.
 
         Raises:
-            LaunchError: One has not; the domain should be ended.
+            DomainError: Processes of an earlier one have not ended yet.
+            HostError, LaunchError: It cannot be started.
         """
-        if self._verified or self._closed:
-            return
-        # Those whose start is reported but was not heard of yet.
-        self._hear(READ)
-        self._verified = True
-        try:
-            if self._check_filters is not None and "seccomp" not in self.plan.insecure:
-                self._check_filters(self.plan, self._pidfds)
-        finally:
-            self._forget_pidfds()
-        self._timings.mark("filters counted")
-
-    def _forget_pidfds(self) -> None:
-        while self._pidfds:
-            os.close(self._pidfds.popitem()[1])
-
-    def _kill(self, ident: int, signo: int) -> None:
         assert self._warden is not None
+        assert self._directory is not None
+        self._machines = [one for one in self._machines if one is self.machine or not one.is_gone]
+        taken = {number for one in self._machines for number in one.numbers}
+        first = next((first for first in (0, HALF) if first not in taken), None)
+        if first is None:
+            raise DomainError(
+                "an earlier machine of the domain has not ended yet", hint="Try again in a moment."
+            )
+        self._machines.append(machine)
+        self._generation += 1
+        machine.start(self._warden, self._directory, self._cgroup, first, f"{self._generation}-")
+
+    def change(self, old: Machine, new: Machine) -> None:
+        """Go on with another machine, and end the present one."""
+        self.machine = new
+        new.ended = self.abort
+        new.console.sink = old.console.sink
+        if self._sharing is not None:
+            self._sharing.moved()
+        self.end(old)
+
+    def end(self, machine: Machine) -> None:
+        """End a machine's processes; the domain goes on with the other one."""
         try:
-            self._warden.kill(ident, signo)
+            machine.kill()
         except LaunchError as error:
             self.abort(error)
 
@@ -342,114 +254,20 @@ class Launcher:
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Ready):
-            self._timings.mark("warden ready")
-        elif isinstance(event, Spawned):
-            before = event.pidfd if self._verified else self._pidfds.pop(event.id, None)
-            if before is not None:
-                os.close(before)
-            if not self._verified:
-                self._pidfds[event.id] = event.pidfd
-            self._timings.mark(f"{self._name(event.id)} started")
-            if self._monitor is not None and self._name(event.id) == "vmm":
-                self._monitor.started(event.pidfd)
-                self._timings.mark("memory filled")
+            self.timings.mark("warden ready")
         elif isinstance(event, Done):
             done = self._requests.pop(event.request, None)
             if done is not None:
                 done(event)
-        elif isinstance(event, Failed):
+        elif isinstance(event, Failed) and event.id == WARDEN_ID:
             from cloche.domain import reasons
 
-            self.abort(reasons.not_started(event, self._name(event.id)))
+            self.abort(reasons.not_started(event, "the domain"))
         else:
-            self._process_ended(event)
-
-    def _process_ended(self, event: Exited, *, patient: bool = True) -> None:
-        if self._closed:
-            return
-        from cloche.domain import reasons
-
-        process = self.plan.processes[event.id]
-        how = reasons.how(event)
-        if event.signal == _SIGKILL and self._cgroup and self._cgroup.was_out_of_memory(process.name):
-            assert process.limits is not None
-            how = f"was killed by the kernel: it wanted more than the {process.limits.memory >> 20} MiB it may have"
-        log.debug(f"{process.name} {how}")
-        if process.name.startswith(("fs-", "devices")) and event.status == 0:
-            return  # it ends by itself when the VMM has hung up: the VMM's own end says why
-        if process.files and event.status == _UNUSABLE:
-            self.abort(reasons.unusable(process, self._complaints[event.id].last_words()))
-        elif event.id in self._couples:
-            couple = self._couples[event.id]
-            cause = couple.note(event)
-            if cause is not None:
-                self._start_again(cause, reasons.how(cause), couple)
-        elif process.restarts:
-            self._start_again(event, how)
-        elif (
-            process.essential and self._template and len(self._pidfds) < len(self.plan.processes) and patient
-        ):
-            # Another one that cannot be started takes the VMM along; that would be the reason, and not the template.
-            self.reactor.call_later(_OTHERS_S, lambda: self._process_ended(event, patient=False))
-        elif process.essential:
-            self.console.drain()
-            if process.name == "vmm" and event.status == 0 and (done := self.console.rebooted()) is not None:
-                self.abort(reasons.by_program(done))
-                return
-            said = self._complaints[event.id].last_words() or tuple(self.console.tail())
-            self.abort(reasons.ended(event, process, how, said))
-
-    def _start_again(self, event: Exited, how: str, couple: Couple | None = None) -> None:
-        """Start a process that has died anew; who talked to it connects to the same socket again.
-
-        With it comes the other one of a ``couple`` of which both have ended.
-        """
-        from cloche.domain import reasons
-        from cloche.domain.restarts import TOO_OFTEN, Restarts
-
-        ident, process = event.id, self.plan.processes[event.id]
-        # What it said before somebody killed it explains nothing.
-        said = () if event.signal == _SIGKILL else self._complaints[ident].last_words()
-        for one in couple.idents if couple else (ident,):
-            self._complaints.pop(one).close()
-        self._restarts = self._restarts or Restarts()
-        if self._peers and process.connections and self._peers.explain(event, process):
-            self._try_spawn(ident, process)
-            return
-        if couple is not None and reasons.is_stranded(event, process):
-            self.abort(reasons.stranded(how, said))
-            return
-        if not self._restarts.may_restart(ident):
-            self.abort(reasons.died_often(process, f"{how}, {TOO_OFTEN}", said))
-            return
-        log.notice(f"{process.name} {how} and is started again" + (f": {said[-1]}" if said else ""))
-        if couple is None:
-            self._try_spawn(ident, process)
-            return
-        assert self._endpoints is not None
-        self._endpoints.join(couple.endpoint)
-        for one in couple.idents:
-            if not self._closed:
-                self._try_spawn(one, self.plan.processes[one])
-        if not self._closed:
-            self._endpoints.part(couple.endpoint)
-
-    def _try_spawn(self, ident: int, process: ProcessPlan) -> None:
-        try:
-            self._spawn(ident, process)
-        except (LaunchError, DomainError) as error:
-            self.abort(error)
-
-    def _name(self, ident: int) -> str:
-        if ident == WARDEN_ID:
-            return "the domain"
-        return self.plan.processes[ident].name if ident < len(self.plan.processes) else f"process {ident}"
-
-    def _stands_still(self, done: str) -> None:
-        """A machine without ACPI cannot be switched off, and nothing but its console says so."""
-        from cloche.domain import reasons
-
-        self.abort(reasons.by_program(done))
+            for machine in self._machines:
+                if event.id in machine.numbers:
+                    machine.handle(event)
+                    return
 
     def abort(self, error: ClocheError) -> None:
         """End the domain now, as if it had ended by itself for this reason."""
@@ -472,23 +290,17 @@ class Launcher:
         if self._closed:
             return
         self._closed = True
-        self._forget_pidfds()
-        self.console.drain()
-        self.console.close()
-        for part in (self._door, self._sharing, self._monitor, self._template, *self._complaints.values()):
-            if part is not None:
-                part.close()
+        if self._door is not None:
+            self._door.close()
+        if self._sharing is not None:
+            self._sharing.close()
+        for machine in self._machines:
+            machine.close()
         if self._warden is not None:
             self.reactor.unregister(self._warden.fileno())
             self._warden.close()
             if wait:
                 self._warden.wait()
-        if self._peers is not None:
-            self._peers.close()
-        while self._files:
-            os.close(self._files.popitem()[1])
-        if self._endpoints is not None:
-            self._endpoints.close()
         if self._directory is not None:
             self._directory.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloche.errors import ClocheError, TemplateError
+from cloche.errors import ClocheError, DomainError, TemplateError
 from cloche.host.reactor import READ
 from cloche.record import TYPE_CHECKING, Protocol
 
@@ -72,8 +72,13 @@ class Monitor:
             self._failed(error)
 
     def give_up(self) -> socket.socket:
-        """Return the connection: the work is done, and somebody else has other work."""
-        assert self._socket is not None
+        """Return the connection: the work is done, and somebody else has other work.
+
+        Raises:
+            DomainError: The VMM has hung up.
+        """
+        if self._socket is None:
+            raise DomainError("the machine's monitor has hung up")
         connection, self._socket = self._socket, None
         self._reactor.unregister(connection.fileno())
         return connection

@@ -70,9 +70,9 @@ class Peers:
             self._look_later(ident, process)
         return made
 
-    def explain(self, event: Exited, process: ProcessPlan) -> bool:
+    def explain(self, ident: int, event: Exited, process: ProcessPlan) -> bool:
         """Tell whether a process ended for its connection's sake: nothing is wrong with it then."""
-        if event.id in self._made:
+        if ident in self._made:
             log.notice(f"{process.name} is connected again")
             return True
         if event.status != PEER_GONE:

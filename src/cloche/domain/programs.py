@@ -31,6 +31,7 @@ class Programs:
         status: Its status as a shell shows it, once it has ended.
         on_last: Called once, when the last program has ended. The domain is STOPPING by then.
         detached: Whether nobody waits at a terminal for the main program.
+        lasting: Whether the domain goes on without any program, until it is stopped.
         outlet: Where the main program's output goes when it has no caller's streams; None where it has.
     """
 
@@ -40,6 +41,7 @@ class Programs:
         self.status: int | None = None
         self.on_last: Callable[[], None] = _nothing
         self.detached = False
+        self.lasting = False
         self.outlet: Outlet | None = None
         self._joined: set[Job] = set()
         self._waiting: list[Callable[[int], None]] = []
@@ -67,7 +69,11 @@ class Programs:
             for answer in waiting:
                 answer(self.status)
         self._joined.discard(job)
-        if self.count == 0 and self.domain.state in (State.RUNNING, State.PAUSED, State.STOPPING):
+        if (
+            self.count == 0
+            and not self.lasting
+            and self.domain.state in (State.RUNNING, State.PAUSED, State.STOPPING)
+        ):
             self.domain.thaw()
             self.domain.life.enter(State.STOPPING)
             if self._grace is not None:
@@ -104,6 +110,11 @@ class Programs:
         self.domain.life.require(State.RUNNING, State.PAUSED, State.STOPPING)
         self.domain.thaw()
         self.domain.life.enter(State.STOPPING)
+        self.lasting = False
+        if self.count == 0:
+            # There is nobody to be asked.
+            self.on_last()
+            return
         # One that is stopped by a signal would not hear.
         for signo in (_SIGTERM, _SIGCONT):
             for job in (*self._joined, self.main):

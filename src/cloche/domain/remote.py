@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from cloche.domain.detached import Options
     from cloche.domain.programs import Programs
     from cloche.domain.sharing import GuestAnswer
+    from cloche.domain.snapshotting import Again
     from cloche.domain.timings import Timings
+    from cloche.drivers.contract import Control
+    from cloche.guest.channel import ChannelState
     from cloche.host.reactor import Reactor
     from cloche.model.facts import HostFacts
     from cloche.model.guest import Step
@@ -91,6 +94,29 @@ def unpack_error(packed: tuple[str, str, str | None, tuple[str, ...]]) -> Cloche
     return error
 
 
+class RemoteControl:
+    """See ``drivers.contract.Control``; saving is the supervisor's own business."""
+
+    def __init__(self, launcher: RemoteLauncher) -> None:
+        self._launcher = launcher
+
+    def pause(self, done: Callable[[ClocheError | None], None]) -> None:
+        """Stop the guest's clock and CPUs."""
+        done(self._launcher.ask_control("pause"))
+
+    def resume(self, done: Callable[[ClocheError | None], None]) -> None:
+        """Go on after ``pause``."""
+        done(self._launcher.ask_control("resume"))
+
+    def save(self, state: int, done: Callable[[ClocheError | None], None]) -> None:
+        """Refuse: whoever wants to save the machine asks the supervisor over the control socket."""
+        del state
+        done(DomainError("the supervisor of a sandbox saves it, not the program that uses it"))
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""
+
+
 class RemoteLauncher:
     """Does for a ``Domain`` what ``Launcher`` does, through a supervisor process. Same interface."""
 
@@ -98,6 +124,7 @@ class RemoteLauncher:
         self.plan = plan
         self.ended: Callable[[LaunchError | DomainError], None] = _raise
         self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
+        self.ask_channel: Callable[[Callable[[ChannelState], None], Callable[[ClocheError], None]], None]
         self.ident = ""
         self.name = plan.name
         self.programs: Programs | None = None
@@ -149,12 +176,17 @@ class RemoteLauncher:
         send_message(self._socket, ("verify",))
         self._ask("verified")
 
-    def take_monitor(self) -> tuple[socket.socket, bool]:
-        """Let the supervisor hand over its side of the VMM's monitor (see ``Launcher.take_monitor``)."""
+    @property
+    def control(self) -> Control:
+        """How the machine is paused and goes on: the supervisor does it."""
+        return RemoteControl(self)
+
+    def ask_control(self, what: str) -> ClocheError | None:
+        """Have the supervisor ``pause`` or ``resume`` the machine; return why it has not."""
         assert self._socket is not None
-        send_message(self._socket, ("monitor",))
-        answer = self._ask("monitor")
-        return socket.socket(fileno=answer[-1]), bool(answer[1])
+        send_message(self._socket, (what,))
+        packed: Any = self._ask("controlled")[1]
+        return unpack_error(packed) if packed else None
 
     def watch_console(self, sink: Callable[[bytes], None]) -> None:
         """Do nothing: the console stays in the supervisor, which keeps its last lines."""
@@ -169,9 +201,9 @@ class RemoteLauncher:
     def _ask(self, expected: str) -> tuple[Any, ...]:
         assert self._socket is not None
         message, fd = receive_message(self._socket)
-        while message is not None and message[0] == "guest":
+        while message is not None and message[0] in ("guest", "channel"):
             # Asked for just before our own question came there.
-            self._reactor.call_soon(partial(self._serve_guest, message))
+            self._reactor.call_soon(partial(self._serve, message))
             message, fd = receive_message(self._socket)
         if message is None:
             raise DomainError("the domain's supervisor is gone", hint=_GONE_HINT)
@@ -185,8 +217,8 @@ class RemoteLauncher:
         del events
         assert self._socket is not None
         message, _ = receive_message(self._socket)
-        if message is not None and message[0] == "guest":
-            self._serve_guest(message)
+        if message is not None and message[0] in ("guest", "channel"):
+            self._serve(message)
             return
         error: ClocheError = DomainError("the domain's supervisor is gone", hint=_GONE_HINT)
         if message is not None and message[0] == "ended":
@@ -195,16 +227,20 @@ class RemoteLauncher:
         self.close()
         ended(error)  # type: ignore[arg-type]
 
-    def _serve_guest(self, message: tuple[Any, ...]) -> None:
-        """Do in the guest what somebody has asked the supervisor for."""
-        _, number, steps, sync = message
+    def _serve(self, message: tuple[Any, ...]) -> None:
+        """Do in the guest, or tell of it, what somebody has asked the supervisor for."""
+        kind, number, *rest = message
 
-        def answer(said: GuestAnswer) -> None:
+        def answer(said: GuestAnswer | ChannelState | ClocheError) -> None:
+            packed = pack_error(said) if isinstance(said, ClocheError) else said
             if self._socket is not None:
                 with suppress(OSError):  # the supervisor is gone, which is heard elsewhere
-                    send_message(self._socket, ("guest", number, said))
+                    send_message(self._socket, (kind, number, packed))
 
-        self.ask_guest(steps, sync, answer)
+        if kind == "guest":
+            self.ask_guest(rest[0], rest[1], answer)
+        else:
+            self.ask_channel(answer, answer)
 
     def close(self, *, wait: bool = True) -> None:
         """End the supervisor and the domain, and wait until both are gone. May be called twice."""
@@ -219,7 +255,7 @@ class RemoteLauncher:
             self._pid = 0
 
 
-def start_detached(request: RunRequest, facts: HostFacts, options: Options) -> tuple[str, str]:
+def start_detached(request: RunRequest | Again, facts: HostFacts, options: Options) -> tuple[str, str]:
     """Start a domain that outlives this program, as ``cloche run --detach`` does; return its identity and name.
 
     Raises:

@@ -12,15 +12,15 @@ import os
 import zlib
 
 from cloche.errors import TemplateError
+from cloche.host.sparse import PIECE, extents
 from cloche.host.text import escape_untrusted
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloche.lean import socket
     from cloche.model.plan import OpenFile, Template
-
-#: A guest's memory is copied in pieces of this many bytes at most.
-_PIECE = 4 << 20
 
 #: What QEMU's monitor is asked. The memory is not part of the state: it lies in a file that is shared.
 PREPARE = (
@@ -33,33 +33,40 @@ SAVE = b'{"execute":"migrate","arguments":{"uri":"file:/dev/fdset/1"}}'
 
 
 class Restore:
-    """A template that is being used by one start.
+    """A saved machine that is being used by one start.
 
     Attributes:
         files: What the VMM receives; the caller's to close.
+        loaded: Called once when the VMM has loaded the devices and the guest runs.
     """
 
-    def __init__(self, template: Template) -> None:
-        """Open the template: from here on it may be removed.
+    def __init__(self, template: Template, memory: int, state: int) -> None:
+        """Take over the open files of its memory and state."""
+        self.loaded: Callable[[], None] | None = None
+        self._template = template
+        self._memory = memory
+        self.files: dict[OpenFile, int] = {template.state: state}
+
+    @classmethod
+    def open(cls, template: Template) -> Restore:
+        """Open a template: from here on it may be removed.
 
         Raises:
             TemplateError: It is not there any more, or its state is damaged.
         """
-        self._template = template
-        self._memory = self._state = -1
+        opened = []
         try:
-            self._memory = os.open(template.memory, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            self._state = os.open(template.state.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            size = os.fstat(self._state).st_size
-            checksum = zlib.crc32(os.pread(self._state, size, 0))
+            for path in (template.memory, template.state.path):
+                opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+            memory, state = opened
+            checksum = checksum_of(state)
         except OSError as error:
-            self.close()
+            _close(opened)
             raise TemplateError(f"cannot read {error.filename}: {error.strerror}") from None
         if checksum != template.checksum:
-            self.close()
+            _close(opened)
             raise TemplateError("its state is damaged")
-        self.files: dict[OpenFile, int] = {template.state: self._state}
-        self._state = -1
+        return cls(template, memory, state)
 
     def begin(self, monitor: socket.socket) -> None:
         """Leave for the monitor what it is to do as soon as there is one."""
@@ -114,13 +121,30 @@ class Restore:
         reason = refusal(data)
         if reason:
             raise TemplateError(f"QEMU refuses it: {reason}")
+        # An event: {"event": "MIGRATION", "data": {"status": "completed"}}.
+        if self.loaded is not None and b'"completed"' in data:
+            loaded, self.loaded = self.loaded, None
+            loaded()
 
     def close(self) -> None:
         """Let the template go. May be called twice."""
-        for fd in (self._memory, self._state):
-            if fd >= 0:
-                os.close(fd)
-        self._memory = self._state = -1
+        if self._memory >= 0:
+            os.close(self._memory)
+            self._memory = -1
+
+
+def checksum_of(state: int) -> int:
+    """Return the CRC-32 of a state.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return zlib.crc32(os.pread(state, os.fstat(state).st_size, 0))
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def open_in(pidfd: int, path: bytes, flags: int) -> int:
@@ -155,27 +179,11 @@ def copy_sparse(source: int, target: int) -> None:
         for begin, end in extents(source, size):
             at = begin
             while at < end:
-                with view[at : min(at + _PIECE, end)] as piece:
+                with view[at : min(at + PIECE, end)] as piece:
                     count = os.preadv(source, [piece], at)
                 if not count:
                     raise OSError(5, "it became shorter")
                 at += count
-
-
-def extents(fd: int, size: int) -> list[tuple[int, int]]:
-    """Return begin and end of everything in a file that is no hole."""
-    found = []
-    at = 0
-    while at < size:
-        try:
-            begin = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == 6:  # ENXIO: nothing more
-                break
-            raise
-        at = os.lseek(fd, begin, os.SEEK_HOLE)
-        found.append((begin, at))
-    return found
 
 
 def refusal(answer: bytes) -> str:

@@ -65,8 +65,11 @@ class Sharing:
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
         self._plan = launcher.plan.sharing
-        self.shares = [Shared(number, share, False) for number, share in enumerate(self._plan.shares)]
-        self._next = len(self.shares)
+        self.shares = [
+            Shared(number, share, False)
+            for number, share in zip(self._plan.numbers, self._plan.shares, strict=True)
+        ]
+        self._next = max(self._plan.numbers, default=-1) + 1
         self._orders: Orders | None = None
         self._waiting: list[Callable[[], None]] = []
         self._busy = False
@@ -81,14 +84,14 @@ class Sharing:
 
         ``done`` or ``fail`` is called once; the descriptor must stay open until then.
         """
-        self._in_turn(partial(self._add, source, target, writable), done, fail)
+        self.in_turn(partial(self._add, source, target, writable), done, fail)
 
     def remove(self, place: str, forced: bool, done: Callable[[], None], fail: Fail) -> None:
         """Take away what is shared at ``place`` in the guest, or from there on the host.
 
         Unless ``forced`` nothing is changed while somebody in the guest uses it.
         """
-        self._in_turn(partial(self._remove, place, forced), done, fail)
+        self.in_turn(partial(self._remove, place, forced), done, fail)
 
     def close(self) -> None:
         """Let go of what it has. What is under way is not answered any more."""
@@ -96,11 +99,19 @@ class Sharing:
         if self._orders is not None:
             self._orders.close()
 
+    def moved(self) -> None:
+        """Note that the domain has another machine now, with the same shares."""
+        if self._orders is not None:
+            self._orders.close()
+            self._orders = None
+
     # One after the other
 
-    def _in_turn(
+    def in_turn(
         self, work: Callable[[Callable[[], None], Fail], None], done: Callable[[], None], fail: Fail
     ) -> None:
+        """Do a piece of work that nothing may change the shares meanwhile; it calls the one or the other at its end."""
+
         def begin() -> None:
             self._busy = True
             try:
@@ -132,11 +143,7 @@ class Sharing:
                 "this domain was started without shares and has nothing that could serve one",
                 hint="Start it with --share-later, which gets it ready for this, or with a share.",
             )
-        return next(
-            ident
-            for ident, process in enumerate(self._launcher.plan.processes)
-            if process.name == self._plan.server
-        )
+        return self._launcher.machine.number_of(self._plan.server)
 
     def _place(self, number: int) -> bytes:
         return b"%s/%d" % (self._plan.stage, number)
@@ -167,7 +174,7 @@ class Sharing:
                 # How far it has come is not known of one that was killed.
                 self._take_out(number, lambda _: fail(_not_mounted(share.source, event)))
                 return
-            self._ask_guest(steps, answered)
+            self.ask_guest(steps, answered)
 
         def answered(answer: GuestAnswer) -> None:
             if answer.errno == 0:
@@ -234,7 +241,7 @@ class Sharing:
             done()
 
         # What was written is on the host before the way there is gone.
-        self._ask_guest(build_remove_steps(target, forced=forced), unmounted, sync=True)
+        self.ask_guest(build_remove_steps(target, forced=forced), unmounted, sync=True)
 
     def _take_out(self, number: int, then: Callable[[ClocheError | None], None]) -> None:
         """Take a share out of the stage, and have the server let go of it: nothing of it can be reached any more."""
@@ -251,9 +258,10 @@ class Sharing:
 
     # The guest
 
-    def _ask_guest(
+    def ask_guest(
         self, steps: tuple[Step, ...], answer: Callable[[GuestAnswer], None], *, sync: bool = False
     ) -> None:
+        """Have the guest do something; one that takes too long is answered for."""
         answered = False
 
         def once(said: GuestAnswer) -> None:

@@ -17,7 +17,7 @@ import zlib
 from cloche import log
 from cloche.domain.launcher import Launcher
 from cloche.domain.prepare import choose_kernel, describe_template, find_template
-from cloche.domain.restore import PREPARE, SAVE, extents, open_in
+from cloche.domain.restore import PREPARE, SAVE, open_in
 from cloche.domain.timings import Timings
 from cloche.drivers.registry import find_driver
 from cloche.errors import ClocheError, LaunchError, TemplateError
@@ -25,6 +25,7 @@ from cloche.guest import messages
 from cloche.host import templates, xdg
 from cloche.host.process import start_detached
 from cloche.host.reactor import Reactor
+from cloche.host.sparse import checksum_memory, copy_memory, run_through
 from cloche.kernel.initramfs import write_with_setup
 from cloche.record import TYPE_CHECKING
 
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 
 #: After the agent has opened its port the kernel still ends what it has begun; every clone would do it again. Seconds.
 _SETTLE_S = 0.3
-_PAGE = 4096
-#: Memory is looked through in pieces of this many bytes.
-_PIECE = 4 << 20
 #: Nobody tries in the background again so soon after it has failed, in seconds.
 _RETRY_S = 3600.0
 _FAILED = ".failed-"
@@ -205,7 +203,7 @@ class _Saving:
         target = os.open(self._memory_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             size = os.fstat(source).st_size
-            used, memory_checksum = _copy_used(source, target, size)
+            used, memory_checksum = run_through(copy_memory(source, target, thrifty=True))
             os.fsync(target)
         finally:
             os.close(source)
@@ -226,29 +224,6 @@ class _Saving:
             self._pidfd = -1
 
 
-def _copy_used(source: int, target: int, size: int) -> tuple[int, int]:
-    """Copy the pages that are not all zero; return how many bytes they are, and the checksum of what is no hole."""
-    used = checksum = 0
-    empty = bytes(_PAGE)
-    os.ftruncate(target, size)
-    for begin, end in extents(source, size):
-        for at in range(begin, end, _PIECE):
-            data = os.pread(source, min(_PIECE, end - at), at)
-            run = None
-            for offset in range(0, len(data) + _PAGE, _PAGE):
-                page = data[offset : offset + _PAGE]
-                if page and page != empty[: len(page)]:
-                    run = offset if run is None else run
-                elif run is not None:
-                    piece = data[run:offset]
-                    if os.pwrite(target, piece, at + run) != len(piece):
-                        raise OSError(28, "No space left on device")
-                    used += len(piece)
-                    checksum = zlib.crc32(piece, checksum)
-                    run = None
-    return used, checksum
-
-
 def is_intact(directory: str) -> bool:
     """Read a whole template and compare it with its checksums."""
     _, content = templates.read_info(directory)
@@ -260,13 +235,10 @@ def is_intact(directory: str) -> bool:
             if zlib.crc32(file.read()) != content.checksum:
                 return False
         fd = os.open(os.path.join(directory, templates.MEMORY), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with open(fd, "rb") as file:
-            used = checksum = 0
-            for begin, end in extents(fd, os.fstat(fd).st_size):
-                file.seek(begin)
-                data = file.read(end - begin)
-                used += len(data)
-                checksum = zlib.crc32(data, checksum)
+        try:
+            used, checksum = checksum_memory(fd)
+        finally:
+            os.close(fd)
     except OSError:
         return False
     return (used, checksum) == (content.used_bytes, content.memory_checksum)

@@ -90,10 +90,13 @@ class BwrapDriver:
             monitor="",
             setup=_setup(request, facts.user),
             command=build_command(request, facts, person, shown_trees(request.shares)),
+            request=request,
             writable_shares=False,
             boot_timeout_s=request.boot_timeout_s or 10.0,
             timeout_s=request.timeout_s,
-            sharing=SharingPlan(request.shares, request.includes, facts.user),
+            sharing=SharingPlan(
+                request.shares, request.includes, facts.user, numbers=tuple(range(len(request.shares)))
+            ),
             notices=(
                 "the bwrap driver isolates by namespaces only: the program uses the host's own kernel.",
             ),

@@ -55,14 +55,21 @@ class DriverStatus(Record):
 
 
 class Control(Protocol):
-    """How a running domain is paused and resumed. ``done`` is called with None, or with what went wrong."""
+    """How a running domain is paused, resumed and saved. ``done`` is called with None, or with what went wrong."""
 
     def pause(self, done: Callable[[ClocheError | None], None]) -> None:
         """Stop the guest's clock and CPUs."""
         raise NotImplementedError
 
     def resume(self, done: Callable[[ClocheError | None], None]) -> None:
-        """Go on after ``pause``."""
+        """Go on after ``pause`` or ``save``."""
+        raise NotImplementedError
+
+    def save(self, state: int, done: Callable[[ClocheError | None], None]) -> None:
+        """Stop the machine and write all that is not its memory or its disks to an open, empty file.
+
+        It stands still when ``done`` is called, whatever has come of it.
+        """
         raise NotImplementedError
 
     def close(self) -> None:

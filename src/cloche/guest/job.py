@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloche.errors import ProtocolError
+from cloche.guest.channel import JobState
 from cloche.guest.messages import KIND_SIGNAL, Exited, Failed, Resize, Signal, Started, Stopped
 from cloche.host.text import escape_untrusted
 from cloche.record import TYPE_CHECKING
@@ -24,6 +25,8 @@ class Job:
         exited: How the program ended, None until then (its output may still be on the way).
         failure: Why nothing was started, None if it was; ``failure_text`` is safe to show.
         done: EXITED and every byte of output delivered (or thrown away because the host's reader left), or FAILED.
+        streams: The ids of its input, output, errors, and of what is typed where that is not its input; 0 for none.
+        has_terminal: Whether it runs on a terminal.
         on_started, on_exited, on_stopped, on_continued, on_done: Called with the job; ``on_stopped`` also gets
             the signal.
     """
@@ -44,8 +47,16 @@ class Job:
         self.stdout: OutputPump | SinkPump | None = None
         self.stderr: OutputPump | SinkPump | None = None
         self.keys: InputPump | None = None
+        self.streams: tuple[int, int, int, int] = (0, 0, 0, 0)
+        self.has_terminal = False
         self.senders: list[Sender] = []
         self.receivers: list[Receiver] = []
+
+    def export(self) -> JobState:
+        """Return what it takes to go on with it."""
+        ended = self.exited
+        exited = (ended.kind, ended.value) if ended is not None else None
+        return JobState(self.number, self.pid or 0, *self.streams, self.has_terminal, exited)
 
     @property
     def failure_text(self) -> str:

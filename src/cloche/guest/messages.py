@@ -208,6 +208,8 @@ _STEPS: dict[int, tuple[type[Any], str]] = {
     14: (model.WaitPath, "sI"),
     15: (model.Unmount, "sI"),
     16: (model.Interface, "sIII"),
+    17: (model.Freeze, ""),
+    18: (model.Thaw, ""),
 }
 _MESSAGES = {**_TO_AGENT, **_TO_HOST}
 _TYPE_OF = {kind: number for number, (kind, _) in _MESSAGES.items()}

@@ -13,6 +13,7 @@ from collections import deque
 
 from cloche.errors import ProtocolError
 from cloche.guest import wire
+from cloche.guest.channel import MuxState
 from cloche.guest.messages import MAX_TO_HOST
 from cloche.guest.streams import Receiver, Sender
 
@@ -58,6 +59,47 @@ class Mux:
         self._stops: dict[int, bytes] = {}
         self._ready: deque[Sender] = deque()
         self._touched: dict[Sender | Receiver, None] = {}
+
+    # A machine that is saved
+
+    def export(self) -> MuxState:
+        """Return all that it would take to go on with every stream. The agent must have attached."""
+        control = self._control_in.export()._replace(data=bytes(self._control_bytes))
+        return MuxState(
+            self.session or b"",
+            self._next_even,
+            self._next_odd,
+            tuple(sender.export() for sender in self._senders.values()),
+            (
+                control,
+                *(one.export() for one in self._receivers.values() if one is not self._control_in),
+            ),
+            b"".join(self._backlog),
+        )
+
+    @classmethod
+    def restored(cls, state: MuxState) -> Mux:
+        """Go on with what was exported."""
+        mux = cls()
+        mux.session = state.session
+        mux._next_even, mux._next_odd = state.next_even, state.next_odd
+        mux._senders = {one.stream: Sender.restored(one) for one in state.senders}
+        control, *others = state.receivers
+        mux._receivers = {one.stream: Receiver.restored(one) for one in (control._replace(data=b""), *others)}
+        mux._control_out, mux._control_in = mux._senders[0], mux._receivers[1]
+        mux._control_in.received += len(control.data)
+        mux._control_bytes += control.data
+        if state.backlog:
+            mux._backlog.append(state.backlog)
+        return mux
+
+    def sender(self, stream: int) -> Sender | None:
+        """Return a stream to the agent by its id, unless it is forgotten."""
+        return self._senders.get(stream)
+
+    def receiver(self, stream: int) -> Receiver | None:
+        """Return a stream from the agent by its id, unless it is forgotten."""
+        return self._receivers.get(stream)
 
     # Streams
 

@@ -15,8 +15,8 @@ from cloche.errors import ClocheError, DomainError, ProtocolError, UsageError
 from cloche.guest import messages
 from cloche.guest.agentlog import AgentLog
 from cloche.guest.job import Job
-from cloche.guest.mux import ATTACHED, Mux
-from cloche.guest.pumps import InputPump, OutputPump, SinkPump, SourcePump
+from cloche.guest.moved import MovableSession
+from cloche.guest.mux import ATTACHED
 from cloche.guest.redial import Redial
 from cloche.guest.streams import Receiver, Sender
 from cloche.host.reactor import READ, WRITE
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from cloche.guest.messages import Message, Ready, SetupDone, SetupFailed, ToAgent
-    from cloche.guest.pumps import Pump
+    from cloche.guest.pumps import InputPump
     from cloche.host.reactor import Reactor
     from cloche.model.guest import GuestCommand, Step
 
@@ -57,7 +57,7 @@ def _fill_in(step: Step) -> Step:
     return step
 
 
-class AgentSession:
+class AgentSession(MovableSession):
     """A conversation with the agent of one domain.
 
     Args:
@@ -79,9 +79,7 @@ class AgentSession:
     def __init__(
         self, reactor: Reactor, connect: Callable[[], socket.socket], *, resume: bool = True
     ) -> None:
-        self.reactor = reactor
-        self.mux = Mux()
-        self.ready: Ready | None = None
+        super().__init__(reactor)
         self.lost: ClocheError | None = None
         self.on_attached: Callable[[], None] | None = None
         self.on_ready: Callable[[Ready], None] | None = None
@@ -99,13 +97,6 @@ class AgentSession:
         self._redial = Redial(reactor, self._open, self._drop_socket)
         self._attach_seen = 0
         self._early: list[ToAgent] = []
-        self._pumps: dict[Sender | Receiver, Pump] = {}
-        self._owners: dict[Receiver, Job] = {}
-        self._jobs: dict[int, Job] = {}
-        self._next_job = 1
-        self._next_seq = 1
-        self._setups: dict[int, SetupAnswer] = {}
-        self._syncs: dict[int, Callable[[], None]] = {}
         self._log = AgentLog(reactor.time())
 
     # What one can ask for
@@ -194,6 +185,8 @@ class AgentSession:
             command.ignored,
             command.nice,
         )
+        job.has_terminal = terminal is not None
+        job.streams = (message.stdin, message.stdout, message.stderr, message.keys)
         job.senders = [one for one in (sender, typed) if one is not None]
         job.receivers = [receiver for receiver in (out, None if merged else err) if receiver is not None]
         try:
@@ -229,37 +222,6 @@ class AgentSession:
         self._pumps.clear()
 
     # Pieces of exec
-
-    def _input(self, sender: Sender | None, source: Source) -> InputPump | SourcePump | None:
-        if sender is None or source is None:
-            return None
-        pump: InputPump | SourcePump
-        if isinstance(source, int):
-            pump = InputPump(self, sender, source)
-        elif isinstance(source, bytes):
-            rest = memoryview(source)
-
-            def take(size: int) -> bytes:
-                nonlocal rest
-                piece, rest = bytes(rest[:size]), rest[size:]
-                return piece
-
-            pump = SourcePump(self, sender, take)
-        else:
-            pump = SourcePump(self, sender, source)
-        self._pumps[sender] = pump
-        return pump
-
-    def _output(self, receiver: Receiver | None, sink: Sink) -> OutputPump | SinkPump | None:
-        if receiver is None or sink is None:
-            return None
-        pump: OutputPump | SinkPump
-        if isinstance(sink, int):
-            pump = OutputPump(self, receiver, sink)
-        else:
-            pump = SinkPump(self, receiver, sink)
-        self._pumps[receiver] = pump
-        return pump
 
     def _forget(self, job: Job) -> None:
         self.mux.forget(*job.senders, *job.receivers)

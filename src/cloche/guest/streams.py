@@ -10,6 +10,7 @@ from collections import deque
 
 from cloche.errors import ProtocolError
 from cloche.guest import wire
+from cloche.guest.channel import ReceiverState, SenderState
 
 #: Chunks below this are gathered, so that single bytes do not cost an object and a frame each.
 _SMALL = 4096
@@ -62,6 +63,36 @@ class Sender:
         self._held: deque[bytes] = deque()  # framed, from _held_base to sent
         self._held_base = 0
         self._unsent: deque[bytes | bytearray] = deque()  # from sent to next; a bytearray can still grow
+
+    def export(self) -> SenderState:
+        """Return all that it would take to go on with the stream."""
+        data = b"".join((*self._held, *self._unsent))[max(self.acked - self._held_base, 0) :]
+        return SenderState(
+            self.stream,
+            self.acked,
+            self.next,
+            self.limit,
+            data,
+            self.known,
+            self.ended,
+            self.aborted,
+            self.stopped,
+            self.eof_ever_sent,
+        )
+
+    @classmethod
+    def restored(cls, state: SenderState) -> Sender:
+        """Go on with a stream; everything counts as sent, until the agent says what it has."""
+        sender = cls(state.stream, state.limit)
+        sender.acked = state.acked
+        sender.sent = sender.next = state.next
+        sender._held_base = state.next - len(state.data)
+        # As large as a frame may be: they are sent again as they are here.
+        for start in range(0, len(state.data), wire.MAX_DATA):
+            sender._held.append(state.data[start : start + wire.MAX_DATA])
+        sender.known, sender.ended, sender.aborted = state.known, state.ended, state.aborted
+        sender.stopped, sender.eof_ever_sent = state.stopped, state.eof_sent
+        return sender
 
     @property
     def credit(self) -> int:
@@ -219,6 +250,23 @@ class Receiver:
         self.final: int | None = None
         self.aborted = self.known = self.stopped = self.finished = False
         self._queue: deque[bytes | bytearray | memoryview] = deque()
+
+    def export(self) -> ReceiverState:
+        """Return all that it would take to go on with the stream."""
+        data = b"".join(self._queue)
+        return ReceiverState(self.stream, self.consumed, self.limit, data, self.known, self.stopped)
+
+    @classmethod
+    def restored(cls, state: ReceiverState) -> Receiver:
+        """Go on with a stream."""
+        receiver = cls(state.stream)
+        receiver.consumed = receiver.granted = state.consumed
+        receiver.received = state.consumed + len(state.data)
+        receiver.limit = state.limit
+        receiver.known, receiver.stopped = state.known, state.stopped
+        if state.data:
+            receiver._queue.append(state.data)
+        return receiver
 
     def data(self, offset: int, payload: memoryview) -> None:
         """Take a DATA frame. Raises ProtocolError when it does not continue the stream or passes the limit."""

@@ -126,6 +126,14 @@ class Unmount(Record):
     flags: int = 0
 
 
+class Freeze(Record):
+    """Let every program stand still."""
+
+
+class Thaw(Record):
+    """Let them go on."""
+
+
 Step = (
     BindDevice
     | Mkdir
@@ -143,6 +151,8 @@ Step = (
     | Rlimit
     | WaitPath
     | Unmount
+    | Freeze
+    | Thaw
 )
 
 #: Flags of mount(2) that plans use (linux/mount.h).

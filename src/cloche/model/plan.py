@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cloche.model.guest import GuestCommand, Step
     from cloche.model.jail import IdRange, Jail, Limits
     from cloche.model.machine import Machine
-    from cloche.model.request import Include, Share
+    from cloche.model.request import Include, RunRequest, Share
 
 
 class EndpointKind:
@@ -65,11 +65,13 @@ class OpenFile(Record):
         path: Absolute path.
         writable: Opened for writing too, and locked against everybody else; else against writers.
         number: The descriptor's number in the process.
+        copied: The process gets a copy that has no name and goes with the machine.
     """
 
     path: str
     writable: bool
     number: int
+    copied: bool = False
 
 
 class Connection(Record):
@@ -90,12 +92,16 @@ class Connection(Record):
 class Template(Record):
     """A saved machine that a domain goes on from instead of booting. It belongs to the caller.
 
+    It waits to be set up and used; or it was saved while it ran, with everything.
+
     Attributes:
         directory: Where it lies, an absolute path.
         memory: What goes into the guest's memory: a file as large as that, with holes where nothing was.
         state: What QEMU saved of the devices, as the VMM receives it.
         checksum: The CRC-32 of ``state``.
         target: Where the VMM's root has the file of the guest's memory.
+        devices: How many devices it had when it was saved while it ran; 0 for one that was saved before.
+        balloon: Whether it has the device by which a guest gives memory back, and a kernel that knows all places.
     """
 
     directory: str
@@ -103,6 +109,8 @@ class Template(Record):
     state: OpenFile
     checksum: int
     target: bytes
+    devices: int = 0
+    balloon: bool = True
 
 
 class ProcessPlan(Record):
@@ -135,7 +143,8 @@ class SharingPlan(Record):
     """What is shared with a domain from its start, and how more can be.
 
     Attributes:
-        shares: Those of the start; the k-th is in the stage of ``server`` under the number k.
+        shares: Those of the start.
+        numbers: Under which each of them is in the stage of ``server``.
         includes: What was copied in: no share may be in its place.
         user: Whose home the guest has.
         writable: Whether the server can change files; where nothing was to be writable it cannot.
@@ -151,6 +160,7 @@ class SharingPlan(Record):
     server: str = ""
     orders: str = ""
     stage: bytes = b""
+    numbers: tuple[int, ...] = ()
 
 
 class LaunchPlan(Record):
@@ -176,6 +186,9 @@ class LaunchPlan(Record):
         insecure: Parts of the jails that were given up because the user asked for it (``RunRequest.insecure``).
         cgroup: The cgroup of the host, a directory, below which the domain's are; empty when its processes have none.
         template: What the machine goes on from; None when it boots.
+        request: What it was planned for.
+        slots: The places of its devices, in their order, where devices can be added later.
+        balloon: Whether it has the device by which a guest gives memory back.
         cold: Why it boots, in a clause; empty when it does not.
         name: What the domain is to be called; empty for nothing but its identity.
     """
@@ -203,3 +216,6 @@ class LaunchPlan(Record):
     template: Template | None = None
     cold: str = ""
     name: str = ""
+    request: RunRequest | None = None
+    slots: tuple[int, ...] = ()
+    balloon: bool = False

@@ -36,6 +36,7 @@ class Disk(Record):
         format: How the bytes of the disk are kept in the file: ``raw`` or ``qcow2``.
         writable: Whether the guest may change it.
         most_bytes: The largest its file may become, None for what cannot grow (a block device).
+        copied: The guest gets a copy of it, which goes with the machine.
     """
 
     tag: str
@@ -43,6 +44,7 @@ class Disk(Record):
     format: str = "raw"
     writable: bool = True
     most_bytes: int | None = 0
+    copied: bool = False
 
 
 class NetworkKind:
@@ -95,6 +97,8 @@ class RunRequest(Record):
         temporary: Accepted and true by nature until profiles exist.
         cold: Boot, and do not go on from a template.
         name: What the domain is to be called; empty for nothing but its identity.
+        share_numbers: Under which numbers the shares lie in the stage; empty for 0, 1, ... A machine that was saved has
+            its own.
     """
 
     argv: tuple[bytes, ...]
@@ -125,3 +129,4 @@ class RunRequest(Record):
     temporary: bool = True
     cold: bool = False
     name: str = ""
+    share_numbers: tuple[int, ...] = ()

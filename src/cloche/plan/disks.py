@@ -106,13 +106,13 @@ def check_disks(disks: tuple[Disk, ...], most: int) -> None:
         )
 
 
-def build_disk_steps(disks: tuple[Disk, ...]) -> list[Step]:
-    """Return the steps that name the guest's disks by their tags.
+def build_disk_steps(disks: tuple[Disk, ...], before: int = 0) -> list[Step]:
+    """Return the steps that name the guest's disks by their tags; there are others ``before`` them.
 
     The kernel counts disks in the order in which it finds their transports, which is the plan's own.
     """
     steps: list[Step] = [Mkdir(BY_TAG)]
-    for index, disk in enumerate(disks):
+    for index, disk in enumerate(disks, before):
         name = b"vd%c" % (ord("a") + index)
         steps.append(WaitPath(b"/dev/" + name, _APPEARS_MS))
         steps.append(MakeSymlink(b"../../" + name, BY_TAG + b"/" + disk.tag.encode()))

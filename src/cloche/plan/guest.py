@@ -24,6 +24,7 @@ from cloche.model.guest import (
     Mount,
     Step,
     SwitchRoot,
+    Thaw,
     Unmount,
     WriteFile,
 )
@@ -80,6 +81,29 @@ _PASSED_ON = (
     b"PAGER",
     b"LESS",
 )
+
+#: What is to be done in any guest that was saved while it ran: the time has gone on, and what it would draw next as
+#: random may have been drawn before.
+FRESH: tuple[Step, ...] = (Clock(), Entropy())
+
+#: Where a program can see that its guest has been restored: a file with other digits after each time.
+GENERATION = b"/run/cloche/generation"
+
+
+def build_identity_steps(machine_id: bytes, generation: bytes) -> tuple[Step, ...]:
+    """Return the steps that make a guest another one than that which was saved; its programs go on after the last.
+
+    Args:
+        machine_id: 32 fresh hexadecimal digits.
+        generation: Likewise.
+    """
+    return (
+        WriteFile(b"/etc/machine-id", 0o444, 0, 0, machine_id + b"\n"),
+        Mkdir(GENERATION.rpartition(b"/")[0]),
+        WriteFile(GENERATION, 0o444, 0, 0, generation + b"\n"),
+        Thaw(),
+    )
+
 
 #: Directories the stage brings along: their mode is not to be touched.
 _PRESENT = frozenset(("/", "/etc", *SYSTEM_TREES, *(path for path, _ in EMPTY_DIRECTORIES)))

@@ -122,6 +122,8 @@ fn step_fields(step: &Step) -> Value {
         Step::Unmount { target, flags } => {
             json!({"op": "UNMOUNT", "target": hex(target), "flags": flags})
         }
+        Step::Freeze => json!({"op": "FREEZE"}),
+        Step::Thaw => json!({"op": "THAW"}),
     }
 }
 

@@ -188,6 +188,8 @@ fn steps() -> Vec<Step> {
             target: bytes("/srv/data"),
             flags: 8,
         },
+        Step::Freeze,
+        Step::Thaw,
     ]
 }
 

@@ -28,6 +28,7 @@ DONE, FAILED = 0, 1
 
 #: Every request: the module and the class that know it, and how many descriptors come with it.
 REQUESTS = {
+    "disk-add": ("disk_add", "DiskAdd", 0),
     "kill": ("life", "Kill", 0),
     "life": ("life", "AskLife", 0),
     "log-wait": ("life", "LogWait", 0),
@@ -38,6 +39,7 @@ REQUESTS = {
     "share-add": ("share_add", "ShareAdd", 1),
     "share-list": ("share_list", "ShareList", 0),
     "share-remove": ("share_remove", "ShareRemove", 0),
+    "snapshot-save": ("snapshot_save", "SnapshotSave", 0),
     "stats": ("numbers", "AskNumbers", 0),
     "status": ("status", "Ask", 0),
     "stop": ("life", "Stop", 0),

@@ -76,7 +76,7 @@ def _plan_process(disk: Disk, endpoint: str, facts: HostFacts) -> ProcessPlan:
         descriptors=(Descriptor(endpoint, "listen", _SOCKET_FD),),
         jail=limit_files(jail, (disk,)),
         executable=facts.tools.disk,
-        files=(OpenFile(disk.path, disk.writable, _IMAGE_FD),),
+        files=(OpenFile(disk.path, disk.writable, _IMAGE_FD, disk.copied),),
         restarts=True,
     )
 

@@ -90,17 +90,24 @@ def _is_writable(request: RunRequest) -> bool:
 
 def plan_sharing(request: RunRequest, facts: HostFacts, *, served: bool) -> SharingPlan:
     """Return how shares come and go while the machine runs; not at all unless they are ``served``."""
-    sharing = SharingPlan(request.shares, request.includes, facts.user, _is_writable(request))
+    sharing = SharingPlan(
+        request.shares, request.includes, facts.user, _is_writable(request), numbers=share_numbers(request)
+    )
     return sharing._replace(server="fs-shares", orders=_ORDERS, stage=STAGE) if served else sharing
+
+
+def share_numbers(request: RunRequest) -> tuple[int, ...]:
+    """Return the number of each share."""
+    return request.share_numbers or tuple(range(len(request.shares)))
 
 
 def _build_shares(request: RunRequest) -> tuple[RootOp, ...]:
     ops: list[RootOp] = []
-    for index, share in enumerate(request.shares):
+    for number, share in zip(share_numbers(request), request.shares, strict=True):
         flags = BindFlag.NOSUID | BindFlag.NODEV | BindFlag.RECURSIVE
         if not share.writable:
             flags |= BindFlag.READ_ONLY
-        ops.append(Bind(share.source.encode("utf-8", "surrogateescape"), b"/%d" % index, flags))
+        ops.append(Bind(share.source.encode("utf-8", "surrogateescape"), b"/%d" % number, flags))
     for index, include in enumerate(request.includes):
         name = os.path.basename(include.target).encode("utf-8", "surrogateescape")
         source = include.source.encode("utf-8", "surrogateescape")

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from cloche.drivers.qemu.balloon import plan_balloon
 from cloche.drivers.qemu.board import IN_TEMPLATE, Board, platform_device
-from cloche.drivers.qemu.command import HUGE_PAGE, MEMORY_FILE, Beginning, plan_control
+from cloche.drivers.qemu.command import HUGE_PAGE, MEMORY_FILE, STATE_FD, Beginning, plan_control
 from cloche.drivers.qemu.files import HOSTNAME, SOCKET_FDS, build_trees, plan_file_server, plan_sharing
 from cloche.drivers.qemu.jails import check_insecure, give_up
 from cloche.drivers.qemu.limits import cgroup_for, limit
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.qemu.vmm import plan_vmm
 from cloche.errors import HostError, UsageError
+from cloche.model.guest import BindDevice
 from cloche.model.machine import LO_ON_DEMAND, NOT_APART, Accelerator, Devices, Isolation
 from cloche.model.plan import LaunchPlan
-from cloche.plan.guest import build_command, build_machine_steps, resolve_user, shown_trees
+from cloche.plan.disks import build_disk_steps
+from cloche.plan.guest import FRESH, build_command, build_machine_steps, resolve_user, shown_trees
 from cloche.plan.shares import check_places
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.drivers.qemu.board import DeviceParts
     from cloche.model.facts import HostFacts
+    from cloche.model.guest import Step
     from cloche.model.machine import Kernel
     from cloche.model.plan import Template
     from cloche.model.request import RunRequest
@@ -63,8 +66,12 @@ def plan_launch(
     check_places(request.shares, request.includes)
     board = Board(microvm=kernel.machine == "microvm")
     shared = bool(request.shares or request.includes or request.share_later)
+    if template:
+        state = template.state._replace(number=STATE_FD)
+        template = template._replace(state=state, target=MEMORY_FILE.encode())
     control = plan_control(board)
-    devices = (control, *_plan_devices(board, request, facts, restored=template is not None))
+    balloon = template is not None and template.balloon
+    devices = (control, *_plan_devices(board, request, facts, balloon=balloon))
     vmm = plan_vmm(
         facts,
         machine,
@@ -94,7 +101,9 @@ def plan_launch(
         control="control",
         console="console",
         monitor="monitor",
-        setup=build_machine_steps(
+        setup=_going_on(request, template, board)
+        if template and template.devices
+        else build_machine_steps(
             request,
             facts.user,
             person,
@@ -124,11 +133,24 @@ def plan_launch(
         memory=MEMORY_FILE.encode(),
         cgroup=cgroup,
         template=template,
+        request=request,
+        slots=board.taken,
+        balloon=balloon,
     )
 
 
+def _going_on(request: RunRequest, template: Template, board: Board) -> tuple[Step, ...]:
+    """Return the steps for a guest that was saved while it ran, and may have got disks since."""
+    added = board.taken[template.devices :]
+    if not added:
+        return FRESH
+    known = len(request.disks) - len(added)
+    binding = (BindDevice(platform_device(slot)) for slot in added)
+    return (*FRESH, *binding, *build_disk_steps(request.disks[known:], known))
+
+
 def _plan_devices(
-    board: Board, request: RunRequest, facts: HostFacts, *, restored: bool
+    board: Board, request: RunRequest, facts: HostFacts, *, balloon: bool
 ) -> tuple[DeviceParts, ...]:
     trees = build_trees(request, facts, HOSTNAME)
     if request.devices in NOT_APART:
@@ -152,7 +174,7 @@ def _plan_devices(
         )
     system, *shares = zip(trees, SOCKET_FDS, strict=False)
     devices = [plan_file_server(board, *system, facts)]
-    if restored:
+    if balloon:
         # Its driver takes an emulated guest 12 ms at a boot, and none where a template has it.
         devices.append(plan_balloon(board))
     devices += [plan_file_server(board, tree, fd, facts) for tree, fd in shares]

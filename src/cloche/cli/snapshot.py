@@ -1,0 +1,127 @@
+"""``cloche snapshot`` and ``cloche fork`` (layer 6): running domains that are saved, gone on with, and doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+from cloche.cli.detach import start
+from cloche.domain import snapshotting
+from cloche.domain.detached import Options
+from cloche.domain.find import find_domain
+from cloche.domain.snapshot import read
+from cloche.errors import SnapshotError, UsageError
+from cloche.host import snapshots
+from cloche.host.text import escape_untrusted
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.cli.parser import Parsed
+    from cloche.domain.snapshotting import Again
+
+_SHOWN = 60
+
+
+def save(parsed: Parsed) -> int:
+    """Handle ``cloche snapshot save``."""
+    domain, name = _operands(parsed, 2)
+    snapshotting.save(find_domain(domain).ident, name, stop=bool(parsed.get("stop")))
+    return 0
+
+
+def restore(parsed: Parsed) -> int:
+    """Handle ``cloche snapshot restore``."""
+    (name,) = _operands(parsed, 1)
+    ident, title = snapshotting.restore(name, str(parsed.get("name") or ""), _start)
+    sys.stdout.write(f"{title or ident}\n")
+    return 0
+
+
+def fork(parsed: Parsed) -> int:
+    """Handle ``cloche fork``."""
+    (domain,) = _operands(parsed, 1)
+    titles: tuple[str, ...] = tuple(parsed.get("name") or ())  # type: ignore[arg-type]
+    count = int(parsed.get("count") or max(len(titles), 1))  # type: ignore[call-overload]
+    if len(titles) > count:
+        raise UsageError(f"{len(titles)} names are too many for {count} forks", hint="Leave some out.")
+    for ident, title in snapshotting.fork(find_domain(domain).ident, count, titles, _start):
+        sys.stdout.write(f"{title or ident}\n")
+    return 0
+
+
+def list_(parsed: Parsed) -> int:
+    """Handle ``cloche snapshot list``; status 125 when one is damaged."""
+    rows = [_row(name, check=bool(parsed.get("check"))) for name in snapshots.names()]
+    if parsed.get("json"):
+        json.dump(rows, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    elif not rows:
+        sys.stdout.write("There is no snapshot yet: `cloche snapshot save DOMAIN NAME` makes one.\n")
+    else:
+        for row in rows:
+            sys.stdout.write(f"{_in_words(row)}\n")
+    return 125 if any(row.get("damage") for row in rows) else 0
+
+
+def _row(name: str, *, check: bool) -> dict[str, object]:
+    row: dict[str, object] = {"name": name}
+    try:
+        directory = snapshots.locate(name)
+        found = read(directory)
+    except SnapshotError as error:
+        return row | {"damage": error.message}
+    sizes = (os.stat(os.path.join(directory, file)).st_blocks * 512 for file in os.listdir(directory))
+    row |= {
+        "made": int(found.made),
+        "program": [escape_untrusted(word, 4096) for word in found.command.argv],
+        "memory_mib": found.memory_bytes >> 20,
+        "used_mib": round(found.used_bytes / (1 << 20), 1),
+        "on_disk_mib": round(sum(sizes) / (1 << 20), 1),
+        "shares": [escape_untrusted(os.fsencode(known.path), 4096) for known in found.shares],
+        "disks": [disk.tag for disk in found.request.disks],
+    }
+    if check:
+        row["damage"] = snapshotting.check(name)
+    return row
+
+
+def _in_words(row: dict[str, object]) -> str:
+    if "made" not in row:
+        return f"{row['name']}  damaged: {row['damage']}"
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(str(row["made"]))))
+    program = " ".join(row["program"])[:_SHOWN]  # type: ignore[arg-type]
+    seen = {None: "", "": "  intact"}.get(row.get("damage"), f"  damaged: {row.get('damage')}")  # type: ignore[call-overload]
+    return f"{row['name']}  {made}  {row['on_disk_mib']} MiB  {program}{seen}"
+
+
+def delete(parsed: Parsed) -> int:
+    """Handle ``cloche snapshot delete NAME...``."""
+    if not parsed.operands:
+        raise UsageError("no snapshot was named", hint="`cloche snapshot list` lists them.")
+    for name in parsed.operands:
+        snapshots.delete(name)
+    return 0
+
+
+def _operands(parsed: Parsed, count: int) -> tuple[str, ...]:
+    if len(parsed.operands) != count:
+        verb = " ".join(parsed.path)
+        raise UsageError(
+            f"`cloche {verb}` takes {parsed.verb.operands}",
+            hint=f"Write: cloche {verb} {parsed.verb.operands}",
+        )
+    return parsed.operands
+
+
+def _start(again: Again) -> Callable[[], tuple[str, str]]:
+    begun = start(again, Options())
+
+    def wait() -> tuple[str, str]:
+        said = begun()
+        return said.ident, said.name
+
+    return wait

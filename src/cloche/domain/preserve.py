@@ -1,0 +1,200 @@
+"""Making a snapshot of a running domain (layer 5): machine, disks and conversation, in a directory.
+
+::
+
+    waiting for its turn --> freezing --> saving --> describing --> going on --> on the disk, named --> over
+
+The guest's programs are frozen before, so that in a guest which goes on from the snapshot none runs before that has
+fresh randomness. The domain stands still while it is saved and described, and goes on before anything waits for the
+disk; one that is to end afterwards stands still until the snapshot has its name. Until then every failure lets it go
+on.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from functools import partial
+
+from cloche.domain import snapshot
+from cloche.domain.adding import current_request, plan_again, require_saveable
+from cloche.domain.restore import checksum_of
+from cloche.domain.saving import Saved, Saving, Targets, no_room, resume
+from cloche.errors import ClocheError, DomainError
+from cloche.host import snapshots
+from cloche.model.guest import Clock, Freeze, Thaw
+from cloche.model.plan import OpenFile, Template
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.domain.launcher import Launcher
+    from cloche.domain.reload import Fail
+    from cloche.domain.sharing import GuestAnswer
+    from cloche.guest.channel import ChannelState
+    from cloche.model.plan import LaunchPlan
+    from cloche.model.request import RunRequest
+
+
+def preserve(
+    launcher: Launcher, directory: str, name: str, *, stop: bool, done: Callable[[], None], fail: Fail
+) -> None:
+    """Save the domain into an empty directory; ``done`` or ``fail`` is called once.
+
+    Args:
+        launcher: Whose domain.
+        directory: Where; it is locked by whoever has made it.
+        name: What the snapshot is called in the end; empty for one that is used at once and thrown away.
+        stop: End the domain when it is saved.
+        done: Called when everything is on the disk.
+        fail: Called when it came to nothing; the domain goes on.
+
+    Raises:
+        DomainError: It cannot be saved.
+        SnapshotError: The directory is not the caller's.
+    """
+    require_saveable(launcher)
+    if launcher.programs is not None:
+        launcher.programs.domain.life.require_running()
+    snapshots.require_own(directory, stat.S_IFDIR)
+
+    def begin(done: Callable[[], None], fail: Fail) -> None:
+        _Preserving(launcher, directory, name, stop=stop, done=done, fail=fail).begin()
+
+    launcher.sharing.in_turn(begin, done, fail)
+
+
+class _Preserving:
+    def __init__(
+        self,
+        launcher: Launcher,
+        directory: str,
+        name: str,
+        *,
+        stop: bool,
+        done: Callable[[], None],
+        fail: Fail,
+    ) -> None:
+        self._launcher = launcher
+        self._machine = launcher.machine
+        self._directory = directory
+        self._name = name
+        self._stop = stop
+        self._done = done
+        self._fail = fail
+        self._request: RunRequest
+        self._plan: LaunchPlan
+        self._fds: list[int] = []
+
+    def begin(self) -> None:
+        """Begin; raises what keeps it from beginning."""
+        old = self._machine.plan
+        self._request = current_request(self._launcher)
+        template = Template("", "", OpenFile("/state", False, 0), 0, old.memory, len(old.slots), old.balloon)
+        self._plan = plan_again(self._launcher, self._request, template)
+        self._launcher.sharing.ask_guest((Freeze(),), self._frozen)
+
+    def _frozen(self, answer: GuestAnswer) -> None:
+        if answer.errno:
+            self._failed(DomainError(f"the domain could not be saved: the guest: {answer.reason()}"))
+            return
+        try:
+            state, memory = self._make(snapshots.STATE), self._make(snapshots.MEMORY)
+            disks = tuple(
+                (file, self._make(snapshots.disk_file(disk.tag)))
+                for disk, file in zip(self._request.disks, _images(self._machine.plan), strict=True)
+                if disk.writable
+            )
+            targets = Targets(state, memory, disks, thrifty=bool(self._name))
+            Saving(self._launcher.reactor, self._machine, targets, self._saved, self._failed)
+        except (OSError, ClocheError) as error:
+            self._failed(no_room(error) if isinstance(error, OSError) else error)
+
+    def _make(self, name: str) -> int:
+        path = os.path.join(self._directory, name)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fds.append(fd)
+        return fd
+
+    def _failed(self, error: ClocheError) -> None:
+        self._thaw()
+        self._close()
+        self._fail(error)
+
+    def _thaw(self) -> None:
+        # It is done in order, and one that never is was the guest's own fault.
+        self._launcher.ask_guest((Clock(), Thaw()), False, _ignore)
+
+    def _go_on(self) -> None:
+        resume(self._machine)
+        self._thaw()
+
+    def _saved(self, saved: Saved) -> None:
+        def refused(error: ClocheError) -> None:
+            resume(self._machine)
+            self._failed(error)
+
+        self._launcher.ask_channel(partial(self._describe, saved), refused)
+
+    def _describe(self, saved: Saved, channel: ChannelState) -> None:
+        programs = self._launcher.programs
+        main = programs.main.number if programs and programs.main and programs.status is None else 0
+        outlet = programs.outlet if programs else None
+        try:
+            snapshot.write(
+                self._directory,
+                snapshot.Description(
+                    made=time.time(),
+                    surroundings=snapshot.describe_surroundings(self._plan),
+                    request=self._request,
+                    command=self._plan.command,
+                    main=main,
+                    takes_input=outlet is not None and outlet.takes_input,
+                    lasting=programs is None or programs.lasting,
+                    channel=channel,
+                    devices=len(self._plan.slots),
+                    balloon=self._plan.balloon,
+                    memory_bytes=saved.memory_bytes,
+                    used_bytes=saved.used_bytes,
+                    memory_checksum=saved.memory_checksum,
+                    state_checksum=checksum_of(self._fds[0]),
+                    shares=tuple(snapshot.know(share.source) for share in self._request.shares),
+                    disks=tuple(
+                        snapshot.know(disk.path, unchanged=True)
+                        for disk in self._request.disks
+                        if not disk.writable
+                    ),
+                ),
+            )
+            if not self._stop:
+                self._go_on()
+            if self._name:
+                snapshots.publish(self._directory, self._name)
+        except (OSError, ClocheError) as error:
+            resume(self._machine)
+            self._failed(no_room(error) if isinstance(error, OSError) else error)
+            return
+        self._close()
+        self._done()
+        if self._stop:
+            name = self._name
+            over = DomainError(
+                f"the domain was saved as {name} and ended",
+                hint=f"`cloche snapshot restore {name}` goes on from there.",
+            )
+            self._launcher.reactor.call_soon(lambda: self._launcher.abort(over))
+
+    def _close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def _ignore(answer: GuestAnswer) -> None:
+    """Take note of nothing."""
+
+
+def _images(plan: LaunchPlan) -> list[OpenFile]:
+    """Return what the disks of a plan have open, in their order."""
+    return [file for process in plan.processes if process.name.startswith("disk-") for file in process.files]
