@@ -17,6 +17,7 @@ CLOCHE, RAW, RAW_BWRAP, BWRAP = (
     "bubblewrap alone",
 )
 TEMPLATE = "cloche run -- true (from the template)"
+FORK, SNAPSHOT, RAW_BESIDE = "cloche fork", "cloche snapshot save", "raw QEMU, start to exit of `true`"
 VIRTME, VIRTME_SAME = "virtme-ng, Debian's kernel", "virtme-ng, cloche's kernel"
 PC, MICROVM = "raw QEMU pc, cloud kernel, busybox", "raw QEMU microvm, cloche's kernel, busybox"
 VERSION, PYTHON = "cloche --version", "python3 -I -S -c pass"
@@ -62,6 +63,13 @@ def judge(samples: Samples) -> list[Goal]:
             0.6,
             "times",
         ),
+        Goal(
+            "fork of Python with 50 MiB to raw QEMU's cold start",
+            paired_ratio(samples, FORK, RAW_BESIDE, "wall"),
+            0.6,
+            "times",
+        ),
+        Goal("saved state to the guest's memory", median(samples, SNAPSHOT, "saved"), 1.15, "times"),
         Goal("cold start to virtme-ng", paired_ratio(samples, CLOCHE, VIRTME, "wall"), 0.1, "times"),
         Goal("--version to a bare Python", paired_ratio(samples, VERSION, PYTHON, "wall"), 4.0, "times"),
         Goal("the host's own share of a start", median(samples, WATERFALL, "host's share"), 150.0, "ms"),

@@ -8,7 +8,19 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench import devices, goals, guestwork, hostinfo, machines, memory, report, rounds, timings, workload
+from bench import (
+    devices,
+    forks,
+    goals,
+    guestwork,
+    hostinfo,
+    machines,
+    memory,
+    report,
+    rounds,
+    timings,
+    workload,
+)
 from bench.prepare import CLOCHE, ROOT, prepare
 from bench.report import Column, Group
 from bench.rounds import Candidate
@@ -179,6 +191,25 @@ def measure_start(parts: Parts, size: Size) -> Group:
     return Group("start", "Start to exit of `true`", _SECONDS, outcome, goals.RAW)
 
 
+def measure_forks(parts: Parts, size: Size) -> Group:
+    """A domain that runs Python is forked and saved, beside raw QEMU's cold start."""
+    with forks.parent() as name:
+        candidates = [
+            Candidate(goals.FORK, lambda: forks.measure_fork(name)),
+            Candidate(goals.SNAPSHOT, lambda: forks.measure_snapshot(name), size.slow_every),
+        ]
+        if parts.computer:
+            raw = machines.raw_qemu(parts.computer, "/bin/true")
+            candidates.append(Candidate(goals.RAW_BESIDE, wall_to_exit(raw)))
+        outcome = rounds.take_turns(candidates, size.start, size.start_budget_s)
+    columns = (
+        _SECONDS[0],
+        Column("exec", "until a program has run in it, seconds", digits=2),
+        Column("saved", "on the disk, times what the guest uses", digits=2),
+    )
+    return Group("forks", "Fork and snapshot of Python with 50 MiB", columns, outcome, goals.RAW_BESIDE)
+
+
 def virtme_to_exit(
     parts: Parts, argv: Sequence[str], statuses: Sequence[int] = (0,)
 ) -> Callable[[], dict[str, float]]:
@@ -325,6 +356,7 @@ GROUPS: dict[str, Callable[[Parts, Size], Group]] = {
     "start": measure_start,
     "waterfall": measure_waterfall,
     "guest": measure_guest,
+    "forks": measure_forks,
     "memory": measure_memory,
     "devices": measure_devices,
     "disk": measure_disk,

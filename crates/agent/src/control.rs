@@ -399,6 +399,9 @@ impl Agent {
             return;
         };
         job.pid = Some(pid);
+        if let Some(frozen) = &self.frozen {
+            frozen.add(pid);
+        }
         let [stdin, stdout, stderr, keys] = job.streams;
         if stdin != 0 {
             self.mux.open_receiver(stdin);

@@ -56,6 +56,14 @@ impl Frozen {
         Ok(Self(frozen))
     }
 
+    /// Freezes a program that was started meanwhile.
+    pub fn add(&self, pid: i32) {
+        if let Some(programs) = self.0.first() {
+            // One that has ended already needs no more.
+            drop(fs::write(programs.join(PROCS), pid.to_string()));
+        }
+    }
+
     /// Lets everything go on.
     pub fn thaw(self) {
         for group in self.0 {

@@ -72,7 +72,7 @@ class Description(Record):
         used_bytes: How much of it was saved.
         memory_checksum: The CRC-32 of that; 0 for one that is used at once and thrown away.
         state_checksum: The CRC-32 of the devices' state.
-        shares: What must still be there.
+        shares: What was shared or copied in, and must still be there: the guest may know files of it.
         disks: Images that are only read, which must not have changed.
     """
 
@@ -217,7 +217,7 @@ def check_host(description: Description) -> None:
         reason = _why_other(known)
         if reason:
             raise ShareError(
-                f"{known.path} was shared with the domain, and {reason}",
+                f"{known.path} was shared with the domain or copied into it, and {reason}",
                 hint="A guest that goes on has files of it open: put it back where it was.",
             )
     for known in description.disks:
