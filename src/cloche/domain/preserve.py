@@ -160,8 +160,9 @@ class _Preserving:
                     used_bytes=saved.used_bytes,
                     memory_checksum=saved.memory_checksum,
                     state_checksum=checksum_of(self._fds[0]),
-                    shares=tuple(
-                        snapshot.know(one.source) for one in (*self._request.shares, *self._request.includes)
+                    shares=(
+                        *(snapshot.know(share.source) for share in self._request.shares),
+                        *(snapshot.know(include.source) for include in self._request.includes),
                     ),
                     disks=tuple(
                         snapshot.know(disk.path, unchanged=True)
