@@ -11,6 +11,7 @@ import time
 from cloche import log
 from cloche.domain.control import wire
 from cloche.domain.domain import Domain
+from cloche.domain.launcher import Launcher
 from cloche.domain.outlet import Outlet
 from cloche.domain.prepare import NO_TEMPLATE_YET, give_notices, is_ordinary, prepare_plan
 from cloche.domain.programs import Programs
@@ -19,6 +20,8 @@ from cloche.errors import ClocheError, DomainError, TimeLimitError
 from cloche.host import records, rundir
 from cloche.host.outlog import STDERR, STDOUT, LogWriter
 from cloche.host.reactor import READ, Reactor
+from cloche.host.tools import require_own_binary
+from cloche.host.warden import Warden
 from cloche.lean import signal
 from cloche.model.request import RunRequest
 from cloche.record import TYPE_CHECKING, Record
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from cloche.domain.snapshot import Description
     from cloche.domain.snapshotting import Again
+    from cloche.domain.timings import Timings
     from cloche.guest.job import Job
     from cloche.guest.session import Sink, Source
     from cloche.host.codec import Reader, Writer
@@ -95,12 +99,19 @@ class Detached:
         self._caller = caller
         self._begun = begun
         self._reactor = Reactor()
-        self._request, self._plan, self._saved = self._prepare(request)
+        # It needs no plan and comes up while one is made.
+        self._warden: Warden | None = Warden.start(require_own_binary("cloche-warden"))
+        try:
+            self._request, self._plan, self._saved = self._prepare(request)
+        except BaseException:
+            self._warden.close()
+            raise
         give_notices(self._plan)
         if self._saved is None:
-            self._domain = Domain(self._reactor, self._plan, boot=self._boot_plan)
+            self._domain = Domain(self._reactor, self._plan, launcher=self._launcher, boot=self._boot_plan)
         else:
-            self._domain = Domain(self._reactor, self._plan, channel=self._saved.channel)
+            channel = self._saved.channel
+            self._domain = Domain(self._reactor, self._plan, launcher=self._launcher, channel=channel)
             self._domain.on_adopt = self._ends
             self._domain.on_open = lambda: self._started(None)
         self._programs = Programs(self._domain)
@@ -118,6 +129,10 @@ class Detached:
 
         plan, saved = prepare(what.directory, self._facts, what.name, whole=what.whole)
         return saved.request, plan, saved
+
+    def _launcher(self, reactor: Reactor, plan: LaunchPlan, timings: Timings) -> Launcher:
+        warden, self._warden = self._warden, None
+        return Launcher(reactor, plan, timings, warden)
 
     def _boot_plan(self) -> LaunchPlan:
         self._plan = prepare_plan(self._request._replace(cold=True), self._facts)
