@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from cloche.errors import SnapshotError
 from cloche.host import snapshots
 from cloche.host.sparse import checksum_memory, copy_file, copy_memory, run_through
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PAGE = 4096
 
@@ -57,6 +54,16 @@ def test_what_is_being_made_is_not_listed_and_left_alone(home: Path) -> None:
         snapshots.sweep()
         assert os.listdir(directory) == [snapshots.STATE]
     assert list(home.iterdir()) == []
+
+
+def test_without_a_hidden_name_half_a_snapshot_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: made under a name that anybody sees, it is there before it is whole."""
+    monkeypatch.setattr(snapshots, "_HIDDEN", "visible-")
+    with snapshots.building() as directory:
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_DATA_HOME", str(Path(directory).parents[2]))
+        snapshots.write_file(directory, snapshots.STATE, b"half")
+        assert snapshots.names() == [Path(directory).name]
 
 
 def test_what_a_killed_one_has_left_is_swept(home: Path) -> None:

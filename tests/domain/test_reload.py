@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-import pytest
-
 from cloche.domain.adding import current_request, plan_again
 from cloche.domain.domain import Domain
 from cloche.domain.launcher import Launcher
@@ -107,13 +105,6 @@ def carry(size: int, changes: int, *, spoil: bool = False) -> Flow:
     return flow
 
 
-def test_streams_go_on_while_the_machine_is_changed() -> None:
-    """12 MB both ways through three machines one after the other come back complete and in order."""
-    flow = carry(12_000_000, 2)
-    assert (flow.changes, flow.refused) == (2, [])
-
-
-@pytest.mark.long
 def test_200_megabytes_through_eleven_machines() -> None:
     """200 MB both ways through ``cat``, saved and restored ten times in their middle, have equal checksums."""
     flow = carry(200_000_000, 10)
