@@ -153,6 +153,8 @@ def test_vim(cloche: Runner) -> None:
         on.expect(b"\x1b[?1049h")  # the other screen
         on.expect(b"~")
         on.resize(40, 90)
+        # It has heard of it and draws anew: what is typed in the same moment it would take first, on the host as well.
+        on.expect(b"\x1b[39;1H")
         on.type(b":set columns? lines?\r")
         on.expect(b"columns=90")
         on.expect(b"lines=40")
