@@ -11,10 +11,12 @@ use cloche_proto::mux::{Mux, TO_AGENT};
 use crate::choices::Choices;
 
 const SESSION: Key = *b"0123456789abcdef0123456789abcdef";
-const NONCES: [Key; 2] = [
-    *b"fedcba9876543210fedcba9876543210",
-    *b"00112233445566778899aabbccddeeff",
-];
+const ATTACHES: u8 = 8;
+
+/// What the host has made up for an attach; never the same twice, or the answer to an earlier one would be believed.
+fn nonce(attach: u8) -> Key {
+    [b'a' + attach; 32]
+}
 
 /// The agent's half, as `crates/agent` puts it together.
 struct Reader {
@@ -108,14 +110,14 @@ pub fn run(data: &[u8]) {
     let mut cuts = Choices::new(cuts);
     let mut reader = Reader::new();
     let mut host = Mux::host();
-    host.connect(NONCES[0]);
+    host.connect(nonce(0));
     let mut attaches = 1;
     let mut told = 0;
     // Each turn moves something but the few that cut.
     loop {
         told += host.send(TO_AGENT, &said[told..]);
         let output = host.output().to_vec();
-        let is_cut = attaches < 8 && cuts.once_in(4);
+        let is_cut = attaches < ATTACHES && cuts.once_in(4);
         let size = match cuts.byte() {
             0 => output.len(),
             byte => output.len().min(usize::from(byte) * 16),
@@ -124,7 +126,7 @@ pub fn run(data: &[u8]) {
         host.sent(size);
         if is_cut {
             reader.mux.disconnect();
-            host.connect(NONCES[attaches % 2]);
+            host.connect(nonce(attaches));
             attaches += 1;
         }
         let answer = reader.mux.output().to_vec();
