@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -10,7 +11,7 @@ import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cloche.errors import ProtocolError
@@ -277,6 +278,8 @@ _MEMBERS = st.lists(
 
 
 @given(_MEMBERS)
+@example([("b", b"2", "b//top")])
+@example([("a", b"0", ""), ("a", b"1", "top/a")])
 def test_whatever_comes_in_whatever_order_stays_inside(members: list[tuple[str, bytes, str]]) -> None:
     """No sequence of directories, links and files changes anything outside, and no link in the result leads there."""
     import tempfile
@@ -295,9 +298,11 @@ def test_whatever_comes_in_whatever_order_stays_inside(members: list[tuple[str, 
         assert set(os.listdir(into)) <= {"new"}
         for name in everything(into):
             try:
-                assert (into / name).resolve(strict=False).is_relative_to(into)
-            except (OSError, RuntimeError):
-                continue  # links in a circle
+                os.stat(into / name)
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    continue  # it leads nowhere; realpath takes two slashes on the way for a root
+            assert (into / name).resolve(strict=False).is_relative_to(into)
 
 
 @given(st.binary(max_size=2000))

@@ -114,6 +114,8 @@ class _Unpacker:
                 raise _Refused("it is a link that leads outside")
             source = self._find(member.target) if member.kind == LINK else -1
             try:
+                if source >= 0 and _is(directory, parts[-1], source):
+                    return  # it would lose its only name
                 _make_room(directory, parts[-1])
                 if member.kind == SYMLINK:
                     os.symlink(member.target, parts[-1], dir_fd=directory)
@@ -214,6 +216,14 @@ class _Unpacker:
                 os.close(fd)
         if self._more:
             self.told.append(f"{self._more} more were left out")
+
+
+def _is(directory: int, name: bytes, file: int) -> bool:
+    try:
+        there = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(file))
 
 
 def _make_room(directory: int, name: bytes) -> None:

@@ -13,9 +13,10 @@ use crate::choices::Choices;
 const SESSION: Key = *b"0123456789abcdef0123456789abcdef";
 const ATTACHES: u8 = 8;
 
-/// What the host has made up for an attach; never the same twice, or the answer to an earlier one would be believed.
+/// What the host has made up for an attach, in hex digits as every key; never the same twice, or the answer to an earlier
+/// one would be believed.
 fn nonce(attach: u8) -> Key {
-    [b'a' + attach; 32]
+    [b'0' + attach; 32]
 }
 
 /// The agent's half, as `crates/agent` puts it together.

@@ -104,6 +104,7 @@ const CONSTANTS: &[(&str, i64)] = &[
     ("SECCOMP_SET_MODE_FILTER", libc::SECCOMP_SET_MODE_FILTER as i64),
     ("SECCOMP_GET_ACTION_AVAIL", libc::SECCOMP_GET_ACTION_AVAIL as i64),
     ("CLONE_THREAD", libc::CLONE_THREAD as i64), ("AF_UNIX", libc::AF_UNIX as i64),
+    ("AF_INET", libc::AF_INET as i64), ("AF_NETLINK", libc::AF_NETLINK as i64),
 ];
 
 /// What the kernel shows to a filter (`struct seccomp_data`), without the instruction pointer.
