@@ -35,7 +35,7 @@ def main(parsed: Parsed) -> int:
                 f"--{key.replace('_', '-')} cannot be given together with --detach: nobody would see it",
                 hint="Leave out one of them.",
             )
-    from cloche.cli.run import build_request
+    from cloche.cli.request import build_request
 
     request = build_request(parsed)
     options = Options(
@@ -87,6 +87,11 @@ def start(what: RunRequest | Again, options: Options) -> Callable[[], Begun]:
 
 def supervise(request: RunRequest | Again, facts: HostFacts, options: Options, caller: socket.socket) -> None:
     """Be the domain's supervisor, in a process of its own that has nothing of the caller's but this socket."""
+    go_alone(caller, lambda caller: serve(request, facts, options, caller, begun))
+
+
+def go_alone(caller: socket.socket, work: Callable[[socket.socket], None]) -> None:
+    """Do the work of a supervisor in this process, a child that was just made, and end it."""
     status = 125
     try:
         os.setsid()
@@ -97,7 +102,7 @@ def supervise(request: RunRequest | Again, facts: HostFacts, options: Options, c
         os.closerange(_CALLER + 1, os.sysconf("SC_OPEN_MAX"))
         _let_go(0, 1)
         gc.enable()
-        serve(request, facts, options, caller, _begun)
+        work(caller)
         status = 0
     except OSError as error:
         log.notice(f"the domain's supervisor has failed: {error}")
@@ -108,7 +113,7 @@ def supervise(request: RunRequest | Again, facts: HostFacts, options: Options, c
         os._exit(status)
 
 
-def _begun() -> None:
+def begun() -> None:
     """Let go of the rest: errors are in the log from here on, and the caller's file system can be unmounted."""
     _let_go(2)
     os.chdir("/")

@@ -226,6 +226,15 @@ def parse_count(word: str) -> int:
     return int(word)
 
 
+def parse_number(word: str) -> int:
+    """Read a whole number, 0 among them.
+
+    Raises:
+        UsageError: It is none.
+    """
+    return 0 if word == "0" else parse_count(word)
+
+
 def parse_duration_s(word: str) -> float:
     """Read a duration and return seconds: ``90``, ``1.5``, ``90s``, ``5m``, ``2h``.
 

@@ -32,7 +32,7 @@ _LONGEST_PROGRAM = 60
 
 def main(parsed: Parsed) -> int:
     """List the domains that run; there may be none."""
-    found = [(running, _ask(running)) for running in find_running()]
+    found = [(running, _ask(running)) for running in find_running(waiting=bool(parsed.get("all")))]
     ended = _ended({running.ident for running, _ in found}) if parsed.get("all") else ()
     if parsed.get("json"):
         rows = [_as_json(running, told) for running, told in found]

@@ -7,13 +7,14 @@ import os
 import sys
 
 from cloche import log
+from cloche.cli.request import build_request
 from cloche.domain.domain import Domain
 from cloche.domain.launcher import Launcher
 from cloche.domain.prepare import NO_TEMPLATE_YET, give_notices, is_ordinary, prepare_plan
 from cloche.domain.programs import Programs
 from cloche.domain.states import State
 from cloche.domain.timings import Timings
-from cloche.errors import ClocheError, TimeLimitError, UsageError
+from cloche.errors import ClocheError, TimeLimitError
 from cloche.host import rundir
 from cloche.host.facts import collect_facts
 from cloche.host.reactor import Reactor
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from cloche.guest.streams import Sender
     from cloche.host.reactor import Timer
     from cloche.model.plan import LaunchPlan
-    from cloche.model.request import Disk, Include, RunRequest, Share
+    from cloche.model.request import RunRequest
 
 
 def show_plan(parsed: Parsed) -> int:
@@ -40,102 +41,44 @@ def show_plan(parsed: Parsed) -> int:
     from cloche.drivers.registry import find_driver
 
     facts = collect_facts(remember=False)
-    plan = prepare_plan(build_request(parsed), facts, dry=True)
+    request = build_request(parsed)
+    plan = prepare_plan(request, facts, dry=True)
     sys.stdout.write(describe_plan(plan, find_driver(plan.driver).why_not_saveable(plan, facts)))
+    sys.stdout.write(f"pool        {_of_pool(parsed, request)}\n")
     return 0
 
 
-def prepare_run(parsed: Parsed, mask: int, warden: Warden, terminal: Terminal) -> Run:
-    """Make the plan of a run. ``mask`` is the program's umask; the warden is the run's as soon as this returns."""
+def _of_pool(parsed: Parsed, request: RunRequest) -> str:
+    """Return in a clause whether the run would take a machine of the pool."""
+    from cloche.cli.pooled import why_not_here
+    from cloche.host import pool
+    from cloche.plan.pool import fitting_keys, why_not
+
+    if not pool.is_set():
+        return "not set (`cloche pool set`)"
+    reason = why_not_here(parsed) or why_not(request)
+    if reason:
+        return f"no: {reason}"
+    keys = fitting_keys(request, is_root=os.geteuid() == 0)
+    mine = [pool.own_key(key) for key in keys]
+    count = sum(member.state == pool.READY and member.key in mine for member in pool.members())
+    return f"yes, {count} wait that can take it" if count else "no: none waits that could take it"
+
+
+def prepare_run(
+    parsed: Parsed, mask: int, warden: Warden, terminal: Terminal, request: RunRequest | None
+) -> Run:
+    """Make the plan of a run. ``mask`` is the program's umask; the warden is the run's as soon as this returns.
+
+    The request is made unless it was.
+    """
     timings = Timings()
     timings.mark("python")
-    request = build_request(parsed)
+    request = request or build_request(parsed)
     plan = prepare_plan(request, collect_facts()._replace(umask=mask))
     timings.mark("plan")
     give_notices(plan)
     return Run(parsed, request, plan, timings, warden, terminal=terminal)
-
-
-def build_request(parsed: Parsed) -> RunRequest:
-    """Turn the words of the command line into a request; looks at the directories that are to be shared."""
-    from cloche.model.request import RunRequest
-
-    given = parsed.values
-    shares: tuple[Share, ...] = ()
-    includes: tuple[Include, ...] = ()
-    disks: tuple[Disk, ...] = ()
-    if given.keys() & {"share", "here", "include", "disk"}:
-        from cloche.host.paths import resolve_disk, resolve_include, resolve_share, share_here
-
-        shares = tuple(resolve_share(word) for word in given.get("share", ()))  # type: ignore[attr-defined]
-        if given.get("here"):
-            shares = (*shares, share_here())
-        includes = tuple(resolve_include(word) for word in given.get("include", ()))  # type: ignore[attr-defined]
-        disks = tuple(resolve_disk(word) for word in given.get("disk", ()))  # type: ignore[attr-defined]
-    network = None
-    if "net" in given:
-        from cloche.host.networks import resolve_network
-
-        network = resolve_network(given["net"])  # type: ignore[arg-type]
-    if "name" in given:
-        from cloche.host.names import check_name
-
-        given["name"] = check_name(str(given["name"]))
-    plain = {
-        key: given[key]
-        for key in (
-            "driver",
-            "workdir",
-            "user",
-            "privileged",
-            "cpus",
-            "pids",
-            "kernel",
-            "accelerator",
-            "boot_log",
-            "agent_log",
-            "shell_on_failure",
-            "strace",
-            "share_later",
-            "devices",
-            "hwrng",
-            "cold",
-            "name",
-        )
-        if key in given
-    }
-    return RunRequest(
-        argv=tuple(os.fsencode(word) for word in parsed.operands),
-        shares=shares,
-        includes=includes,
-        disks=disks,
-        network=network,
-        env=tuple(read_variable(word) for word in given.get("env", ())),  # type: ignore[attr-defined]
-        memory_mib=given.get("memory"),  # type: ignore[arg-type]
-        timeout_s=given.get("timeout"),  # type: ignore[arg-type]
-        boot_timeout_s=given.get("boot_timeout"),  # type: ignore[arg-type]
-        insecure=tuple(dict.fromkeys(given.get("insecure_no_jail", ()))),  # type: ignore[call-overload]
-        **plain,  # type: ignore[arg-type]
-    )
-
-
-def read_variable(word: str) -> tuple[bytes, bytes]:
-    """Read ``NAME=VALUE``, or ``NAME`` for what it is on the host.
-
-    Raises:
-        UsageError: It names nothing.
-    """
-    name, equals, value = os.fsencode(word).partition(b"=")
-    if not name:
-        raise UsageError(
-            f"--env {word!r} names no variable", hint="Write NAME=VALUE, or NAME to pass on the host's."
-        )
-    if equals:
-        return name, value
-    passed = os.environb.get(name)
-    if passed is None:
-        raise UsageError(f"--env {word}: the variable is not set here", hint=f"Write {word}=VALUE.")
-    return name, passed
 
 
 class Run:

@@ -6,6 +6,7 @@ import os
 
 from cloche.cli.terminal import Terminal, choose_terminal
 from cloche.errors import UsageError
+from cloche.host.pool import is_set
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import Warden
 from cloche.record import TYPE_CHECKING
@@ -29,13 +30,29 @@ def main(parsed: Parsed) -> int:
     # The mask is the program's. What cloche itself makes is private and usable, even where the caller's forbids all.
     mask = os.umask(0o077)
     wants_tty, keys = choose_terminal(parsed.get("tty"))  # type: ignore[arg-type]
+    request = None
+    wants_refill = False
+    if is_set():
+        from cloche.cli import pooled
+        from cloche.cli.request import build_request
+
+        request = build_request(parsed)
+        status = pooled.run(parsed, request, mask, Terminal(wants_tty, keys))
+        if status is not None:
+            return status
+        wants_refill = pooled.is_missing(parsed, request)
     # It needs no plan. A keeper only where there is a mode to restore.
     warden = Warden.start(require_own_binary("cloche-warden"), keeper=wants_tty and os.isatty(keys))
     try:
         from cloche.cli.run import prepare_run
 
-        run = prepare_run(parsed, mask, warden, Terminal(wants_tty, keys, warden.keeper))
+        run = prepare_run(parsed, mask, warden, Terminal(wants_tty, keys, warden.keeper), request)
     except BaseException:
         warden.close()
         raise
-    return run.run()
+    status = run.run()
+    if wants_refill:
+        from cloche.domain.filling import fill_in_background
+
+        fill_in_background()
+    return status

@@ -7,6 +7,7 @@ from cloche.cli.parser import (
     Verb,
     parse_count,
     parse_duration_s,
+    parse_number,
     parse_signal,
     parse_size_mib,
     parse_time_s,
@@ -101,6 +102,7 @@ RUN_OPTIONS = (
     Option(("--pids",), "The most processes the program may have.", metavar="N", convert=parse_count),
     *_TTY,
     Option(("-t", "--temporary"), "Leave nothing behind (every run does, until there are profiles)."),
+    Option(("--no-pool",), "Start a machine of its own, although one waits in the pool."),
     Option(("--cold",), "Boot from nothing, and make no template afterwards."),
     Option(("--driver",), "What isolates the program: qemu (the default) or bwrap (weaker).", metavar="NAME"),
     Option(
@@ -364,6 +366,44 @@ VERBS = (
                 (Option(("--check",), "Read them whole and say whether they are intact."), _JSON),
             ),
             Verb("remove", "Delete templates; without a name, all.", "template:remove", operands="[NAME...]"),
+        ),
+    ),
+    Verb(
+        "pool",
+        "Keep machines that wait, warm, for the next `run`: it takes one and begins at once.",
+        verbs=(
+            Verb(
+                "set",
+                "Say how many machines of a kind are to wait, and make them; --keep 0 ends them.",
+                "pool:set_",
+                (
+                    Option(("--keep",), "How many.", metavar="N", convert=parse_number),
+                    _MEMORY,
+                    _CPUS,
+                    _KERNEL,
+                    Option(("--share-later",), "They can take shares (what a user's can, unless root's)."),
+                    Option(
+                        ("--no-share-later",),
+                        "They have no server for shares: for runs without any.",
+                        dest="share_later",
+                        value=False,
+                    ),
+                ),
+            ),
+            Verb(
+                "fill",
+                "Make the machines that are missing, and end those out of date.",
+                "pool:fill",
+                (Option(("--background",), "Give way to everything else, and say nothing."),),
+            ),
+            Verb("list", "List the machines that wait, and what they use.", "pool:list_", (_JSON,)),
+            Verb(
+                "clear",
+                "End the machines that wait.",
+                "pool:clear",
+                (Option(("--forget",), "Forget what was set, too, so that none are made any more."),),
+            ),
+            Verb("unit", "Print a systemd user unit that fills the pool at every login.", "pool:unit"),
         ),
     ),
     Verb(

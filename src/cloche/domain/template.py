@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import sys
 import time
 import zlib
 
@@ -23,7 +22,7 @@ from cloche.drivers.registry import find_driver
 from cloche.errors import ClocheError, LaunchError, TemplateError
 from cloche.guest import messages
 from cloche.host import templates, xdg
-from cloche.host.process import start_detached
+from cloche.host.process import start_cloche
 from cloche.host.reactor import Reactor
 from cloche.host.sparse import checksum_memory, copy_memory, run_through
 from cloche.kernel.initramfs import write_with_setup
@@ -263,13 +262,8 @@ def make_in_background() -> None:
     """Have the template of ordinary runs made by a process of its own, unless that has failed a short time ago."""
     if _has_failed_lately():
         return
-    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = (
-        f"import sys; sys.path.insert(0, {source!r}); from cloche.cli.main import main; sys.exit(main())"
-    )
-    words = ("-I", "-S", "-c", program, "template", "build", "--background")
     try:
-        start_detached((os.path.realpath(sys.executable) or "/usr/bin/python3", *words))
+        start_cloche("template", "build", "--background")
     except LaunchError as error:
         log.debug(error.message)
 

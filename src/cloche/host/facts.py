@@ -6,8 +6,8 @@ import os
 import stat
 
 from cloche.host import accel, cgroups, tools
+from cloche.host.caller import ignored_signals, working_directory
 from cloche.host.tsc import tsc_khz
-from cloche.lean import signal
 from cloche.model.facts import HostFacts, PathFact, SkeletonEntry, Tools, User
 from cloche.plan.shares import contains
 from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES, stage_candidates
@@ -28,8 +28,8 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
     qemu = tools.find_system_tool("qemu-system-x86_64")
     warden = tools.find_own_binary("cloche-warden")
     return HostFacts(
-        user=_caller(),
-        cwd=_working_directory(),
+        user=find_caller(),
+        cwd=working_directory(),
         umask=_umask(),
         environment=dict(os.environb),
         paths=_path_facts(stage_candidates()),
@@ -53,7 +53,7 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
         skeleton=read_skeleton("/etc/skel"),
         filters=_Filters(),
         tsc_khz=tsc_khz(warden, remember=remember) if warden else 0,
-        ignored=_ignored_signals(),
+        ignored=ignored_signals(),
         nice=os.getpriority(os.PRIO_PROCESS, 0),
         ids=_ids(),
         kvm_group=accel.kvm_group(),
@@ -69,7 +69,8 @@ class _Filters(dict[str, bytes]):
         return found
 
 
-def _caller() -> User:
+def find_caller() -> User:
+    """Return who is calling."""
     import grp
     import pwd
 
@@ -115,13 +116,6 @@ def _ids() -> IdRange | None:
     return find_ids()
 
 
-def _working_directory() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"
-
-
 def _umask() -> int:
     # Linux tells it without changing it; umask(2) could only be asked by setting it, which races with threads.
     with open("/proc/self/status", "rb") as file:
@@ -129,15 +123,6 @@ def _umask() -> int:
             if line.startswith(b"Umask:"):
                 return int(line.split()[1], 8)
     return 0o022
-
-
-def _ignored_signals() -> int:
-    mask = 0
-    for signo in range(1, 65):
-        # Two are Python's own doing: nothing says any more what they were before.
-        if signo not in (signal.SIGPIPE, signal.SIGXFSZ) and signal.getsignal(signo) is signal.SIG_IGN:
-            mask |= 1 << (signo - 1)
-    return mask
 
 
 def _path_facts(candidates: tuple[str, ...]) -> dict[str, PathFact]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 from cloche.errors import LaunchError, MissingToolError
 from cloche.host.text import escape_untrusted
@@ -95,6 +96,20 @@ def start_detached(argv: Sequence[str]) -> None:
         raise LaunchError(f"cannot run {argv[0]}: {error.strerror}") from error
     finally:
         os.close(null)
+
+
+def start_cloche(*words: str) -> None:
+    """Start another command of cloche's so.
+
+    Raises:
+        LaunchError: It cannot be started.
+    """
+    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = (
+        f"import sys; sys.path.insert(0, {source!r}); from cloche.cli.main import main; sys.exit(main())"
+    )
+    python = os.path.realpath(sys.executable) or "/usr/bin/python3"
+    start_detached((python, "-I", "-S", "-c", program, *words))
 
 
 class Stream:

@@ -10,7 +10,7 @@ import fcntl
 import os
 
 from cloche.errors import DomainError, HostError
-from cloche.host import xdg
+from cloche.host import pool, xdg
 from cloche.host.pids import has_ended, start_time, stat_fields
 from cloche.record import Record
 
@@ -218,8 +218,11 @@ def _forget_names(parent: str) -> None:
         return  # the next command tries it again
 
 
-def find_running() -> tuple[Running, ...]:
-    """Return the caller's running domains, by name. One that is being made or taken down is not among them."""
+def find_running(*, waiting: bool = False) -> tuple[Running, ...]:
+    """Return the caller's running domains, by name. One that is being made or taken down is not among them.
+
+    Nor is one that waits in the pool, unless those that are ``waiting`` are asked for, too.
+    """
     parent = xdg.runtime_dir()
     if not xdg.is_private_directory(parent):
         return ()
@@ -230,10 +233,11 @@ def find_running() -> tuple[Running, ...]:
         entries = sorted(os.listdir(parent))
     except OSError:
         return ()
+    hidden = frozenset() if waiting else pool.waiting()
     found = (
         _read_running(parent, entry, called.get(entry, ""))
         for entry in entries
-        if not entry.startswith((_NEW, _NAMES))
+        if not entry.startswith((_NEW, _NAMES)) and entry not in hidden
     )
     return tuple(running for running in found if running is not None)
 

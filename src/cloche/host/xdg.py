@@ -33,6 +33,11 @@ def cache_dir() -> str:
     return os.path.join(_base("XDG_CACHE_HOME", ".cache"), "cloche")
 
 
+def config_dir() -> str:
+    """Return the directory for what the user has set. It may not exist yet."""
+    return os.path.join(_base("XDG_CONFIG_HOME", ".config"), "cloche")
+
+
 def data_dir() -> str:
     """Return the directory for what cannot be made again (profiles). It may not exist yet."""
     return os.path.join(_base("XDG_DATA_HOME", ".local/share"), "cloche")

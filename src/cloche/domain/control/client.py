@@ -57,6 +57,13 @@ class Control:
                 hint="It may be starting or ending: `cloche ps` lists those that run.",
             ) from None
 
+    @classmethod
+    def over(cls, connection: socket.socket, ident: str) -> Self:
+        """Return one over a connection that there is."""
+        made = cls.__new__(cls)
+        made._ident, made._socket = ident, connection
+        return made
+
     def __enter__(self) -> Self:
         return self
 
@@ -66,6 +73,10 @@ class Control:
     def close(self) -> None:
         """Ask nothing more. May be called twice."""
         self._socket.close()
+
+    def set_patience(self, seconds: float | None) -> None:
+        """Wait for the next packets at most so long; without one for ever."""
+        self._socket.settimeout(seconds)
 
     def fileno(self) -> int:
         """The socket, for who waits for it."""

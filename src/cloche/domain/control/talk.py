@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from cloche.host.reactor import Reactor
 
-#: What the supervisor says after its answer: the program was stopped, has ended, or goes on without this client.
-STOPPED, EXITED, LET_GO = 2, 3, 4
+#: What the supervisor says after its answer: the program was stopped, has ended, goes on without this client, or has
+#: ended while so many others run in its machine.
+STOPPED, EXITED, LET_GO, OTHERS = 2, 3, 4, 5
 #: What the client says.
 SIGNAL, RESIZE, RAW, RESTORED, CONTINUE = 1, 2, 3, 4, 5
 
@@ -37,8 +38,9 @@ class Event(Record):
     """Something the supervisor says.
 
     Attributes:
-        kind: STOPPED, EXITED or LET_GO.
-        value: The signal that has stopped the program; or its exit status, or the signal that has ended it.
+        kind: STOPPED, EXITED, LET_GO or OTHERS.
+        value: The signal that has stopped the program; or its exit status, or the signal that has ended it;
+            or how many others run.
         by_signal: Whether it was a signal that has ended it.
         oom: Whether the machine's memory was used up.
     """
@@ -74,7 +76,7 @@ def decode_event(packet: bytes) -> Event:
     Raises:
         ProtocolError: There is none.
     """
-    if len(packet) != _EVENT.size or packet[0] != VERSION or packet[1] not in (STOPPED, EXITED, LET_GO):
+    if len(packet) != _EVENT.size or packet[0] != VERSION or packet[1] not in (STOPPED, EXITED, LET_GO, OTHERS):
         raise ProtocolError(
             "the domain's supervisor says something that this version of cloche does not know"
         )

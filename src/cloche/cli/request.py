@@ -1,0 +1,93 @@
+"""From the words of a run to a request (layer 6)."""
+
+from __future__ import annotations
+
+import os
+
+from cloche.errors import UsageError
+from cloche.model.request import RunRequest
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.cli.parser import Parsed
+    from cloche.model.request import Disk, Include, Share
+
+
+def build_request(parsed: Parsed) -> RunRequest:
+    """Turn the words of the command line into a request; looks at the directories that are to be shared."""
+    given = parsed.values
+    shares: tuple[Share, ...] = ()
+    includes: tuple[Include, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    if given.keys() & {"share", "here", "include", "disk"}:
+        from cloche.host.paths import resolve_disk, resolve_include, resolve_share, share_here
+
+        shares = tuple(resolve_share(word) for word in given.get("share", ()))  # type: ignore[attr-defined]
+        if given.get("here"):
+            shares = (*shares, share_here())
+        includes = tuple(resolve_include(word) for word in given.get("include", ()))  # type: ignore[attr-defined]
+        disks = tuple(resolve_disk(word) for word in given.get("disk", ()))  # type: ignore[attr-defined]
+    network = None
+    if "net" in given:
+        from cloche.host.networks import resolve_network
+
+        network = resolve_network(given["net"])  # type: ignore[arg-type]
+    if "name" in given:
+        from cloche.host.names import check_name
+
+        given["name"] = check_name(str(given["name"]))
+    plain = {
+        key: given[key]
+        for key in (
+            "driver",
+            "workdir",
+            "user",
+            "privileged",
+            "cpus",
+            "pids",
+            "kernel",
+            "accelerator",
+            "boot_log",
+            "agent_log",
+            "shell_on_failure",
+            "strace",
+            "share_later",
+            "devices",
+            "hwrng",
+            "cold",
+            "name",
+        )
+        if key in given
+    }
+    return RunRequest(
+        argv=tuple(os.fsencode(word) for word in parsed.operands),
+        shares=shares,
+        includes=includes,
+        disks=disks,
+        network=network,
+        env=tuple(read_variable(word) for word in given.get("env", ())),  # type: ignore[attr-defined]
+        memory_mib=given.get("memory"),  # type: ignore[arg-type]
+        timeout_s=given.get("timeout"),  # type: ignore[arg-type]
+        boot_timeout_s=given.get("boot_timeout"),  # type: ignore[arg-type]
+        insecure=tuple(dict.fromkeys(given.get("insecure_no_jail", ()))),  # type: ignore[call-overload]
+        **plain,  # type: ignore[arg-type]
+    )
+
+
+def read_variable(word: str) -> tuple[bytes, bytes]:
+    """Read ``NAME=VALUE``, or ``NAME`` for what it is on the host.
+
+    Raises:
+        UsageError: It names nothing.
+    """
+    name, equals, value = os.fsencode(word).partition(b"=")
+    if not name:
+        raise UsageError(
+            f"--env {word!r} names no variable", hint="Write NAME=VALUE, or NAME to pass on the host's."
+        )
+    if equals:
+        return name, value
+    passed = os.environb.get(name)
+    if passed is None:
+        raise UsageError(f"--env {word}: the variable is not set here", hint=f"Write {word}=VALUE.")
+    return name, passed

@@ -1,0 +1,147 @@
+"""Filling the pool (layer 5): what is missing is made, what is too much or out of date is ended, one after the other."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from cloche import log
+from cloche.domain.control import claiming, wire
+from cloche.domain.control.client import Control
+from cloche.errors import ClocheError, DomainError, LaunchError
+from cloche.host import pool, poolfile, rundir, xdg
+from cloche.host.process import start_cloche
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.host.pool import Member
+    from cloche.plan.pool import Setting
+
+#: Somebody fills; somebody else waits for that. Nobody else needs to.
+_FILLS, _WAITS = "lock", "queue"
+_PATIENCE_S = 5.0
+
+
+def fill(make: Callable[[Setting], None], *, background: bool = False) -> int:
+    """Make what is missing, by ``make``; return how many that were.
+
+    In the ``background`` this returns at once when somebody else is about to do the same.
+
+    Raises:
+        ClocheError: One cannot be made.
+    """
+    if not (settings := poolfile.read()):
+        return 0
+    directory = xdg.ensure_directory(pool.home())
+    queue = _lock(directory, _WAITS)
+    if background and not _try_lock(queue):
+        os.close(queue)
+        return 0
+    fcntl.flock(queue, fcntl.LOCK_EX)
+    lock = _lock(directory, _FILLS)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # From here on there is news for the next one.
+        os.close(queue)
+        queue = -1
+        return _fill(settings, make)
+    finally:
+        for fd in (queue, lock):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _lock(directory: str, name: str) -> int:
+    return os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _fill(settings: tuple[Setting, ...], make: Callable[[Setting], None]) -> int:
+    waiting = good_members(settings)
+    made = 0
+    for setting in settings:
+        key = pool.own_key(setting.key)
+        count = sum(member.key == key for member in waiting)
+        for _ in range(setting.keep - count):
+            make(setting)
+            made += 1
+    return made
+
+
+def good_members(settings: tuple[Setting, ...]) -> list[Member]:
+    """Return the members that are wanted and up to date; the others of this installation are ended."""
+    left = {pool.own_key(setting.key): setting.keep for setting in settings}
+    good = []
+    mine = pool.own_key("")
+    for member in pool.members():
+        if member.state == pool.READY and member.key.endswith(mine):
+            seen = look(member)
+            if seen is None:
+                continue
+            if seen.changed or left.get(member.key, 0) <= 0:
+                end(member)
+                continue
+            left[member.key] -= 1
+            good.append(member)
+        else:
+            connection = pool.connect(member)
+            if connection is not None:
+                connection.close()
+    return good
+
+
+def look(member: Member) -> claiming.Seen | None:
+    """Ask a member whether it is still what it was made of; None when it is somebody's, or gone."""
+    connection = pool.connect(member)
+    if connection is None:
+        return None
+    with Control.over(connection, member.ident) as control:
+        control.set_patience(_PATIENCE_S)
+        try:
+            return control.ask(claiming.Look(), claiming.Seen.read)
+        except ClocheError as error:
+            log.debug(f"a machine of the pool: {error.message}")
+            return None
+
+
+def end(member: Member) -> bool:
+    """End a member: it is taken, and then nobody has it. Returns whether it was there to be taken."""
+    connection = pool.take(member)
+    if connection is None:
+        return False
+    connection.close()
+    rundir.wait_for_end(member.ident)
+    return True
+
+
+def fill_in_background() -> None:
+    """Have the pool filled by a process of its own."""
+    try:
+        start_cloche("pool", "fill", "--background")
+    except LaunchError as error:
+        log.debug(error.message)
+
+
+def heard(packet: bytes) -> str:
+    """Return the identity of the machine that a supervisor says waits now.
+
+    Raises:
+        ClocheError: It could not be made, and why.
+    """
+    from cloche.domain.detached import Begun
+
+    if not packet:
+        raise DomainError(
+            "the supervisor of a machine of the pool has ended before it was ready",
+            hint="Somebody or the kernel (for want of memory?) has ended it.",
+        )
+    return Begun.read(wire.decode_answer(packet)).ident
