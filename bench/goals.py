@@ -18,6 +18,7 @@ CLOCHE, RAW, RAW_BWRAP, BWRAP = (
 )
 TEMPLATE = "cloche run -- true (from the template)"
 FORK, SNAPSHOT, RAW_BESIDE = "cloche fork", "cloche snapshot save", "raw QEMU, start to exit of `true`"
+POOL = "cloche run -- true (from the pool)"
 VIRTME, VIRTME_SAME = "virtme-ng, Debian's kernel", "virtme-ng, cloche's kernel"
 PC, MICROVM = "raw QEMU pc, cloud kernel, busybox", "raw QEMU microvm, cloche's kernel, busybox"
 VERSION, PYTHON = "cloche --version", "python3 -I -S -c pass"
@@ -70,6 +71,12 @@ def judge(samples: Samples) -> list[Goal]:
             "times",
         ),
         Goal("saved state to the guest's memory", median(samples, SNAPSHOT, "saved"), 1.15, "times"),
+        Goal(
+            "run from the pool to raw QEMU's cold start",
+            paired_ratio(samples, POOL, RAW, "wall"),
+            0.15,
+            "times",
+        ),
         Goal("cold start to virtme-ng", paired_ratio(samples, CLOCHE, VIRTME, "wall"), 0.1, "times"),
         Goal("--version to a bare Python", paired_ratio(samples, VERSION, PYTHON, "wall"), 4.0, "times"),
         Goal("the host's own share of a start", median(samples, WATERFALL, "host's share"), 150.0, "ms"),

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -143,6 +148,49 @@ def from_template(program: str) -> Callable[[], dict[str, float]]:
     return measure
 
 
+def from_pool(program: str) -> Callable[[], dict[str, float]]:
+    """Return a measurement of ``cloche run`` as a user types it, for whom one machine waits.
+
+    The pool is the measurement's own, and what it makes anew afterwards is waited for outside of what is measured.
+
+    Raises:
+        MeasureError: (the measurement) No machine can be made to wait here.
+    """
+    home = tempfile.mkdtemp(prefix="cloche-bench-")
+    env = {**os.environ, "XDG_RUNTIME_DIR": home, "XDG_CONFIG_HOME": home}
+    atexit.register(_end_pool, env, home)
+
+    def measure() -> dict[str, float]:
+        _run_beside(["pool", "set", "--keep", "1"], env)
+        return {"wall": _run_beside(["run", "--", program], env)}
+
+    return measure
+
+
+def _run_beside(words: Sequence[str], env: Mapping[str, str]) -> float:
+    """Run cloche and return how long that took, in seconds; machines that wait stay behind."""
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [str(CLOCHE), *words],
+        env=env,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    wall = time.perf_counter() - begin
+    if done.returncode:
+        raise rounds.MeasureError(
+            f"ended with status {done.returncode}: {done.stderr.decode(errors='replace')}"
+        )
+    return wall
+
+
+def _end_pool(env: Mapping[str, str], home: str) -> None:
+    _run_beside(["pool", "clear", "--forget"], env)
+    shutil.rmtree(home, ignore_errors=True)
+
+
 def measure_version(parts: Parts, size: Size) -> Group:
     """How long it takes to ask for the version."""
     del parts
@@ -166,6 +214,7 @@ def measure_start(parts: Parts, size: Size) -> Group:
     candidates = [
         Candidate(goals.CLOCHE, wall_to_exit(run_cloche("--", "true"))),
         Candidate(goals.TEMPLATE, from_template("true")),
+        Candidate(goals.POOL, from_pool("true")),
         Candidate(goals.BWRAP, to_exit(machines.bubblewrapped(["true"]))),
     ]
     computer = parts.computer

@@ -42,7 +42,9 @@ WantedBy=default.target
 def set_(parsed: Parsed) -> int:
     """Handle ``cloche pool set``: write down how many machines of a kind are to wait, and fill the pool."""
     if "keep" not in parsed.values:
-        raise UsageError("nothing says how many machines are to wait", hint="For example: cloche pool set --keep 2")
+        raise UsageError(
+            "nothing says how many machines are to wait", hint="For example: cloche pool set --keep 2"
+        )
     given = parsed.values
     setting = Setting(
         keep=int(str(given["keep"])),
@@ -69,10 +71,6 @@ def fill(parsed: Parsed) -> int:
         if usual.nice > 0:
             return 0  # a machine made by a nice process would stay as nice
         scheduling.give_way()
-    settings = poolfile.read()
-    if not settings:
-        filling.good_members(())
-        return 0
     filling.fill(lambda setting: _make(setting, usual, shown=not background), background=background)
     return 0
 
@@ -115,7 +113,7 @@ def clear(parsed: Parsed) -> int:
             poolfile.write(())
         except OSError as error:
             raise HostError(f"cannot write {poolfile.path()}: {error.strerror}") from None
-    count = sum(filling.end(member) for member in pool.members() if member.state == pool.READY)
+    count = filling.clear()
     sys.stdout.write(f"{count} machine{'s' * (count != 1)} ended\n")
     return 0
 

@@ -46,7 +46,7 @@ def run(parsed: Parsed, request: RunRequest, mask: int, terminal: Terminal) -> i
     if claimed is None:
         return None
     connection, ident = claimed
-    control = Control.over(connection, ident)
+    control = Control(ident, _PATIENCE_S, connection)
     joined = None
     try:
         control.send(wire.encode_request(claiming.Claim(len(request.shares), current())))
@@ -55,9 +55,7 @@ def run(parsed: Parsed, request: RunRequest, mask: int, terminal: Terminal) -> i
         from cloche.cli.joined import Joined
 
         joined = Joined(ident, control, terminal)
-        words = claiming.store_words(
-            claiming.Words(request.argv, request.env, tuple(os.environb.items()))
-        )
+        words = claiming.store_words(claiming.Words(request.argv, request.env, tuple(os.environb.items())))
         begin = _describe(request, mask, terminal)
         _wait_for(control)
         joined.begin(begin, (0, 1, 2, words))
@@ -69,6 +67,7 @@ def run(parsed: Parsed, request: RunRequest, mask: int, terminal: Terminal) -> i
         control.close()
         log.debug(f"no machine of the pool: {error}")
         return None
+    log.debug(f"in the machine {ident} of the pool")
     return joined.run()
 
 
@@ -90,7 +89,6 @@ def _lend(control: Control, request: RunRequest) -> None:
 
 
 def _wait_for(control: Control) -> None:
-    control.set_patience(_PATIENCE_S)
     packet = control.receive()
     if not packet:
         raise DomainError("its supervisor is gone")

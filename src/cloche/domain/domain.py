@@ -288,25 +288,6 @@ class Domain:
         """Let this be the program the domain is there for, in the eyes of those who ask and join."""
         self.plan = self._launcher.plan = self.plan._replace(command=command)
 
-    def rename(self, name: str) -> None:
-        """Call the domain something else.
-
-        Raises:
-            DomainError: Another running domain is called so.
-        """
-        self._launcher.rename(name)
-
-    def share(
-        self,
-        source: int,
-        target: str,
-        writable: bool,
-        done: Callable[[], None],
-        fail: Callable[[ClocheError], None],
-    ) -> None:
-        """Share a directory with the guest (``Sharing.add``)."""
-        self._launcher.sharing.add(source, target, writable, done, fail)
-
     def finish(self, then: Callable[[], None], *, wait: bool = True) -> None:
         """End the domain in an orderly way: what programs wrote to shares is on the host before ``then`` is called."""
         was = self.state

@@ -1,4 +1,4 @@
-"""Filling the pool (layer 5): what is missing is made, what is too much or out of date is ended, one after the other."""
+"""Filling the pool (layer 5): what is missing is made, what is too much or out of date is ended, one by one."""
 
 from __future__ import annotations
 
@@ -24,29 +24,55 @@ _FILLS, _WAITS = "lock", "queue"
 _PATIENCE_S = 5.0
 
 
-def fill(make: Callable[[Setting], None], *, background: bool = False) -> int:
-    """Make what is missing, by ``make``; return how many that were.
+def fill(make: Callable[[Setting], None], *, background: bool = False) -> None:
+    """Make what is missing, by ``make``.
 
     In the ``background`` this returns at once when somebody else is about to do the same.
 
     Raises:
         ClocheError: One cannot be made.
     """
-    if not (settings := poolfile.read()):
-        return 0
+
+    def work() -> None:
+        # Not before: what is set may have changed while somebody else filled.
+        settings = poolfile.read()
+        waiting = good_members(settings)
+        for setting in settings:
+            key = pool.own_key(setting.key)
+            for _ in range(setting.keep - sum(member.key == key for member in waiting)):
+                make(setting)
+
+    if pool.is_set() or poolfile.read():
+        _alone(work, background=background)
+
+
+def clear() -> int:
+    """End all that wait, those that are being made just now among them; return how many they were."""
+    count = 0
+
+    def work() -> None:
+        nonlocal count
+        count = sum(end(member) for member in pool.members() if member.state == pool.READY)
+
+    if pool.is_set():
+        _alone(work)
+    return count
+
+
+def _alone(work: Callable[[], None], *, background: bool = False) -> None:
+    """Do something while nobody else does such a thing; in the ``background`` not if somebody waits for that."""
     directory = xdg.ensure_directory(pool.home())
-    queue = _lock(directory, _WAITS)
-    if background and not _try_lock(queue):
-        os.close(queue)
-        return 0
-    fcntl.flock(queue, fcntl.LOCK_EX)
-    lock = _lock(directory, _FILLS)
+    queue = lock = -1
     try:
+        queue = _lock(directory, _WAITS)
+        if background and not _try_lock(queue):
+            return
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        lock = _lock(directory, _FILLS)
         fcntl.flock(lock, fcntl.LOCK_EX)
         # From here on there is news for the next one.
-        os.close(queue)
-        queue = -1
-        return _fill(settings, make)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        work()
     finally:
         for fd in (queue, lock):
             if fd >= 0:
@@ -54,7 +80,9 @@ def fill(make: Callable[[Setting], None], *, background: bool = False) -> int:
 
 
 def _lock(directory: str, name: str) -> int:
-    return os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    return os.open(
+        os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+    )
 
 
 def _try_lock(fd: int) -> bool:
@@ -63,18 +91,6 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _fill(settings: tuple[Setting, ...], make: Callable[[Setting], None]) -> int:
-    waiting = good_members(settings)
-    made = 0
-    for setting in settings:
-        key = pool.own_key(setting.key)
-        count = sum(member.key == key for member in waiting)
-        for _ in range(setting.keep - count):
-            make(setting)
-            made += 1
-    return made
 
 
 def good_members(settings: tuple[Setting, ...]) -> list[Member]:
@@ -104,8 +120,7 @@ def look(member: Member) -> claiming.Seen | None:
     connection = pool.connect(member)
     if connection is None:
         return None
-    with Control.over(connection, member.ident) as control:
-        control.set_patience(_PATIENCE_S)
+    with Control(member.ident, _PATIENCE_S, connection) as control:
         try:
             return control.ask(claiming.Look(), claiming.Seen.read)
         except ClocheError as error:

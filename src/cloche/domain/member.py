@@ -21,6 +21,8 @@ from cloche.domain.claims import Claims
 from cloche.domain.control import claiming, wire
 from cloche.domain.detached import Begun
 from cloche.domain.domain import Domain
+from cloche.domain.filling import fill_in_background
+from cloche.domain.launcher import Launcher
 from cloche.domain.prepare import prepare_plan
 from cloche.domain.programs import Programs
 from cloche.domain.staleness import Fingerprint
@@ -39,9 +41,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloche.domain.claims import Taker
+    from cloche.domain.timings import Timings
     from cloche.host.scheduling import Scheduling
     from cloche.lean import socket
     from cloche.model.facts import HostFacts
+    from cloche.model.plan import LaunchPlan
     from cloche.plan.pool import Setting
 
 #: So long after it was taken another one is made, or when its program has ended, in seconds.
@@ -58,22 +62,22 @@ class Member:
         usual: Scheduling,
         caller: socket.socket,
         begun: Callable[[], None],
-        refill: Callable[[], None],
     ) -> None:
         self._setting = setting
         self._facts = facts
         self._usual = usual
         self._caller = caller
         self._begun = begun
-        self._refill = refill
         self._reactor = Reactor()
         plan = prepare_plan(setting.request((b"/bin/true",)), facts)
         if plan.template is None:
             raise TemplateError(
-                f"a machine of the pool goes on from a template: {plan.cold}", hint="`cloche template build` makes one."
+                f"a machine of the pool goes on from a template: {plan.cold}",
+                hint="`cloche template build` makes one.",
             )
         self._fingerprint = Fingerprint(plan, facts)
-        self._domain = Domain(self._reactor, plan)
+        self._launcher: Launcher
+        self._domain = Domain(self._reactor, plan, launcher=self._make_launcher)
         self._programs = Programs(self._domain)
         self._entry: Entry | None = None
         self._claims: Claims | None = None
@@ -82,6 +86,10 @@ class Member:
         self._taken: Taken | None = None
         self._has_refilled = False
         self._over = False
+
+    def _make_launcher(self, reactor: Reactor, plan: LaunchPlan, timings: Timings) -> Launcher:
+        self._launcher = Launcher(reactor, plan, timings)
+        return self._launcher
 
     def run(self) -> None:
         """Make it, and return when it has ended.
@@ -166,7 +174,9 @@ class Member:
         """
         if wanted == current():
             return
-        warden = next((one.warden for one in rundir.find_running(waiting=True) if one.ident == self._domain.ident), 0)
+        warden = next(
+            (one.warden for one in rundir.find_running(waiting=True) if one.ident == self._domain.ident), 0
+        )
         apply((*(descendants(warden) if warden else ()), os.getpid()), wanted)
 
     # What those who come want (``claims.Wanted``)
@@ -178,7 +188,7 @@ class Member:
     def claimed(self, taker: Taker, claim: claiming.Claim) -> Taken:
         """Go on at once, and look meanwhile whether that was right: nothing of the taker's is there yet."""
         self._reactor.call_later(_REFILL_S, self._fill_again)
-        self._taken = taken = Taken(self._domain, self._programs, self._facts, taker, claim.shares)
+        self._taken = taken = Taken(self._launcher, self._programs, self._facts, taker, claim.shares)
         taken.on_over = self._finish
         taken.go_on()
         changed = self._fingerprint.changed(self._setting.kernel)
@@ -187,7 +197,9 @@ class Member:
                 raise DomainError(f"the machine of the pool is out of date: {changed}")
             self._schedule(claim.scheduling)
         except OSError as error:
-            taken.fail(DomainError(f"the machine of the pool cannot run as its caller does: {error.strerror}"))
+            taken.fail(
+                DomainError(f"the machine of the pool cannot run as its caller does: {error.strerror}")
+            )
         except ClocheError as error:
             taken.fail(error)
         return taken
@@ -213,17 +225,15 @@ class Member:
     def _fill_again(self) -> None:
         if not self._has_refilled:
             self._has_refilled = True
-            self._refill()
+            fill_in_background()
 
 
 def serve(
     setting: Setting, facts: HostFacts, usual: Scheduling, caller: socket.socket, begun: Callable[[], None]
 ) -> None:
     """Be the supervisor of such a machine to its end. What keeps it from waiting is told to ``caller``."""
-    from cloche.domain.filling import fill_in_background
-
     try:
-        Member(setting, facts, usual, caller, begun, fill_in_background).run()
+        Member(setting, facts, usual, caller, begun).run()
     except ClocheError as error:
         if caller.fileno() >= 0:
             caller.send(wire.encode_failure(error))

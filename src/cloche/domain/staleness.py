@@ -1,8 +1,8 @@
 """Whether a machine that waits is still what a run would get (layer 5): what it was made of has not changed since.
 
-The guest believes for ever what it has looked up of the system tree. A machine that waits has looked up what its warm-up
-needed; so what that was, where packages note that something was installed, and all that the stage and the machine are
-made of are remembered as the kernel tells them apart, and compared when somebody takes the machine.
+The guest believes for ever what it has looked up of the system tree. A machine that waits has looked up what its
+warm-up needed; so what that was, where packages note that something was installed, and all that the stage and the
+machine are made of are remembered as the kernel tells them apart, and compared when somebody takes the machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ _INSTALLED = (
     "/usr/lib/locale",
 )
 #: What the programs of the warm-up are loaded with.
-_LOADED = ("/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6", "/usr/lib/libc.so.6")
+_LOADED = (
+    "/lib64/ld-linux-x86-64.so.2",
+    "/lib/x86_64-linux-gnu/libc.so.6",
+    "/lib64/libc.so.6",
+    "/usr/lib/libc.so.6",
+)
 
 
 class Fingerprint:
@@ -46,7 +51,7 @@ class Fingerprint:
         kernel = plan.machine.kernel
         self._facts = facts
         self._kernel = kernel.ident
-        self._paths = (
+        self._paths: tuple[str | bytes, ...] = (
             *stage_candidates(),
             *_INSTALLED,
             *(os.path.realpath(path) for path in _LOADED),
@@ -86,4 +91,11 @@ def _tell_apart(path: str | bytes) -> tuple[int, ...] | None:
         status = os.lstat(path)
     except OSError:
         return None
-    return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_mode,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )

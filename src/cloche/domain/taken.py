@@ -1,7 +1,7 @@
 """A machine of the pool that somebody has taken (layer 5): from its resumption to the end of the program.
 
-Until it has answered that it goes on and has the shares, nothing of the taker's has begun, and whatever goes wrong costs
-the taker nothing but the time. From BEGIN on it is a run like any other.
+Until it has answered that it goes on and has the shares, nothing of the taker's has begun, and whatever goes wrong
+costs the taker nothing but the time. From BEGIN on it is a run like any other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cloche.domain.claims import Taker
     from cloche.domain.control.talk import Order
-    from cloche.domain.domain import Domain
+    from cloche.domain.launcher import Launcher
     from cloche.domain.programs import Programs
     from cloche.guest.job import Job
     from cloche.guest.messages import SetupDone
@@ -44,10 +44,11 @@ class Taken:
     """One such machine; ``on_over`` is called when it is of no use any more."""
 
     def __init__(
-        self, domain: Domain, programs: Programs, facts: HostFacts, taker: Taker, shares: int
+        self, launcher: Launcher, programs: Programs, facts: HostFacts, taker: Taker, shares: int
     ) -> None:
         self.on_over: Callable[[], None]
-        self._domain = domain
+        self._launcher = launcher
+        self._domain = programs.domain
         self._programs = programs
         self._facts = facts
         self._taker = taker
@@ -56,7 +57,7 @@ class Taken:
         self._there = 0
         self._sources: list[tuple[Share, int]] = []
         self._goes_on = self._is_fresh = self._is_ready = False
-        self._too_late = domain.reactor.call_later(_PATIENCE_S, self._is_too_late)
+        self._too_late = launcher.reactor.call_later(_PATIENCE_S, self._is_too_late)
         self._link: talk.Link | None = None
         self._job: Job | None = None
         self._watch: TerminalWatch | None = None
@@ -112,7 +113,7 @@ class Taken:
             os.close(source)
             self.fail(error)
 
-        self._domain.share(source, share.target, share.writable, added, failed)
+        self._launcher.sharing.add(source, share.target, share.writable, added, failed)
 
     def _settle(self) -> None:
         if self._goes_on and self._is_fresh and self._there == self._expected and not self._is_ready:
@@ -131,7 +132,7 @@ class Taken:
         if not self._is_ready or self._job is not None or self._is_over:
             raise DomainError("the machine of the pool cannot begin anything now")
         if begin.called:
-            self._domain.rename(begin.called)
+            self._launcher.rename(begin.called)
         command = self._command(begin, claiming.read_words(fds[3]))
         self._domain.take_command(command)
         self._link = link = talk.Link(
@@ -217,7 +218,8 @@ class Taken:
 
     def _out_of_time(self, limit_s: float) -> None:
         error = TimeLimitError(
-            f"the program was ended after its time limit of {limit_s:g} seconds", hint="--timeout gives it more."
+            f"the program was ended after its time limit of {limit_s:g} seconds",
+            hint="--timeout gives it more.",
         )
         self._domain.finish(partial(self.fail, error), wait=False)
 

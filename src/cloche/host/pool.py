@@ -1,8 +1,8 @@
 """The machines that wait (layer 3a): a directory with one listening socket each.
 
-The socket's name says what becomes of its machine: ``making,KEY,IDENT``, ``ready,KEY,IDENT``, ``taken,IDENT``. Who wants
-one connects first and renames then: a name can be changed once, so one machine has one taker. The machine's supervisor
-ends it when its name is gone and nobody is connected any more: whoever takes it and dies has been connected before.
+The socket's name says what becomes of its machine: ``making,KEY,IDENT``, ``ready,KEY,IDENT``, ``taken,IDENT``. Who
+wants one connects first and renames then: a name can be changed once, so one machine has one taker. The machine's
+supervisor ends it when its name is gone and nobody is connected any more: whoever takes it and dies was connected.
 A socket on which nobody listens is that of a supervisor that was killed, and is removed by whoever comes along.
 
 This module is on the way to every start: where there is no pool it costs one system call.
@@ -34,7 +34,9 @@ class Member(Record):
     @property
     def entry(self) -> str:
         """Its name in the directory."""
-        return f"{self.state},{self.ident}" if self.state == TAKEN else f"{self.state},{self.key},{self.ident}"
+        return (
+            f"{self.state},{self.ident}" if self.state == TAKEN else f"{self.state},{self.key},{self.ident}"
+        )
 
 
 def home() -> str:

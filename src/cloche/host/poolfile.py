@@ -1,6 +1,6 @@
 """What the user has set for the pool (layer 3a): ``pool.toml`` in the configuration directory.
 
-It is read by whoever fills the pool or shows it, never by a run. ``cloche pool set`` writes it anew; a person may as well.
+It is read by whoever fills the pool or shows it, never by a run. ``cloche pool set`` writes it; a person may as well.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def check(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
     """
     if any(one.keep < 0 for one in settings) or sum(one.keep for one in settings) > MOST_MEMBERS:
         raise UsageError(
-            f"a pool has at most {MOST_MEMBERS} machines", hint="Each takes its memory: `cloche pool list` says how much."
+            f"a pool has at most {MOST_MEMBERS} machines",
+            hint="Each takes its memory: `cloche pool list` says how much.",
         )
     return settings
 

@@ -1,4 +1,4 @@
-"""How the kernel schedules processes (layer 3a): what a run inherits from its caller, where others started the machine."""
+"""How the kernel schedules processes (layer 3a): a run inherits it from its caller, whoever has made the machine."""
 
 from __future__ import annotations
 

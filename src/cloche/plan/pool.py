@@ -67,7 +67,10 @@ def why_not(request: RunRequest) -> str:
         (request.devices != Devices.PROCESS, f"--devices={request.devices} is another arrangement"),
         (bool(request.insecure), "--insecure-no-jail makes other jails"),
         (request.accelerator is not None, "--accel was given"),
-        (request.boot_log or request.boot_timeout_s is not None, "--boot-log and --boot-timeout are about a boot"),
+        (
+            request.boot_log or request.boot_timeout_s is not None,
+            "--boot-log and --boot-timeout are about a boot",
+        ),
         (request.agent_log, "--agent-log begins with the machine"),
         (request.shell_on_failure, "--shell-on-failure is not offered there"),
         (any("," in word for word in (request.kernel or "",)), "the kernel has a comma in its name"),
@@ -106,7 +109,7 @@ _WRITABLE = (
     (b"/", 0),
     (b"/run", MS_NOSUID | MS_NODEV),
     (b"/dev", MS_NOSUID),
-    (b"/dev/shm", MS_NOSUID | MS_NODEV),  # noqa: S108 - the guest's
+    (b"/dev/shm", MS_NOSUID | MS_NODEV),
 )
 
 

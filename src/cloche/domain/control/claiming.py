@@ -209,7 +209,7 @@ def decode(packet: bytes, descriptors: int) -> Look | Claim | Lend | Begin:
 
 
 class Words(Record):
-    """A program with its arguments, variables set for it, and the caller's environment, of which little is passed on."""
+    """A program with its arguments, variables set for it, and the caller's environment (little of it is passed on)."""
 
     argv: tuple[bytes, ...]
     env: tuple[tuple[bytes, bytes], ...]

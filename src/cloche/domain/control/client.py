@@ -29,13 +29,23 @@ PATIENCE_S = 90.0
 class Control:
     """A connection to a domain's supervisor. A context manager. Without ``patience_s`` an answer may take for ever.
 
+    A ``connection`` that there is already is taken over.
+
     Raises:
         DomainError: The domain has ended, or its supervisor does not listen.
     """
 
-    def __init__(self, ident: str, patience_s: float | None = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        ident: str,
+        patience_s: float | None = PATIENCE_S,
+        connection: socket.socket | None = None,
+    ) -> None:
         self._ident = ident
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = connection or socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if connection is not None:
+            self._socket.settimeout(patience_s)
+            return
         # Where many wait to be let in, connecting takes its time too.
         seconds = int(patience_s or PATIENCE_S)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, 0))
@@ -56,13 +66,6 @@ class Control:
                 f"the domain {ident} cannot be asked: {error.strerror or error}",
                 hint="It may be starting or ending: `cloche ps` lists those that run.",
             ) from None
-
-    @classmethod
-    def over(cls, connection: socket.socket, ident: str) -> Self:
-        """Return one over a connection that there is."""
-        made = cls.__new__(cls)
-        made._ident, made._socket = ident, connection
-        return made
 
     def __enter__(self) -> Self:
         return self

@@ -76,7 +76,11 @@ def decode_event(packet: bytes) -> Event:
     Raises:
         ProtocolError: There is none.
     """
-    if len(packet) != _EVENT.size or packet[0] != VERSION or packet[1] not in (STOPPED, EXITED, LET_GO, OTHERS):
+    if (
+        len(packet) != _EVENT.size
+        or packet[0] != VERSION
+        or packet[1] not in (STOPPED, EXITED, LET_GO, OTHERS)
+    ):
         raise ProtocolError(
             "the domain's supervisor says something that this version of cloche does not know"
         )
