@@ -167,11 +167,14 @@ def test_what_is_set_is_kept_and_bounded() -> None:
     poolfile.write(settings)
     assert poolfile.read() == settings
     for bad in ("keep = 40", "keep = 1\ncolour = 2", 'keep = "1"', "memory_mib = 4", "keep = -1"):
-        with open(poolfile.path(), "w", encoding="utf-8") as file:
+        with open(pool.settings_path(), "w", encoding="utf-8") as file:
             file.write(f"[[machines]]\n{bad}\n")
         with pytest.raises(UsageError):
             poolfile.read()
     poolfile.write(())
-    os.chmod(poolfile.path(), 0o666)
+    assert not pool.is_set()
+    poolfile.write(settings)
+    assert pool.is_set()
+    os.chmod(pool.settings_path(), 0o666)
     with pytest.raises(UsageError, match="not yours alone"):
         poolfile.read()

@@ -47,6 +47,7 @@ class Pool:
 
     def __init__(self, runner: Runner) -> None:
         self.cloche = runner
+        self._lock: subprocess.Popen[bytes] | None = None
 
     def set(self, keep: int, *options: str) -> None:
         """Have so many machines wait."""
@@ -67,9 +68,15 @@ class Pool:
         """Keep those there are, and make no more: whoever wants to fill waits."""
         home = Path(self.cloche.user.environment()["XDG_RUNTIME_DIR"]) / "cloche-pool"
         words = ["flock", str(home / "queue"), "sh", "-c", "echo; exec cat"]
-        self._lock = self.cloche.user.popen(words, stdin=subprocess.PIPE)
-        assert self._lock.stdout is not None
-        assert self._lock.stdout.readline() == b"\n"
+        self._lock = lock = self.cloche.user.popen(words, stdin=subprocess.PIPE)
+        assert lock.stdout is not None
+        assert lock.stdout.readline() == b"\n"
+
+    def go_on_refilling(self) -> None:
+        """Make what is missing again."""
+        if self._lock is not None:
+            self._lock.communicate()
+            self._lock = None
 
     def supervisor(self, ident: str) -> int:
         """Return the process id of a machine's supervisor."""
@@ -80,8 +87,7 @@ class Pool:
 
     def close(self) -> None:
         """End all of it."""
-        if (lock := getattr(self, "_lock", None)) is not None:
-            lock.communicate()
+        self.go_on_refilling()
         self.cloche("pool", "set", "--keep", "0")
         self.cloche("pool", "clear", "--forget")
 
@@ -236,10 +242,10 @@ def test_a_taker_that_is_killed_leaves_nothing(pool: Pool) -> None:
             assert pool.entries() == []
         os.close(ended)
         if stage == "renamed":
-            pool._lock.communicate()
+            pool.go_on_refilling()
             pool.set(1)
             pool.stop_refilling()
-    pool._lock.communicate()
+    pool.go_on_refilling()
     pool.set(1)
     pool.stop_refilling()
     # And while its program runs.

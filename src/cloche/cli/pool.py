@@ -10,7 +10,7 @@ import time
 from cloche.cli.detach import begun, go_alone
 from cloche.domain import filling
 from cloche.domain.control import wire
-from cloche.errors import HostError, UsageError
+from cloche.errors import ClocheError, HostError, UsageError
 from cloche.host import pool, poolfile, scheduling
 from cloche.host.facts import collect_facts
 from cloche.host.rundir import find_running
@@ -54,12 +54,15 @@ def set_(parsed: Parsed) -> int:
         # Root's server of shares has rights of root's: a run that has none of its own does not get one unasked.
         share_later=bool(given.get("share_later", os.geteuid() != 0)),
     )
-    others = tuple(one for one in poolfile.read() if one.key != setting.key)
+    before = poolfile.read()
+    others = tuple(one for one in before if one.key != setting.key)
+    _write((*others, setting) if setting.keep else others)
     try:
-        poolfile.write((*others, setting) if setting.keep else others)
-    except OSError as error:
-        raise HostError(f"cannot write {poolfile.path()}: {error.strerror}") from None
-    return fill(parsed)
+        return fill(parsed)
+    except ClocheError:
+        # What cannot be made should not be tried again by each run.
+        _write(before)
+        raise
 
 
 def fill(parsed: Parsed) -> int:
@@ -71,8 +74,21 @@ def fill(parsed: Parsed) -> int:
         if usual.nice > 0:
             return 0  # a machine made by a nice process would stay as nice
         scheduling.give_way()
-    filling.fill(lambda setting: _make(setting, usual, shown=not background), background=background)
+    try:
+        filling.fill(lambda setting: _make(setting, usual, shown=not background), background=background)
+    except ClocheError:
+        if background:
+            filling.note_failure(True)
+        raise
+    filling.note_failure(False)
     return 0
+
+
+def _write(settings: tuple[Setting, ...]) -> None:
+    try:
+        poolfile.write(settings)
+    except OSError as error:
+        raise HostError(f"cannot write {pool.settings_path()}: {error.strerror}") from None
 
 
 def _make(setting: Setting, usual: scheduling.Scheduling, *, shown: bool) -> None:
@@ -109,10 +125,7 @@ def _make_template(setting: Setting) -> None:
 def clear(parsed: Parsed) -> int:
     """Handle ``cloche pool clear``: end the machines that wait; with ``--forget`` make no new ones."""
     if parsed.get("forget"):
-        try:
-            poolfile.write(())
-        except OSError as error:
-            raise HostError(f"cannot write {poolfile.path()}: {error.strerror}") from None
+        _write(())
     count = filling.clear()
     sys.stdout.write(f"{count} machine{'s' * (count != 1)} ended\n")
     return 0

@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 
 from cloche import log
-from cloche.domain.control import claiming, wire
-from cloche.domain.control.client import Control
 from cloche.errors import ClocheError, DomainError
 from cloche.host import pool
-from cloche.host.caller import ignored_signals, working_directory
-from cloche.host.scheduling import current
 from cloche.plan.pool import fitting_keys, why_not
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed
     from cloche.cli.terminal import Terminal
+    from cloche.domain.control import claiming
+    from cloche.domain.control.client import Control
+    from cloche.lean import socket
     from cloche.model.request import RunRequest
 
 #: A supervisor that has not answered so long after its machine was taken is stuck, in seconds.
@@ -45,6 +44,16 @@ def run(parsed: Parsed, request: RunRequest, mask: int, terminal: Terminal) -> i
     claimed = pool.claim(fitting_keys(request, is_root=os.geteuid() == 0))
     if claimed is None:
         return None
+    return _use(request, mask, terminal, claimed)
+
+
+def _use(
+    request: RunRequest, mask: int, terminal: Terminal, claimed: tuple[socket.socket, str]
+) -> int | None:
+    from cloche.domain.control import claiming, wire
+    from cloche.domain.control.client import Control
+    from cloche.host.scheduling import current
+
     connection, ident = claimed
     control = Control(ident, _PATIENCE_S, connection)
     joined = None
@@ -77,6 +86,8 @@ def is_missing(parsed: Parsed, request: RunRequest) -> bool:
 
 
 def _lend(control: Control, request: RunRequest) -> None:
+    from cloche.domain.control import claiming, wire
+
     # A share within another one is put there when that is there.
     for share in sorted(request.shares, key=lambda share: share.target):
         fd = os.open(share.source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -89,6 +100,8 @@ def _lend(control: Control, request: RunRequest) -> None:
 
 
 def _wait_for(control: Control) -> None:
+    from cloche.domain.control import wire
+
     packet = control.receive()
     if not packet:
         raise DomainError("its supervisor is gone")
@@ -97,6 +110,9 @@ def _wait_for(control: Control) -> None:
 
 
 def _describe(request: RunRequest, mask: int, terminal: Terminal) -> claiming.Begin:
+    from cloche.domain.control import claiming
+    from cloche.host.caller import ignored_signals, working_directory
+
     rows, cols = terminal.size() if terminal.wanted else (0, 0)
     return claiming.Begin(
         called=request.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 
 from cloche import log
 from cloche.domain.control import claiming, wire
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 #: Somebody fills; somebody else waits for that. Nobody else needs to.
 _FILLS, _WAITS = "lock", "queue"
+_FAILED = "failed"
+#: Nobody tries in the background again so soon after it has failed, in seconds.
+_RETRY_S = 600.0
 _PATIENCE_S = 5.0
 
 
@@ -42,7 +46,7 @@ def fill(make: Callable[[Setting], None], *, background: bool = False) -> None:
             for _ in range(setting.keep - sum(member.key == key for member in waiting)):
                 make(setting)
 
-    if pool.is_set() or poolfile.read():
+    if pool.is_set() or pool.members():
         _alone(work, background=background)
 
 
@@ -54,7 +58,7 @@ def clear() -> int:
         nonlocal count
         count = sum(end(member) for member in pool.members() if member.state == pool.READY)
 
-    if pool.is_set():
+    if pool.members():
         _alone(work)
     return count
 
@@ -77,6 +81,26 @@ def _alone(work: Callable[[], None], *, background: bool = False) -> None:
         for fd in (queue, lock):
             if fd >= 0:
                 os.close(fd)
+
+
+def note_failure(failed: bool) -> None:
+    """Write down whether the pool could not be filled in the background, so that not every run tries it again."""
+    path = os.path.join(pool.home(), _FAILED)
+    if failed:
+        xdg.ensure_directory(pool.home())
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.utime(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def has_failed_lately() -> bool:
+    """Tell whether that was a short time ago."""
+    try:
+        age_s = time.time() - os.lstat(os.path.join(pool.home(), _FAILED)).st_mtime
+    except OSError:
+        return False
+    return 0 <= age_s < _RETRY_S
 
 
 def _lock(directory: str, name: str) -> int:
@@ -139,7 +163,9 @@ def end(member: Member) -> bool:
 
 
 def fill_in_background() -> None:
-    """Have the pool filled by a process of its own."""
+    """Have the pool filled by a process of its own, unless that has failed a short time ago."""
+    if has_failed_lately():
+        return
     try:
         start_cloche("pool", "fill", "--background")
     except LaunchError as error:

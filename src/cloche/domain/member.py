@@ -23,7 +23,7 @@ from cloche.domain.detached import Begun
 from cloche.domain.domain import Domain
 from cloche.domain.filling import fill_in_background
 from cloche.domain.launcher import Launcher
-from cloche.domain.prepare import prepare_plan
+from cloche.domain.prepare import give_notices, prepare_plan
 from cloche.domain.programs import Programs
 from cloche.domain.staleness import Fingerprint
 from cloche.domain.taken import Taken
@@ -75,6 +75,7 @@ class Member:
                 f"a machine of the pool goes on from a template: {plan.cold}",
                 hint="`cloche template build` makes one.",
             )
+        give_notices(plan)
         self._fingerprint = Fingerprint(plan, facts)
         self._launcher: Launcher
         self._domain = Domain(self._reactor, plan, launcher=self._make_launcher)

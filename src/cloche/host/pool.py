@@ -50,9 +50,14 @@ def own_key(key: str) -> str:
     return f"{key}@{status.st_dev:x}.{status.st_ino:x}"
 
 
+def settings_path() -> str:
+    """Return where what the user has set for the pool is kept (``host.poolfile``)."""
+    return os.path.join(xdg.config_dir(), "pool.toml")
+
+
 def is_set() -> bool:
-    """Tell whether there is a pool, in which there may be nobody."""
-    return os.path.isdir(home())
+    """Tell whether the user has set a pool, in which there may be nobody."""
+    return os.path.exists(settings_path())
 
 
 def members() -> list[Member]:

@@ -9,15 +9,11 @@ import os
 
 from cloche.errors import UsageError
 from cloche.host import xdg
+from cloche.host.pool import settings_path
 from cloche.plan.pool import MOST_MEMBERS, Setting
 
 _HEAD = "# The machines that wait for `cloche run` (`cloche pool --help`).\n"
 _FIELDS = {"keep": int, "memory_mib": int, "cpus": int, "kernel": str, "share_later": bool}
-
-
-def path() -> str:
-    """Return where the file is."""
-    return os.path.join(xdg.config_dir(), "pool.toml")
 
 
 def read() -> tuple[Setting, ...]:
@@ -29,10 +25,12 @@ def read() -> tuple[Setting, ...]:
     import tomllib
 
     try:
-        with open(path(), "rb") as file:
+        with open(settings_path(), "rb") as file:
             status = os.fstat(file.fileno())
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                raise UsageError(f"{path()} is not yours alone", hint=f"chmod go-w {path()}")
+                raise UsageError(
+                    f"{settings_path()} is not yours alone", hint=f"chmod go-w {settings_path()}"
+                )
             table = tomllib.load(file)
     except FileNotFoundError:
         return ()
@@ -54,7 +52,9 @@ def _read_row(row: object) -> Setting:
 
 
 def _wrong(why: str) -> UsageError:
-    return UsageError(f"{path()} cannot be used: {why}", hint="`cloche pool set` writes it anew; delete it.")
+    return UsageError(
+        f"{settings_path()} cannot be used: {why}", hint="`cloche pool set` writes it anew; delete it."
+    )
 
 
 def check(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
@@ -72,7 +72,7 @@ def check(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
 
 
 def write(settings: tuple[Setting, ...]) -> None:
-    """Put down what is set, in place of what was.
+    """Put down what is set, in place of what was; where nothing is, there is no file.
 
     Raises:
         UsageError: As ``check``.
@@ -80,6 +80,12 @@ def write(settings: tuple[Setting, ...]) -> None:
         OSError: There is no room.
     """
     check(settings)
+    if not settings:
+        try:
+            os.unlink(settings_path())
+        except FileNotFoundError:
+            pass
+        return
     xdg.ensure_directory(xdg.config_dir())
     lines = [_HEAD]
     for setting in settings:
@@ -87,10 +93,10 @@ def write(settings: tuple[Setting, ...]) -> None:
         for name, value in setting._asdict().items():
             if value is not None:
                 lines.append(f"{name} = {_format(value)}\n")
-    fresh = f"{path()}.{os.getpid()}"
+    fresh = f"{settings_path()}.{os.getpid()}"
     with open(fresh, "w", encoding="utf-8") as file:
         file.writelines(lines)
-    os.replace(fresh, path())
+    os.replace(fresh, settings_path())
 
 
 def _format(value: object) -> str:
