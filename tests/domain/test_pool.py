@@ -47,12 +47,12 @@ class Pool:
 
     def __init__(self, runner: Runner) -> None:
         self.cloche = runner
-        self._lock: subprocess.Popen[bytes] | None = None
 
     def set(self, keep: int, *options: str) -> None:
-        """Have so many machines wait."""
+        """Have so many machines wait, and no others be made for a while."""
         done = self.cloche("pool", "set", "--keep", str(keep), *options)
         assert done.returncode == 0, done.stderr
+        self.stop_refilling()
 
     def waiting(self) -> list[str]:
         """Return the identities of those that wait."""
@@ -65,18 +65,9 @@ class Pool:
         return sorted(entry for entry in os.listdir(home) if "," in entry)
 
     def stop_refilling(self) -> None:
-        """Keep those there are, and make no more: whoever wants to fill waits."""
+        """Keep those there are: after a failure nobody makes any in the background for a while."""
         home = Path(self.cloche.user.environment()["XDG_RUNTIME_DIR"]) / "cloche-pool"
-        words = ["flock", str(home / "queue"), "sh", "-c", "echo; exec cat"]
-        self._lock = lock = self.cloche.user.popen(words, stdin=subprocess.PIPE)
-        assert lock.stdout is not None
-        assert lock.stdout.readline() == b"\n"
-
-    def go_on_refilling(self) -> None:
-        """Make what is missing again."""
-        if self._lock is not None:
-            self._lock.communicate()
-            self._lock = None
+        assert self.cloche.user.run(["touch", str(home / "failed")]).returncode == 0
 
     def supervisor(self, ident: str) -> int:
         """Return the process id of a machine's supervisor."""
@@ -87,7 +78,6 @@ class Pool:
 
     def close(self) -> None:
         """End all of it."""
-        self.go_on_refilling()
         self.cloche("pool", "set", "--keep", "0")
         self.cloche("pool", "clear", "--forget")
 
@@ -154,7 +144,6 @@ def test_two_runs_never_get_the_same_machine(pool: Pool) -> None:
     """Eight at once for three machines: three take one each, the others start their own; all are strangers."""
     pool.set(3)
     assert len(pool.waiting()) == 3
-    pool.stop_refilling()
     script = "cat /etc/machine-id /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | od -An -tx1"
     runs = [pool.cloche.popen("run", "-v", "--", "sh", "-c", script) for _ in range(8)]
     said = [run.communicate(timeout=120) for run in runs]
@@ -223,7 +212,6 @@ sys.stdin.read()
 def test_a_taker_that_is_killed_leaves_nothing(pool: Pool) -> None:
     """Killed before it has changed the name it has done nothing; killed after that, the machine ends."""
     pool.set(1)
-    pool.stop_refilling()
     source = str(pool.cloche.user.project / "src")
     for stage, code in _STAGES.items():
         (ident,) = pool.waiting()
@@ -242,12 +230,8 @@ def test_a_taker_that_is_killed_leaves_nothing(pool: Pool) -> None:
             assert pool.entries() == []
         os.close(ended)
         if stage == "renamed":
-            pool.go_on_refilling()
             pool.set(1)
-            pool.stop_refilling()
-    pool.go_on_refilling()
-    pool.set(1)
-    pool.stop_refilling()
+            pool.set(1)
     # And while its program runs.
     run = pool.cloche.popen("run", "--", "sh", "-c", "echo on; sleep 600")
     assert run.stdout is not None
@@ -273,7 +257,6 @@ def _has_ended(pidfd: int) -> bool:
 def test_a_broken_machine_costs_nobody_the_run(pool: Pool, part: str) -> None:
     """Whatever of it is killed or stands still, the run goes the ordinary way and nothing stays in the directory."""
     pool.set(1)
-    pool.stop_refilling()
     (ident,) = pool.waiting()
     supervisor = pool.supervisor(ident)
     names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in domain_processes(supervisor)}
@@ -398,6 +381,7 @@ def _set_changed(pool: Pool, *changes: str) -> None:
     source = str(pool.cloche.user.project / "src")
     made = pool.cloche.user.run(["/usr/bin/python3", "-IS", "-c", code, source])
     assert made.returncode == 0, made.stderr
+    pool.stop_refilling()
 
 
 def test_what_a_warm_up_would_leave_is_seen(pool: Pool) -> None:
@@ -435,7 +419,6 @@ def test_the_clock_is_right_after_the_wait(pool: Pool) -> None:
 def test_what_is_out_of_date_is_thrown_away(pool: Pool) -> None:
     """A machine whose template was made anew is listed so; a run does not use it, and it ends."""
     pool.set(1)
-    pool.stop_refilling()
     (ident,) = pool.waiting()
     supervisor = pool.supervisor(ident)
     plan = pool.cloche("run", "--dry-run", "--", "true").stdout.decode()
@@ -449,6 +432,28 @@ def test_what_is_out_of_date_is_thrown_away(pool: Pool) -> None:
     assert _FROM_POOL not in done.stderr
     assert _has_ended(ended)
     os.close(ended)
+
+
+def test_another_one_is_made_afterwards(pool: Pool) -> None:
+    """By a process of its own, when the program has ended; signals and niceness reach that as ever."""
+    pool.set(1)
+    (first,) = pool.waiting()
+    home = Path(pool.cloche.user.environment()["XDG_RUNTIME_DIR"]) / "cloche-pool"
+    (home / "failed").unlink()
+    script = "trap 'exit 9' TERM; echo on; while :; do sleep 0.1; done"
+    run = pool.cloche.popen("run", "--", "sh", "-c", script)
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"on\n"
+    run.terminate()
+    run.communicate()
+    assert run.returncode == 9
+    # Waits for whoever fills it just now, and finds nothing left to do, or does it.
+    assert pool.cloche("pool", "fill").returncode == 0
+    (second,) = pool.waiting()
+    assert first != second
+    pool.stop_refilling()
+    nice = pool.cloche.user.run(["nice", "-n", "5", pool.cloche.program, "run", "-v", "--", "nice"])
+    assert (nice.returncode, nice.stdout, _FROM_POOL in nice.stderr) == (0, b"5\n", True)
 
 
 def test_two_users_do_not_see_each_others(cloche: Runner, cloche_as_caller: Runner) -> None:

@@ -30,7 +30,8 @@ Description=Machines that wait for cloche run
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-KillMode=control-group
+# What runs in a machine of the pool goes on; those that wait are ended by ExecStop.
+KillMode=process
 ExecStart={cloche} pool fill
 ExecStop={cloche} pool clear
 

@@ -42,12 +42,15 @@ if TYPE_CHECKING:
 
     from cloche.domain.claims import Taker
     from cloche.domain.timings import Timings
+    from cloche.host.reactor import Timer
     from cloche.host.scheduling import Scheduling
     from cloche.lean import socket
     from cloche.model.facts import HostFacts
     from cloche.model.plan import LaunchPlan
     from cloche.plan.pool import Setting
 
+#: One that is not ready after so long will never be, in seconds.
+_MAKING_S = 120.0
 #: So long after it was taken another one is made, or when its program has ended, in seconds.
 _REFILL_S = 2.0
 
@@ -86,6 +89,7 @@ class Member:
         self._is_answered = False
         self._taken: Taken | None = None
         self._has_refilled = False
+        self._too_long: Timer | None = None
         self._over = False
 
     def _make_launcher(self, reactor: Reactor, plan: LaunchPlan, timings: Timings) -> Launcher:
@@ -108,6 +112,7 @@ class Member:
             domain.start()
             # Before anybody has time to look: it is nobody's domain until it is taken.
             self._enter()
+            self._too_long = self._reactor.call_later(_MAKING_S, self._is_too_long)
             rundir.sweep()
             self._reactor.run_until(lambda: self._over)
         finally:
@@ -148,6 +153,8 @@ class Member:
         except OSError as failed:
             self._fail(DomainError(f"a machine of the pool cannot be kept: {failed.strerror}"))
             return
+        if self._too_long is not None:
+            self._too_long.cancel()
         self._since_s = int(time.time())
         self._is_answered = True
         self._reactor.unregister(self._caller.fileno())
@@ -161,6 +168,9 @@ class Member:
         self._begun()
         gc.collect()
         gc.freeze()
+
+    def _is_too_long(self) -> None:
+        self._fail(DomainError(f"a machine of the pool was not ready within {_MAKING_S:g} seconds"))
 
     def _left(self, events: int) -> None:
         del events

@@ -55,6 +55,7 @@ class Fingerprint:
             *stage_candidates(),
             *_INSTALLED,
             *(os.path.realpath(path) for path in _LOADED),
+            *_python_libraries(),
             *(os.path.realpath(argv[0]) for argv in WARM_UP),
             *(tool for tool in facts.tools if isinstance(tool, str) and tool),
             kernel.path,
@@ -84,6 +85,14 @@ class Fingerprint:
         except ClocheError as error:
             return error.message
         return ""
+
+
+def _python_libraries() -> list[str]:
+    """Return where Python's own modules are."""
+    try:
+        return [f"/usr/lib/{name}" for name in sorted(os.listdir("/usr/lib")) if name.startswith("python3")]
+    except OSError:
+        return []
 
 
 def _tell_apart(path: str | bytes) -> tuple[int, ...] | None:
