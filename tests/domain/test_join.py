@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 MUTANT = """
 import sys
 sys.path.insert(0, {source!r})
-from cloche.cli import join
-join._Keeper.raw = lambda *_: None
+from cloche.cli import joined
+joined._Keeper.raw = lambda *_: None
 from cloche.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
