@@ -284,10 +284,6 @@ class Domain:
         assert self._session is not None
         self._session.setup(steps, answer)
 
-    def take_command(self, command: GuestCommand) -> None:
-        """Let this be the program the domain is there for, in the eyes of those who ask and join."""
-        self.plan = self._launcher.plan = self.plan._replace(command=command)
-
     def finish(self, then: Callable[[], None], *, wait: bool = True) -> None:
         """End the domain in an orderly way: what programs wrote to shares is on the host before ``then`` is called."""
         was = self.state

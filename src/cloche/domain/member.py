@@ -159,7 +159,7 @@ class Member:
         self._is_answered = True
         self._reactor.unregister(self._caller.fileno())
         try:
-            self._caller.send(wire.encode_answer(Begun(self._domain.ident, "")))
+            self._caller.send(wire.encode_answer(Begun(self._domain.ident, "", False)))
         except OSError:
             log.debug("whoever fills the pool has gone")
         self._caller.close()

@@ -134,7 +134,6 @@ class Taken:
         if begin.called:
             self._launcher.rename(begin.called)
         command = self._command(begin, claiming.read_words(fds[3]))
-        self._domain.take_command(command)
         self._link = link = talk.Link(
             self._domain.reactor, self._taker.give_up(), self._taker.pid, lambda link: None
         )
@@ -186,7 +185,18 @@ class Taken:
         )
         shown = shown_trees(request.shares)
         command = build_command(request, facts, resolve_user(request, facts.user), shown)
-        return command._replace(program=find_program(command, tuple(encode(path) for path in shown)))
+        command = command._replace(program=find_program(command, tuple(encode(path) for path in shown)))
+        plan = self._domain.plan
+        asked = request._replace(
+            shares=(),
+            memory_mib=plan.request.memory_mib if plan.request else None,
+            cpus=plan.request.cpus if plan.request else None,
+            kernel=plan.request.kernel if plan.request else None,
+            share_later=plan.request.share_later if plan.request else False,
+        )
+        # In the eyes of those who ask, join, or save it, this is what the domain is there for.
+        self._domain.plan = self._launcher.machine.plan = plan._replace(command=command, request=asked)
+        return command
 
     def heard(self, order: Order) -> None:
         """Do what the taker says."""
