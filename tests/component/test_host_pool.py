@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cloche.domain import filling
 from cloche.domain.claims import Claims
 from cloche.errors import UsageError
 from cloche.host import pool, poolfile
@@ -178,3 +180,24 @@ def test_what_is_set_is_kept_and_bounded() -> None:
     os.chmod(pool.settings_path(), 0o666)
     with pytest.raises(UsageError, match="not yours alone"):
         poolfile.read()
+
+
+def _clear_without(lock: int) -> None:
+    os.close(lock)  # the copy of the fork
+    filling.clear()
+
+
+def test_clear_waits_for_who_fills() -> None:
+    """What is just being made has no entry yet: so `clear` waits for the lock, whatever it sees."""
+    os.makedirs(pool.home(), mode=0o700)
+    lock = filling._lock(pool.home(), "lock")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    context = multiprocessing.get_context("fork")
+    clearing = context.Process(target=_clear_without, args=(lock,))
+    clearing.start()
+    clearing.join(timeout=0.5)
+    assert clearing.is_alive()
+    os.close(lock)
+    clearing.join(timeout=30)
+    assert clearing.exitcode == 0
+    clearing.close()

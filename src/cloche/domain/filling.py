@@ -46,7 +46,7 @@ def fill(make: Callable[[Setting], None], *, background: bool = False) -> None:
             for _ in range(setting.keep - sum(member.key == key for member in waiting)):
                 make(setting)
 
-    if pool.is_set() or pool.members():
+    if pool.is_set() or os.path.isdir(pool.home()):
         _alone(work, background=background)
 
 
@@ -58,7 +58,8 @@ def clear() -> int:
         nonlocal count
         count = sum(end(member) for member in pool.members() if member.state == pool.READY)
 
-    if pool.members():
+    # One that is being made may have no entry yet: whoever makes it has the lock.
+    if os.path.isdir(pool.home()):
         _alone(work)
     return count
 
