@@ -249,7 +249,7 @@ def test_a_caller_without_a_name(tmp_path: Path) -> None:
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
         "from cloche.host import facts\n"
         "os.getuid = lambda: 54321; os.getgid = lambda: 54322\n"
-        "print(*facts._caller()[:6])\n"
+        "print(*facts.find_caller()[:6])\n"
     )
     argv = ["/usr/bin/python3", "-IS", "-c", program, str(SOURCE)]
     told = subprocess.run(argv, check=True, capture_output=True).stdout
