@@ -22,8 +22,9 @@ from cloche.domain.control.share_list import Listed, ShareList, Shares
 from cloche.domain.control.share_remove import Removed, ShareRemove
 from cloche.domain.control.status import Ask, Status
 from cloche.domain.launcher import Launcher
+from cloche.domain.remote import RemoteLauncher, pack_error, send_message
 from cloche.domain.timings import Timings
-from cloche.errors import ClocheError, DomainError, ProtocolError, ShareError
+from cloche.errors import ClocheError, DomainError, MachineEndedError, ProtocolError, ShareError
 from cloche.host.codec import Reader, Writer
 from cloche.host.reactor import Reactor
 from cloche.model.plan import Endpoint, EndpointKind, ProcessPlan
@@ -348,3 +349,34 @@ def test_a_domain_that_is_gone_is_said_to_be(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with pytest.raises(DomainError, match="the domain 0123 has ended, or has not begun yet"):
         Control("0123")
+
+
+def test_a_domain_that_listens_no_more_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that nobody listens on is that of a domain that is about to go: nobody who waits for that is refused."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    door = tmp_path / "cloche" / "0123" / DOOR
+    door.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(door))
+    with pytest.raises(DomainError, match="the domain 0123 has ended, or has not begun yet"):
+        Control("0123")
+
+
+def test_the_end_heard_while_connecting_anew_is_told_as_ever() -> None:
+    """A program of the API that reaches for a guest that is gone hears why in the loop, and nothing is raised there."""
+    reason = MachineEndedError("the machine is gone", hint="none")
+    heard: list[ClocheError] = []
+    ours, theirs = socket.socketpair()
+    with Reactor() as reactor, theirs:
+        launcher = RemoteLauncher(reactor, plan(request()), Timings())
+        launcher.ended = heard.append
+        launcher._socket = ours
+        send_message(theirs, ("ended", pack_error(reason)))
+        with pytest.raises(OSError, match="the machine is gone"):
+            launcher.connect()
+        assert heard == []
+        reactor.run_until(lambda: bool(heard), 10)
+        with pytest.raises(OSError, match="has ended"):
+            launcher.connect()
+    assert [type(error) for error in heard] == [MachineEndedError]
+    assert heard[0].message == reason.message

@@ -157,10 +157,20 @@ class RemoteLauncher:
         self._reactor.register(ours.fileno(), READ, self._hear)
 
     def connect(self) -> socket.socket:
-        """Let the supervisor connect to the agent's byte stream and hand the connection over."""
-        assert self._socket is not None
-        send_message(self._socket, ("connect",))
-        answer = self._ask("connected")
+        """Let the supervisor connect to the agent's byte stream and hand the connection over.
+
+        Raises:
+            OSError: It cannot; that the domain has ended is told by ``ended``, as ever.
+        """
+        if self._socket is None:
+            raise ConnectionRefusedError(111, "the domain has ended")
+        try:
+            send_message(self._socket, ("connect",))
+            answer = self._ask("connected")
+        except ClocheError as error:
+            # Not out of here: after a cut this is asked for by the loop, which nobody catches anything from.
+            self._reactor.call_soon(partial(self._over, error))
+            raise ConnectionRefusedError(111, error.message) from None
         fd = answer[-1]
         if not isinstance(fd, int):
             raise OSError(int(str(answer[1])), os.strerror(int(str(answer[1]))))
@@ -223,9 +233,13 @@ class RemoteLauncher:
         error: ClocheError = DomainError("the domain's supervisor is gone", hint=_GONE_HINT)
         if message is not None and message[0] == "ended":
             error = unpack_error(message[1])
-        ended = self.ended
-        self.close()
-        ended(error)  # type: ignore[arg-type]
+        self._over(error)
+
+    def _over(self, error: ClocheError) -> None:
+        if self._socket is not None:
+            ended = self.ended
+            self.close()
+            ended(error)  # type: ignore[arg-type]
 
     def _serve(self, message: tuple[Any, ...]) -> None:
         """Do in the guest, or tell of it, what somebody has asked the supervisor for."""

@@ -54,7 +54,8 @@ class Control:
             with Reach(path) as reachable:
                 self._socket.connect(reachable)
             self._socket.settimeout(patience_s)
-        except FileNotFoundError:
+        except (FileNotFoundError, ConnectionRefusedError):
+            # The second: its supervisor listens no more, and is about to remove what there is.
             self._socket.close()
             raise DomainError(
                 f"the domain {ident} has ended, or has not begun yet",
