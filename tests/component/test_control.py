@@ -220,7 +220,8 @@ def test_another_user_is_not_let_in(domain: Domain, tmp_path: Path) -> None:
     """Not through the directory; and not by the supervisor, where the directory is open. As its owner one is."""
     for path in (tmp_path, *tmp_path.parents):
         if path.owner() == "root" and path != path.parent:
-            path.chmod(0o755)
+            # Nothing is taken away: one of them is everybody's /tmp.
+            path.chmod(path.stat().st_mode | 0o055)
     (tmp_path / "cloche").chmod(0o755)
     path = domain.path
 
