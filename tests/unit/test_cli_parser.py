@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloche.cli.parser import Option, Parsed, Verb, parse, parse_count, parse_duration_s, parse_size_mib
+from cloche.cli.parser import Parsed, Verb, parse
 from cloche.cli.verbs import COMMON, RUN, VERBS
 from cloche.errors import UsageError
+from cloche.model.options import Option, parse_count, parse_duration_s, parse_size_mib
 
 #: A small language of its own, so that the grammar is tested and not the table.
 DO = Verb(

@@ -11,34 +11,7 @@ from cloche.errors import UsageError
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-class Option(Record):
-    """One option.
-
-    Attributes:
-        names: ``-m``, ``--memory``: the last one gives the name under which the value is found.
-        help: One sentence.
-        metavar: The value's name in help texts; None for a switch.
-        repeat: Whether it may be given several times (the value is then a tuple).
-        convert: Turns the word into the value; raises UsageError.
-        value: What a switch sets.
-        dest: The name under which the value is found when it is not the long name's.
-    """
-
-    names: tuple[str, ...]
-    help: str
-    metavar: str | None = None
-    repeat: bool = False
-    convert: Callable[[str], object] = str
-    value: object = True
-    dest: str = ""
-
-    @property
-    def key(self) -> str:
-        """The name under which ``Parsed`` holds the value."""
-        return self.dest or self.names[-1].lstrip("-").replace("-", "_")
+    from cloche.model.options import Option
 
 
 class Verb(Record):
@@ -192,79 +165,6 @@ def _suggest(word: str, candidates: list[str]) -> str:
 
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     return f"Did you mean {near[0]}?" if near else "`cloche help` lists what there is."
-
-
-#: What may stand behind a size, in KiB.
-_UNITS_KIB = {"": 1024} | {
-    letter + rest: kib
-    for letter, kib in (("K", 1), ("M", 1024), ("G", 1024**2), ("T", 1024**3))
-    for rest in ("", "B", "IB")
-}
-
-
-def parse_size_mib(word: str) -> int:
-    """Read a memory size and return MiB: ``512``, ``512M`` and ``1G`` (also ``MiB``, ``GiB``); a bare number is MiB.
-
-    Raises:
-        UsageError: It is not a positive size.
-    """
-    number = word.rstrip("bBiIkKmMgGtT")
-    kib = _UNITS_KIB.get(word[len(number) :].upper())
-    if kib is None or not (number.isascii() and number.isdigit() and len(number) < 12) or int(number) == 0:
-        raise UsageError(f"{word!r} is not a size", hint="Write for example 512M or 2G.")
-    return max(1, int(number) * kib // 1024)
-
-
-def parse_count(word: str) -> int:
-    """Read a positive whole number.
-
-    Raises:
-        UsageError: It is none.
-    """
-    if not (word.isascii() and word.isdigit() and len(word) < 10) or int(word) == 0:
-        raise UsageError(f"{word!r} is not a positive whole number", hint="Write 1, 2, 3 and so on.")
-    return int(word)
-
-
-def parse_number(word: str) -> int:
-    """Read a whole number, 0 among them.
-
-    Raises:
-        UsageError: It is none.
-    """
-    return 0 if word == "0" else parse_count(word)
-
-
-def parse_duration_s(word: str) -> float:
-    """Read a duration and return seconds: ``90``, ``1.5``, ``90s``, ``5m``, ``2h``.
-
-    Raises:
-        UsageError: It is no positive duration.
-    """
-    seconds = _read_seconds(word)
-    if not 0 < seconds < 1e9:
-        raise UsageError(f"{word!r} is not a duration", hint="Write for example 30s, 5m or 2h.")
-    return seconds
-
-
-def parse_time_s(word: str) -> float:
-    """Read a duration that may be none at all: ``0``, ``1.5``, ``90s``, ``5m``.
-
-    Raises:
-        UsageError: It is no duration.
-    """
-    seconds = _read_seconds(word)
-    if not 0 <= seconds < 1e6:
-        raise UsageError(f"{word!r} is not a duration", hint="Write for example 0, 30s or 5m.")
-    return seconds
-
-
-def _read_seconds(word: str) -> float:
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    number, factor = (word[:-1], units[word[-1]]) if word[-1:] in units else (word, 1.0)
-    # float() would also take "nan", "1e3", "1_0" and blanks.
-    plain = number.isascii() and number.replace(".", "", 1).isdigit()
-    return float(number) * factor if plain and number.strip(".") else -1.0
 
 
 def parse_signal(word: str) -> int:

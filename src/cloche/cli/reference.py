@@ -10,7 +10,8 @@ from cloche.errors import UsageError
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloche.cli.parser import Option, Parsed, Verb
+    from cloche.cli.parser import Parsed, Verb
+    from cloche.model.options import Option
 
 _EXIT_STATUS = (
     ("N", "the program's own status"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from cloche.cli.parser import (
+from cloche.cli.parser import Verb, parse_signal
+from cloche.model.options import (
+    CPUS,
+    KERNEL,
+    MEMORY,
+    NAME,
+    RUN_OPTIONS,
+    TTY,
     Option,
-    Verb,
     parse_count,
     parse_duration_s,
     parse_number,
-    parse_signal,
-    parse_size_mib,
     parse_time_s,
 )
 
@@ -20,118 +24,11 @@ COMMON = (
 
 _JSON = Option(("--json",), "Print JSON.")
 
-_MEMORY = Option(
-    ("-m", "--memory"),
-    "The most memory the machine may use (512M, 2G).",
-    metavar="SIZE",
-    convert=parse_size_mib,
-)
-_CPUS = Option(("-c", "--cpus"), "The number of virtual CPUs.", metavar="N", convert=parse_count)
-_KERNEL = Option(("--kernel",), "Boot this kernel (see `cloche kernel list`).", metavar="NAME")
 _TEMPLATE_OPTIONS = (
-    _MEMORY,
-    _CPUS,
-    _KERNEL,
+    MEMORY,
+    CPUS,
+    KERNEL,
     Option(("--background",), "Give way to everything else, and wait for nobody."),
-)
-
-_TTY = (
-    Option(("--tty",), "Give the program a terminal.", dest="tty"),
-    Option(("--no-tty",), "Give the program no terminal.", dest="tty", value=False),
-)
-
-_NAME = Option(("--name",), "Call the domain so, for `exec`, `logs`, `stop` and all others.", metavar="NAME")
-
-RUN_OPTIONS = (
-    Option(
-        ("-d", "--detach"), "Start the program, print the domain's name and return; it goes on by itself."
-    ),
-    _NAME,
-    Option(("--interactive",), "Keep a detached program's input open, for `cloche attach`."),
-    Option(
-        ("--log-size",),
-        "How much of a detached program's output is kept (16M).",
-        metavar="SIZE",
-        convert=parse_size_mib,
-    ),
-    Option(
-        ("--share",),
-        "Show a directory of the host in the guest; read-only unless :rw is said.",
-        metavar="DIR[:ro|:rw][:at=PATH]",
-        repeat=True,
-    ),
-    Option(("--share-later",), "Get ready for `cloche share add`, which a run without any share is not."),
-    Option(("--here",), "Share the working directory, read-write, at the same path."),
-    Option(
-        ("-i", "--include"),
-        "Copy a file or directory of the host into the guest before the start.",
-        metavar="GUEST=HOST",
-        repeat=True,
-    ),
-    Option(
-        ("--disk",),
-        "Give the machine a disk kept in a file of the host: /dev/disk/by-tag/TAG.",
-        metavar="TAG=FILE[,format=raw|qcow2][,ro]",
-        repeat=True,
-    ),
-    Option(("--hwrng",), "Give the machine a device with random numbers of the host: /dev/hwrng."),
-    Option(
-        ("--net",),
-        "Give the guest a network: the host's, as your programs have it (user), or a card whose frames go to a socket.",
-        metavar="none|user[,mac=MAC]|socket:PATH[,mac=MAC]",
-    ),
-    Option(
-        ("-u", "--user"), "Run as this user of the guest (root, nobody, you, or a number).", metavar="USER"
-    ),
-    Option(("--privileged",), "Run as root inside."),
-    Option(
-        ("-e", "--env"),
-        "Set an environment variable; a bare NAME passes on the host's.",
-        metavar="NAME[=VALUE]",
-        repeat=True,
-    ),
-    Option(("-w", "--workdir"), "Start in this directory of the guest.", metavar="PATH"),
-    _MEMORY,
-    _CPUS,
-    Option(
-        ("--timeout",),
-        "End the program after this time (30s, 5m); status 124.",
-        metavar="TIME",
-        convert=parse_duration_s,
-    ),
-    Option(("--pids",), "The most processes the program may have.", metavar="N", convert=parse_count),
-    *_TTY,
-    Option(("-t", "--temporary"), "Leave nothing behind (every run does, until there are profiles)."),
-    Option(("--no-pool",), "Start a machine of its own, although one waits in the pool."),
-    Option(("--cold",), "Boot from nothing, and make no template afterwards."),
-    Option(("--driver",), "What isolates the program: qemu (the default) or bwrap (weaker).", metavar="NAME"),
-    Option(
-        ("--accel",), "Use kvm or tcg instead of what was found to work.", metavar="NAME", dest="accelerator"
-    ),
-    _KERNEL,
-    Option(
-        ("--boot-timeout",),
-        "Give up when the guest does not answer in time.",
-        metavar="TIME",
-        convert=parse_duration_s,
-    ),
-    Option(("--boot-log",), "Show the guest kernel's messages on stderr."),
-    Option(("--agent-log",), "Show the agent's messages on stderr."),
-    Option(("--shell-on-failure",), "Open a shell in the guest when the program fails."),
-    Option(("--strace",), "Run the program under the guest's strace."),
-    Option(
-        ("--devices",),
-        "Where the machine's devices are: process (each in its own, the default), bundled or vmm (both weaker).",
-        metavar="process|bundled|vmm",
-    ),
-    Option(
-        ("--insecure-no-jail",),
-        "Leave out a part of the jails that this host cannot have: seccomp, namespaces, cgroups or ids.",
-        metavar="PART",
-        repeat=True,
-    ),
-    Option(("--dry-run",), "Print the plan and start nothing."),
-    Option(("--timings",), "Show where the time of the start went, on stderr."),
 )
 
 RUN = Verb(
@@ -177,7 +74,7 @@ VERBS = (
                 metavar="NAME[=VALUE]",
                 repeat=True,
             ),
-            *_TTY,
+            *TTY,
         ),
         operands="DOMAIN [--] CMD [ARG...]",
         program=True,
@@ -186,7 +83,7 @@ VERBS = (
         "shell",
         "Be root in a running domain: an administrator's shell.",
         "join:shell",
-        (Option(("-u", "--user"), "Be this user instead of root.", metavar="USER"), *_TTY),
+        (Option(("-u", "--user"), "Be this user instead of root.", metavar="USER"), *TTY),
         operands="[DOMAIN]",
     ),
     Verb(
@@ -315,7 +212,7 @@ VERBS = (
                 "restore",
                 "Start a detached domain that goes on from a snapshot, and print its name.",
                 "snapshot:restore",
-                (_NAME,),
+                (NAME,),
                 operands="NAME",
             ),
             Verb(
@@ -378,9 +275,9 @@ VERBS = (
                 "pool:set_",
                 (
                     Option(("--keep",), "How many.", metavar="N", convert=parse_number),
-                    _MEMORY,
-                    _CPUS,
-                    _KERNEL,
+                    MEMORY,
+                    CPUS,
+                    KERNEL,
                     Option(("--share-later",), "They can take shares (what a user's can, unless root's)."),
                     Option(
                         ("--no-share-later",),
