@@ -13,13 +13,16 @@ import pytest
 
 from cloche.domain.control import talk, wire
 from cloche.domain.control.client import Control
+from cloche.domain.control.disk_add import DiskAdd
 from cloche.domain.control.door import DOOR
-from cloche.domain.control.joining import Attach, Exec, Words, read_words, store_words
-from cloche.domain.control.life import AskLife, Kill, LogWait, Nothing, Rename, Stop
+from cloche.domain.control.fields import Nothing, load, read_fields, store, write_fields
+from cloche.domain.control.joining import Attach, Exec, Words
+from cloche.domain.control.life import AskLife, Kill, LogWait, Rename, Stop
 from cloche.domain.control.server import MAX_CLIENTS
-from cloche.domain.control.share_add import Added, ShareAdd
+from cloche.domain.control.share_add import ShareAdd
 from cloche.domain.control.share_list import Listed, ShareList, Shares
-from cloche.domain.control.share_remove import Removed, ShareRemove
+from cloche.domain.control.share_remove import ShareRemove
+from cloche.domain.control.snapshot_save import SnapshotSave
 from cloche.domain.control.status import Ask, Status
 from cloche.domain.launcher import Launcher
 from cloche.domain.remote import RemoteLauncher, pack_error, send_message
@@ -28,12 +31,15 @@ from cloche.errors import ClocheError, DomainError, MachineEndedError, ProtocolE
 from cloche.host.codec import Reader, Writer
 from cloche.host.reactor import Reactor
 from cloche.model.plan import Endpoint, EndpointKind, ProcessPlan
+from cloche.model.request import Disk
 from support.plans import plan, request, share
 from support.wardens import PATIENCE_S, small_jail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from cloche.domain.control.fields import Message
 
 
 class Domain:
@@ -76,7 +82,7 @@ class Domain:
     def answers(self) -> bool:
         """Tell whether an honest client is answered."""
         with Control(self.launcher.ident, PATIENCE_S) as control:
-            return control.ask(Ask(), Status.read).driver == "bwrap"
+            return control.ask(Ask(), Status).driver == "bwrap"
 
 
 @pytest.fixture
@@ -96,9 +102,9 @@ def test_a_domain_says_what_it_is(domain: Domain) -> None:
     """Driver, program as it was typed, and shares; a client may ask more than once."""
     with Control(domain.launcher.ident) as control:
         for _ in range(3):
-            status = control.ask(Ask(), Status.read)
+            status = control.ask(Ask(), Status)
             assert status == Status((b"prog", b"\xff"), "bwrap", "namespaces", "", 0, 0, 1, False)
-        listed = control.ask(ShareList(), Shares.read).shares
+        listed = control.ask(ShareList(), Shares).shares
     assert listed == (Listed("/srv/a", "/srv/a", False, False),)
 
 
@@ -107,7 +113,7 @@ def test_a_host_programs_domain_can_be_stopped(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     made = Domain(tmp_path)
     with Control(made.launcher.ident) as control:
-        control.ask(Stop(1000), Nothing.read)
+        control.ask(Stop(1000), Nothing)
         assert control.receive() == b""
     made.close()
     assert [error.message for error in made.ends] == ["the sandbox was ended from outside, by `cloche stop`"]
@@ -120,9 +126,9 @@ def test_errors_come_back_as_they_were_raised(domain: Domain, tmp_path: Path) ->
     with Control(domain.launcher.ident) as control:
         for ask in (ShareAdd("/srv/b", False), ShareRemove("/srv/a", False)):
             with pytest.raises(ShareError, match="bwrap driver cannot change what is shared") as raised:
-                control.ask(ask, Added.read, (fd,) if isinstance(ask, ShareAdd) else ())
+                control.ask(ask, Nothing, (fd,) if isinstance(ask, ShareAdd) else ())
             assert raised.value.hint == "The qemu driver can; leave out --driver."
-        assert control.ask(Ask(), Status.read).shares == 1
+        assert control.ask(Ask(), Status).shares == 1
     os.close(fd)
 
 
@@ -262,14 +268,18 @@ def test_another_user_is_not_let_in(domain: Domain, tmp_path: Path) -> None:
         Kill(15),
         Rename("web"),
         LogWait(1 << 40),
+        DiskAdd.of(Disk("data", "/a\udcff", most_bytes=1 << 40)),
+        DiskAdd.of(Disk("data", "/dev/x", "qcow2", writable=False, most_bytes=None)),
+        SnapshotSave("/a\udcff", "title", True),
         Exec(True, 24, 80, "root", "/tmp/\udcff"),
         Attach(False, 0, 0),
     ],
 )
-def test_requests_survive_the_wire(asked: wire.Request) -> None:
+def test_requests_survive_the_wire(asked: Message) -> None:
     """What was asked is what is read, names of any bytes included; every shorter packet is refused."""
     packet = wire.encode_request(asked)
-    descriptors = (wire.REQUESTS | wire.CONVERSATIONS)[asked.name][2]
+    known = (wire.REQUESTS | wire.CONVERSATIONS).values()
+    (descriptors,) = {count for _, name, count in known if name == type(asked).__name__}
     assert wire.decode_request(packet, descriptors) == asked
     for end in range(len(packet)):
         with pytest.raises(ClocheError):
@@ -280,9 +290,9 @@ def test_answers_and_errors_survive_the_wire() -> None:
     """So do answers; of an error too long for a packet the beginning."""
     said = Shares((Listed("/a\n", "/b\udcfe", True, False), Listed("", "", False, True)))
     writer = Writer()
-    said.write(writer)
-    assert Shares.read(Reader(writer.finish())) == said
-    assert Removed.read(wire.decode_answer(wire.encode_answer(Removed()))) == Removed()
+    write_fields(writer, said)
+    assert read_fields(Shares, Reader(writer.finish())) == said
+    assert wire.read_answer(wire.encode_answer(Nothing()), Nothing) == Nothing()
     long = DomainError("m" * 99999, hint="h" * 99999, detail=("d" * 99999,) * 99)
     packet = wire.encode_failure(long)
     assert len(packet) <= wire.MAX_PACKET
@@ -297,18 +307,18 @@ def test_answers_and_errors_survive_the_wire() -> None:
 def test_words_survive_the_file_and_others_are_refused(tmp_path: Path) -> None:
     """As long as a packet never is; a pipe, a damaged file and one that is too large are none."""
     words = Words((b"prog", b"\xff\n", b"x" * 200_000), ((b"NAME", b"a=b"), (b"E", b"")))
-    fd = store_words(words)
-    assert read_words(fd) == words
+    fd = store(words)
+    assert load(Words, fd) == words
     os.ftruncate(fd, 100)
     with pytest.raises(ProtocolError, match="ends too early"):
-        read_words(fd)
-    os.ftruncate(fd, 5 << 20)
+        load(Words, fd)
+    os.ftruncate(fd, 9 << 20)
     with pytest.raises(ProtocolError, match="too long"):
-        read_words(fd)
+        load(Words, fd)
     os.close(fd)
     for end in os.pipe():
         with pytest.raises(ProtocolError, match="in no file"):
-            read_words(end)
+            load(Words, end)
         os.close(end)
 
 

@@ -195,7 +195,7 @@ def test_what_waits_is_hidden_idle_and_can_be_ended(pool: Pool) -> None:
 _STAGES = {
     "connected": "c = pool.connect(m)",
     "renamed": "c = pool.take(m)",
-    "claimed": "c = pool.take(m); c.send(wire.encode_request(claiming.Claim(0, scheduling.current())))",
+    "claimed": "c = pool.take(m); c.send(wire.encode_request(claiming.Claim.of(0, scheduling.current())))",
 }
 _TAKER = """
 import os, sys

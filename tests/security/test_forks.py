@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloche.domain.control.client import Control
-from cloche.domain.control.life import Nothing
+from cloche.domain.control.fields import Nothing
 from cloche.domain.control.snapshot_save import SnapshotSave
 from cloche.domain.domain import Domain
 from cloche.domain.find import find_domain
@@ -60,7 +60,7 @@ def saved(project: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         while age < AGE_S:
             age = float(subprocess.check_output([*program, "exec", name, "cat", "/proc/uptime"]).split()[0])
         with Control(find_domain(name).ident) as control:
-            control.ask(SnapshotSave(directory, "", stop=False), Nothing.read)
+            control.ask(SnapshotSave(directory, "", stop=False), Nothing)
     finally:
         subprocess.run([*program, "stop", "-t", "0", name], check=True)
         subprocess.run([*program, "rm", name], check=True)

@@ -10,8 +10,9 @@ from cloche.api.sandbox import Sandbox, complete
 from cloche.domain.control import talk, wire
 from cloche.domain.control.client import Control
 from cloche.domain.control.disks import add_disk
-from cloche.domain.control.joining import Exec, Started, Words, store_words
-from cloche.domain.control.life import AskLife, Kill, LifeNow, Nothing, Rename
+from cloche.domain.control.fields import Nothing, store
+from cloche.domain.control.joining import Exec, Started, Words
+from cloche.domain.control.life import AskLife, Kill, LifeNow, Rename
 from cloche.domain.find import find_any, find_domain
 from cloche.domain.following import (
     pause_domain,
@@ -141,7 +142,7 @@ class Domain:
         """``starting``, ``running``, ``paused``, ``stopping`` or ``ended``."""
         try:
             with Control(self.ident) as control:
-                return control.ask(AskLife(), LifeNow.read).state
+                return control.ask(AskLife(), LifeNow).state
         except DomainError:
             return "ended"
 
@@ -222,7 +223,7 @@ class Domain:
     def kill(self, signo: int = 9) -> None:
         """Send a signal to the domain's own program or, when that has ended, to the others."""
         with Control(self.ident) as control:
-            control.ask(Kill(signo), Nothing.read)
+            control.ask(Kill(signo), Nothing)
 
     def pause(self) -> None:
         """Let it stand still: it keeps its memory and takes no CPU."""
@@ -305,7 +306,7 @@ class Domain:
     def rename(self, name: str) -> None:
         """Call it something else."""
         with Control(self.ident) as control:
-            control.ask(Rename(check_name(name)), Nothing.read)
+            control.ask(Rename(check_name(name)), Nothing)
 
     def remove(self) -> None:
         """Forget a detached domain that has ended: its log, and how it ended.
@@ -341,7 +342,7 @@ class _Joined(Popen):
 
     def _ask(self, asked: Exec, words: Words, ends: Ends) -> None:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        file = store_words(words)
+        file = store(words)
         try:
             fds = (*(null if end is None else end for end in ends), file)
             self._control.send(wire.encode_request(asked), fds)
@@ -353,7 +354,7 @@ class _Joined(Popen):
         answer = self._control.receive()
         if not answer:
             raise self._gone()
-        self.pid = Started.read(wire.decode_answer(answer)).pid
+        self.pid = wire.read_answer(answer, Started).pid
         self._started.set()
         threading.Thread(target=self._follow, name="cloche-join", daemon=True).start()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
+from cloche.cli.listing import print_json
 from cloche.domain.audit import Audit, Audited, audit_domain, capability_names
 from cloche.domain.find import find_domain
 from cloche.errors import UsageError
@@ -42,8 +42,7 @@ def main(parsed: Parsed) -> int:
         raise UsageError("`cloche audit` looks at one domain at a time", hint="Name one of them.")
     audit = audit_domain(find_domain(parsed.operands[0] if parsed.operands else None))
     if parsed.get("json"):
-        json.dump(as_json(audit), sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(as_json(audit))
     else:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         sys.stdout.write(in_words(audit, color=color, files=bool(parsed.get("files"))))

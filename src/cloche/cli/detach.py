@@ -80,7 +80,7 @@ def start(what: RunRequest | Again, options: Options) -> Callable[[], Begun]:
                 hint="Somebody or the kernel (for want of memory?) has ended it;"
                 " `cloche run` without -d may tell more.",
             )
-        return Begun.read(wire.decode_answer(packet))
+        return wire.read_answer(packet, Begun)
 
     return finish
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import sys
 
+from cloche.cli.listing import print_json
 from cloche.domain.trial import KVM_DEADLINE_S, try_run
 from cloche.errors import ClocheError
 from cloche.host import accel, cgroups, xdg
@@ -34,8 +34,7 @@ def main(parsed: Parsed) -> int:
     """Look, try, report. Status 0 when programs can be run, 125 when not."""
     findings = examine()
     if parsed.get("json"):
-        json.dump([finding._asdict() for finding in findings], sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json([finding._asdict() for finding in findings])
     else:
         for finding in findings:
             sys.stdout.write(f"{finding.state:<5} {finding.name:<12} {finding.detail}\n")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
+from cloche.cli.listing import print_json
 from cloche.drivers.registry import DRIVER_NAMES, find_driver
 from cloche.host.facts import collect_facts
 from cloche.record import TYPE_CHECKING
@@ -30,8 +30,7 @@ def main(parsed: Parsed) -> int:
             }
         )
     if parsed.get("json"):
-        json.dump(rows, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(rows)
         return 0
     for row in rows:
         capabilities = row["capabilities"]

@@ -11,7 +11,8 @@ import os
 from cloche.cli.joined import Joined
 from cloche.cli.terminal import Terminal
 from cloche.domain.control.client import Control
-from cloche.domain.control.joining import Attach, Exec, Words, store_words
+from cloche.domain.control.fields import store
+from cloche.domain.control.joining import Attach, Exec, Words
 from cloche.domain.find import find_domain
 from cloche.errors import UsageError
 from cloche.record import TYPE_CHECKING
@@ -55,7 +56,7 @@ def _execute(parsed: Parsed, argv: tuple[bytes, ...], user: str) -> int:
 
         env += tuple(read_variable(word) for word in parsed.values["env"])  # type: ignore[attr-defined]
     joined = _join(find_domain(parsed.operands[0] if parsed.operands else None).ident, terminal)
-    words = store_words(Words(argv, env))
+    words = store(Words(argv, env))
     rows, cols = terminal.size() if terminal.wanted else (0, 0)
     workdir = str(parsed.get("workdir", ""))
     joined.begin(Exec(terminal.wanted, rows, cols, user, workdir), (0, 1, 2, words))
@@ -72,7 +73,7 @@ def attach(parsed: Parsed) -> int:
         raise UsageError("`cloche attach` takes one domain", hint="Write: cloche attach DOMAIN")
     ident = find_domain(parsed.operands[0] if parsed.operands else None).ident
     with Control(ident) as control:
-        life = control.ask(AskLife(), LifeNow.read)
+        life = control.ask(AskLife(), LifeNow)
     terminal = Terminal(life.terminal and os.isatty(0) and os.isatty(1))
     if terminal.wanted:
         log.notice("attached; Ctrl-] leaves the program alone again")

@@ -15,6 +15,7 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloche.cli.terminal import Terminal
     from cloche.domain.control.client import Control
+    from cloche.domain.control.fields import Message
 
 
 class Joined:
@@ -29,7 +30,7 @@ class Joined:
         self._has_begun = False
         self._status: int | None = None
 
-    def begin(self, asked: wire.Request, fds: tuple[int, ...]) -> None:
+    def begin(self, asked: Message, fds: tuple[int, ...]) -> None:
         """Ask for it, and let go of the streams: at their other ends it is to be seen when the program closes them."""
         # Before anything of it can run: a signal from now on is the program's.
         self._terminal.watch_signals(self._reactor, self._signal, self._resized)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 
+from cloche.cli.listing import print_json
 from cloche.errors import UsageError
 from cloche.kernel import store
 from cloche.record import TYPE_CHECKING
@@ -78,8 +78,7 @@ def list_(parsed: Parsed) -> int:
     default = store.default_id()
     if parsed.get("json"):
         rows = [{**kernel._asdict(), "default": kernel.id == default} for kernel in kernels]
-        json.dump(rows, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(rows)
         return 0
     if not kernels:
         sys.stdout.write(

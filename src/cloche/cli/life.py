@@ -41,13 +41,14 @@ def stop(parsed: Parsed) -> int:
 def kill(parsed: Parsed) -> int:
     """Send a signal to the program of domains."""
     from cloche.domain.control.client import Control
-    from cloche.domain.control.life import Kill, Nothing
+    from cloche.domain.control.fields import Nothing
+    from cloche.domain.control.life import Kill
 
     signo = int(parsed.get("signal", _SIGKILL))  # type: ignore[call-overload]
 
     def send(wanted: str) -> None:
         with Control(find_domain(wanted).ident) as control:
-            control.ask(Kill(signo), Nothing.read)
+            control.ask(Kill(signo), Nothing)
 
     return _each(parsed, send)
 
@@ -69,12 +70,13 @@ def resume(parsed: Parsed) -> int:
 def rename(parsed: Parsed) -> int:
     """Call a running domain something else."""
     from cloche.domain.control.client import Control
-    from cloche.domain.control.life import Nothing, Rename
+    from cloche.domain.control.fields import Nothing
+    from cloche.domain.control.life import Rename
     from cloche.host.names import check_name
 
     wanted, name = _operands(parsed, 2)
     with Control(find_domain(wanted).ident) as control:
-        control.ask(Rename(check_name(name)), Nothing.read)
+        control.ask(Rename(check_name(name)), Nothing)
     return 0
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 
 from cloche.cli.detach import begun, go_alone
+from cloche.cli.listing import print_json
 from cloche.domain import filling
 from cloche.domain.control import wire
 from cloche.errors import ClocheError, HostError, UsageError
@@ -158,8 +158,7 @@ def list_(parsed: Parsed) -> int:
     settings = poolfile.read()
     if parsed.get("json"):
         set_now = [{**setting._asdict(), "kind": setting.key} for setting in settings]
-        json.dump({"machines": rows, "set": set_now}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json({"machines": rows, "set": set_now})
         return 0
     for setting in settings:
         count = sum(row["kind"] == setting.key and row["state"] == "waiting" for row in rows)

@@ -52,19 +52,20 @@ def _use(
 ) -> int | None:
     from cloche.domain.control import claiming, wire
     from cloche.domain.control.client import Control
+    from cloche.domain.control.fields import store
     from cloche.host.scheduling import current
 
     connection, ident = claimed
     control = Control(ident, _PATIENCE_S, connection)
     joined = None
     try:
-        control.send(wire.encode_request(claiming.Claim(len(request.shares), current())))
+        control.send(wire.encode_request(claiming.Claim.of(len(request.shares), current())))
         _lend(control, request)
         # While the machine wakes up.
         from cloche.cli.joined import Joined
 
         joined = Joined(ident, control, terminal)
-        words = claiming.store_words(claiming.Words(request.argv, request.env, tuple(os.environb.items())))
+        words = store(claiming.Words(request.argv, request.env, tuple(os.environb.items())))
         begin = _describe(request, mask, terminal)
         _wait_for(control)
         joined.begin(begin, (0, 1, 2, words))

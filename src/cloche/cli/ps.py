@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 
+from cloche.cli.listing import print_json
 from cloche.domain.control.client import Control
 from cloche.domain.control.life import AskLife, LifeNow
 from cloche.domain.control.status import Ask, Status
@@ -36,8 +36,7 @@ def main(parsed: Parsed) -> int:
     ended = _ended({running.ident for running, _ in found}) if parsed.get("all") else ()
     if parsed.get("json"):
         rows = [_as_json(running, told) for running, told in found]
-        json.dump([*rows, *map(_ended_as_json, ended)], sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json([*rows, *map(_ended_as_json, ended)])
     else:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         sys.stdout.write(in_words(found, ended, color=color))
@@ -47,7 +46,7 @@ def main(parsed: Parsed) -> int:
 def _ask(running: Running) -> Told | None:
     try:
         with Control(running.ident, _PATIENCE_S) as control:
-            return control.ask(Ask(), Status.read), control.ask(AskLife(), LifeNow.read)
+            return control.ask(Ask(), Status), control.ask(AskLife(), LifeNow)
     except ClocheError:
         return None  # it has just begun or ended, or does not answer: the table shows that
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
+from cloche.cli.listing import print_json
 from cloche.domain.control.shares import add_share, list_shares, remove_share
 from cloche.domain.find import find_domain
 from cloche.errors import UsageError
@@ -52,8 +52,7 @@ def list_(parsed: Parsed) -> int:
             }
             for one in shares
         ]
-        json.dump(rows, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(rows)
         return 0
     table = [("GUEST", "HOST", "MODE", "SHARED")]
     for one in shares:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 
 from cloche.cli.detach import start
+from cloche.cli.listing import day_and_time, print_rows
 from cloche.domain import snapshotting
 from cloche.domain.detached import Options
 from cloche.domain.find import find_domain
@@ -20,6 +19,7 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.cli.listing import Row
     from cloche.cli.parser import Parsed
     from cloche.domain.snapshotting import Again
 
@@ -56,19 +56,14 @@ def fork(parsed: Parsed) -> int:
 def list_(parsed: Parsed) -> int:
     """Handle ``cloche snapshot list``; status 125 when one is damaged."""
     rows = [_row(name, check=bool(parsed.get("check"))) for name in snapshots.names()]
-    if parsed.get("json"):
-        json.dump(rows, sys.stdout, indent=2)
-        sys.stdout.write("\n")
-    elif not rows:
-        sys.stdout.write("There is no snapshot yet: `cloche snapshot save DOMAIN NAME` makes one.\n")
-    else:
-        for row in rows:
-            sys.stdout.write(f"{_in_words(row)}\n")
+    print_rows(
+        parsed, rows, _in_words, "There is no snapshot yet: `cloche snapshot save DOMAIN NAME` makes one."
+    )
     return 125 if any(row.get("damage") for row in rows) else 0
 
 
-def _row(name: str, *, check: bool) -> dict[str, object]:
-    row: dict[str, object] = {"name": name}
+def _row(name: str, *, check: bool) -> Row:
+    row: Row = {"name": name}
     try:
         directory = snapshots.locate(name)
         found = read(directory)
@@ -89,13 +84,12 @@ def _row(name: str, *, check: bool) -> dict[str, object]:
     return row
 
 
-def _in_words(row: dict[str, object]) -> str:
+def _in_words(row: Row) -> str:
     if "made" not in row:
         return f"{row['name']}  damaged: {row['damage']}"
-    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(str(row["made"]))))
-    program = " ".join(row["program"])[:_SHOWN]  # type: ignore[arg-type]
-    seen = {None: "", "": "  intact"}.get(row.get("damage"), f"  damaged: {row.get('damage')}")  # type: ignore[call-overload]
-    return f"{row['name']}  {made}  {row['on_disk_mib']} MiB  {program}{seen}"
+    program = " ".join(row["program"])[:_SHOWN]
+    seen = {None: "", "": "  intact"}.get(row.get("damage"), f"  damaged: {row.get('damage')}")
+    return f"{row['name']}  {day_and_time(row['made'])}  {row['on_disk_mib']} MiB  {program}{seen}"
 
 
 def delete(parsed: Parsed) -> int:

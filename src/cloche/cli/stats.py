@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 
+from cloche.cli.listing import print_json
 from cloche.domain.find import find_any, find_domain
 from cloche.domain.numbers import read_numbers
 from cloche.errors import UsageError
@@ -31,8 +31,7 @@ def stats(parsed: Parsed) -> int:
     chosen = [find_domain(word) for word in parsed.operands] or list(find_running())
     found = [(running, read_numbers(running)) for running in chosen]
     if parsed.get("json"):
-        json.dump([_as_json(running, numbers) for running, numbers in found], sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json([_as_json(running, numbers) for running, numbers in found])
     else:
         sys.stdout.write(_table([_row(running, numbers, None) for running, numbers in found]))
     return 0
@@ -79,16 +78,15 @@ def inspect(parsed: Parsed) -> int:
         assert kept is not None
         from cloche.domain.inspection import plain
 
-        json.dump({"domain": ident, "state": "ended", **plain(kept._asdict())}, sys.stdout, indent=2)  # type: ignore[dict-item]
-        sys.stdout.write("\n")
+        print_json({"domain": ident, "state": "ended", **plain(kept._asdict())})  # type: ignore[dict-item]
         return 0
     from cloche.domain.control.client import Control
-    from cloche.domain.control.life import Nothing
+    from cloche.domain.control.fields import Nothing
     from cloche.domain.control.numbers import Inspect
 
     fd = os.memfd_create("inspect", os.MFD_CLOEXEC)
     with Control(ident) as control, open(fd, "r+b") as file:
-        control.ask(Inspect(), Nothing.read, (fd,))
+        control.ask(Inspect(), Nothing, (fd,))
         file.seek(0)
         sys.stdout.write(file.read().decode())
     return 0

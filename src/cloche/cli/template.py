@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 
+from cloche.cli.listing import day_and_time, print_rows
 from cloche.domain.template import is_intact, make_template, note_failure
 from cloche.errors import ClocheError, TemplateError, UsageError
 from cloche.host import templates
@@ -15,6 +14,7 @@ from cloche.model.request import RunRequest
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cloche.cli.listing import Row
     from cloche.cli.parser import Parsed
 
 
@@ -38,36 +38,35 @@ def build(parsed: Parsed) -> int:
 
 def list_(parsed: Parsed) -> int:
     """Handle ``cloche template list``; status 125 when one is damaged."""
-    rows = []
-    for name in templates.names():
-        directory = os.path.join(templates.home(), name)
-        _, content = templates.read_info(directory)
-        row: dict[str, object] = {"name": name, "made": int(os.stat(directory).st_mtime)}
-        if content is not None:
-            row |= {
-                "memory_mib": content.memory_bytes >> 20,
-                "used_mib": round(content.used_bytes / (1 << 20), 1),
-                "state_kib": content.state_bytes >> 10,
-            }
-        if parsed.get("check") or content is None:
-            row["intact"] = content is not None and is_intact(directory)
-        rows.append(row)
-    if parsed.get("json"):
-        json.dump(rows, sys.stdout, indent=2)
-        sys.stdout.write("\n")
-    elif not rows:
-        sys.stdout.write("There is no template yet: the first run makes one, or `cloche template build`.\n")
-    else:
-        for row in rows:
-            sys.stdout.write(f"{_describe(row)}\n")
+    rows = [_row(name, check=bool(parsed.get("check"))) for name in templates.names()]
+    print_rows(
+        parsed,
+        rows,
+        _in_words,
+        "There is no template yet: the first run makes one, or `cloche template build`.",
+    )
     return 0 if all(row.get("intact", True) for row in rows) else 125
 
 
-def _describe(row: dict[str, object]) -> str:
-    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(str(row["made"]))))
+def _row(name: str, *, check: bool) -> Row:
+    directory = os.path.join(templates.home(), name)
+    _, content = templates.read_info(directory)
+    row: Row = {"name": name, "made": int(os.stat(directory).st_mtime)}
+    if content is not None:
+        row |= {
+            "memory_mib": content.memory_bytes >> 20,
+            "used_mib": round(content.used_bytes / (1 << 20), 1),
+            "state_kib": content.state_bytes >> 10,
+        }
+    if check or content is None:
+        row["intact"] = content is not None and is_intact(directory)
+    return row
+
+
+def _in_words(row: Row) -> str:
     what = f"{row['memory_mib']} MiB, {row['used_mib']} of them used" if "memory_mib" in row else "not whole"
-    seen = {True: "  intact", False: "  damaged", None: ""}[row.get("intact")]  # type: ignore[index]
-    return f"{row['name']}  {made}  {what}{seen}"
+    seen = {True: "  intact", False: "  damaged", None: ""}[row.get("intact")]
+    return f"{row['name']}  {day_and_time(row['made'])}  {what}{seen}"
 
 
 def remove(parsed: Parsed) -> int:

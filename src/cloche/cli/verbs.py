@@ -5,11 +5,13 @@ from __future__ import annotations
 from cloche.cli.parser import Verb, parse_signal
 from cloche.model.options import (
     CPUS,
+    ENV,
     KERNEL,
     MEMORY,
     NAME,
     RUN_OPTIONS,
     TTY,
+    WORKDIR,
     Option,
     parse_count,
     parse_duration_s,
@@ -30,6 +32,8 @@ _TEMPLATE_OPTIONS = (
     KERNEL,
     Option(("--background",), "Give way to everything else, and wait for nobody."),
 )
+
+_CHECK = Option(("--check",), "Read all of them, and say which are damaged.")
 
 RUN = Verb(
     "run",
@@ -67,13 +71,8 @@ VERBS = (
             Option(
                 ("-u", "--user"), "Run as this user of the guest instead of the program's.", metavar="USER"
             ),
-            Option(("-w", "--workdir"), "Start in this directory of the guest.", metavar="PATH"),
-            Option(
-                ("-e", "--env"),
-                "Set an environment variable; a bare NAME passes on the host's.",
-                metavar="NAME[=VALUE]",
-                repeat=True,
-            ),
+            WORKDIR,
+            ENV,
             *TTY,
         ),
         operands="DOMAIN [--] CMD [ARG...]",
@@ -219,7 +218,7 @@ VERBS = (
                 "list",
                 "List the snapshots there are.",
                 "snapshot:list_",
-                (Option(("--check",), "Read all of them, and say which are damaged."), _JSON),
+                (_CHECK, _JSON),
             ),
             Verb("delete", "Delete snapshots.", "snapshot:delete", operands="NAME..."),
         ),
@@ -260,7 +259,7 @@ VERBS = (
                 "list",
                 "List the templates there are.",
                 "template:list_",
-                (Option(("--check",), "Read them whole and say whether they are intact."), _JSON),
+                (_CHECK, _JSON),
             ),
             Verb("remove", "Delete templates; without a name, all.", "template:remove", operands="[NAME...]"),
         ),

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from cloche.domain.timings import Timings
     from cloche.guest.job import Job
     from cloche.guest.session import Sink, Source
-    from cloche.host.codec import Reader, Writer
     from cloche.host.reactor import Timer
     from cloche.lean import socket
     from cloche.model.facts import HostFacts
@@ -70,17 +69,6 @@ class Begun(Record):
     ident: str
     name: str
     wants_template: bool
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        wire.write_text(writer, self.ident)
-        wire.write_text(writer, self.name)
-        writer.u8(self.wants_template)
-
-    @classmethod
-    def read(cls, reader: Reader) -> Begun:
-        """Take the fields out again."""
-        return cls(wire.read_text(reader), wire.read_text(reader), wire.read_flag(reader))
 
 
 class Detached:

@@ -147,7 +147,7 @@ def look(member: Member) -> claiming.Seen | None:
         return None
     with Control(member.ident, _PATIENCE_S, connection) as control:
         try:
-            return control.ask(claiming.Look(), claiming.Seen.read)
+            return control.ask(claiming.Look(), claiming.Seen)
         except ClocheError as error:
             log.debug(f"a machine of the pool: {error.message}")
             return None
@@ -186,4 +186,4 @@ def heard(packet: bytes) -> str:
             "the supervisor of a machine of the pool has ended before it was ready",
             hint="Somebody or the kernel (for want of memory?) has ended it.",
         )
-    return Begun.read(wire.decode_answer(packet)).ident
+    return wire.read_answer(packet, Begun).ident

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cloche.domain.control.client import Control
-from cloche.domain.control.life import Ended, LogWait, Nothing, Pause, Resume, Stop, Wait
+from cloche.domain.control.fields import Nothing
+from cloche.domain.control.life import Ended, LogWait, Pause, Resume, Stop, Wait
 from cloche.domain.find import find_any
 from cloche.errors import ClocheError, DomainError
 from cloche.host import records, rundir
@@ -29,7 +30,7 @@ def wait_for_program(wanted: str, timeout_s: float | None = None) -> tuple[int, 
     if running is not None:
         try:
             with Control(ident, timeout_s) as control:
-                ended = control.ask(Wait(), Ended.read)
+                ended = control.ask(Wait(), Ended)
             if ended.is_last:
                 rundir.wait_for_end(ident)
             return ended.status, ""
@@ -56,7 +57,7 @@ def stop_domain(ident: str, grace_s: float) -> None:
     """
     try:
         with Control(ident) as control:
-            control.ask(Stop(min(int(grace_s * 1000), _MOST_MS)), Nothing.read)
+            control.ask(Stop(min(int(grace_s * 1000), _MOST_MS)), Nothing)
     except DomainError as error:
         if "has ended" not in error.message:
             raise
@@ -70,7 +71,7 @@ def pause_domain(ident: str) -> None:
         DomainError: It does not run, or cannot be paused.
     """
     with Control(ident) as control:
-        control.ask(Pause(), Nothing.read)
+        control.ask(Pause(), Nothing)
 
 
 def resume_domain(ident: str) -> None:
@@ -80,7 +81,7 @@ def resume_domain(ident: str) -> None:
         DomainError: It is not paused.
     """
     with Control(ident) as control:
-        control.ask(Resume(), Nothing.read)
+        control.ask(Resume(), Nothing)
 
 
 def read_output(ident: str, *, follow: bool = False) -> Iterator[Entry]:
@@ -107,7 +108,7 @@ def read_output(ident: str, *, follow: bool = False) -> Iterator[Entry]:
             return
         try:
             with Control(ident, None) as control:
-                control.ask(LogWait(position), Nothing.read)
+                control.ask(LogWait(position), Nothing)
         except ClocheError:
             # It has ended: what it wrote last is there when its run directory is gone.
             rundir.wait_for_end(ident)

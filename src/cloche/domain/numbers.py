@@ -108,7 +108,7 @@ def _traffic(pid: int) -> tuple[int, int] | None:
 def _ask_guest(ident: str) -> Guest | None:
     try:
         with Control(ident, _PATIENCE_S) as control:
-            return read_guest(control.ask(AskNumbers(), GuestText.read).text)
+            return read_guest(control.ask(AskNumbers(), GuestText).text)
     except ClocheError:
         return None
 

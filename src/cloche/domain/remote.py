@@ -296,7 +296,7 @@ def start_detached(request: RunRequest | Again, facts: HostFacts, options: Optio
         packet = ours.recv(wire.MAX_PACKET)
     if not packet:
         raise DomainError("the domain's supervisor has ended before the program was started", hint=_GONE_HINT)
-    begun = Begun.read(wire.decode_answer(packet))
+    begun = wire.read_answer(packet, Begun)
     return begun.ident, begun.name
 
 

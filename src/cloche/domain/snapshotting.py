@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cloche.domain import snapshot
 from cloche.domain.control.client import Control
-from cloche.domain.control.life import Nothing
+from cloche.domain.control.fields import Nothing
 from cloche.domain.control.snapshot_save import SnapshotSave
 from cloche.errors import ClocheError, SnapshotError
 from cloche.host import snapshots
@@ -49,7 +49,7 @@ def save(ident: str, name: str, *, stop: bool) -> None:
     if name in snapshots.names():
         raise snapshots.taken(name)
     with snapshots.building() as directory, Control(ident, _PATIENCE_S) as control:
-        control.ask(SnapshotSave(directory, name, stop), Nothing.read)
+        control.ask(SnapshotSave(directory, name, stop), Nothing)
 
 
 def restore(name: str, title: str, start: Start) -> tuple[str, str]:
@@ -79,7 +79,7 @@ def fork(ident: str, count: int, titles: tuple[str, ...], start: Start) -> list[
         check_name(title)
     with snapshots.building() as directory:
         with Control(ident, _PATIENCE_S) as control:
-            control.ask(SnapshotSave(directory, "", stop=False), Nothing.read)
+            control.ask(SnapshotSave(directory, "", stop=False), Nothing)
         names = (*titles, *("" for _ in range(count - len(titles))))
         return _wait_for([start(Again(directory, name, whole=False)) for name in names])
 

@@ -10,6 +10,7 @@ import os
 from functools import partial
 
 from cloche.domain.control import claiming, talk, wire
+from cloche.domain.control.fields import Nothing, load
 from cloche.domain.joins import TerminalWatch, end_of, is_null, may_read, obey
 from cloche.domain.outcome import failure
 from cloche.domain.states import State
@@ -119,7 +120,7 @@ class Taken:
         if self._goes_on and self._is_fresh and self._there == self._expected and not self._is_ready:
             self._is_ready = True
             self._too_late.cancel()
-            self._taker.answer(wire.encode_answer(claiming.Nothing()))
+            self._taker.answer(wire.encode_answer(Nothing()))
 
     # The program
 
@@ -133,7 +134,7 @@ class Taken:
             raise DomainError("the machine of the pool cannot begin anything now")
         if begin.called:
             self._launcher.rename(begin.called)
-        command = self._command(begin, claiming.read_words(fds[3]))
+        command = self._command(begin, load(claiming.Words, fds[3]))
         self._link = link = talk.Link(
             self._domain.reactor, self._taker.give_up(), self._taker.pid, lambda link: None
         )
@@ -158,7 +159,7 @@ class Taken:
         self._programs.began(job)
         if isinstance(job.stdin, InputPump):
             job.stdin.may_read = partial(may_read, link.client, lines=not begin.terminal)
-        job.on_started = lambda job: link.send(wire.encode_answer(claiming.Nothing()))
+        job.on_started = lambda job: link.send(wire.encode_answer(Nothing()))
         job.on_stopped = lambda job, signo: link.send(talk.encode_event(talk.Event(talk.STOPPED, signo)))
         job.on_done = partial(self._done, command)
         if begin.timeout_ms:

@@ -125,7 +125,13 @@ TTY = (
     Option(("--tty",), "Give the program a terminal.", dest="tty"),
     Option(("--no-tty",), "Give the program no terminal.", dest="tty", value=False),
 )
-
+ENV = Option(
+    ("-e", "--env"),
+    "Set an environment variable; a bare NAME passes on the host's.",
+    metavar="NAME[=VALUE]",
+    repeat=True,
+)
+WORKDIR = Option(("-w", "--workdir"), "Start in this directory of the guest.", metavar="PATH")
 NAME = Option(("--name",), "Call the domain so, for `exec`, `logs`, `stop` and all others.", metavar="NAME")
 
 RUN_OPTIONS = (
@@ -170,13 +176,8 @@ RUN_OPTIONS = (
         ("-u", "--user"), "Run as this user of the guest (root, nobody, you, or a number).", metavar="USER"
     ),
     Option(("--privileged",), "Run as root inside."),
-    Option(
-        ("-e", "--env"),
-        "Set an environment variable; a bare NAME passes on the host's.",
-        metavar="NAME[=VALUE]",
-        repeat=True,
-    ),
-    Option(("-w", "--workdir"), "Start in this directory of the guest.", metavar="PATH"),
+    ENV,
+    WORKDIR,
     MEMORY,
     CPUS,
     Option(

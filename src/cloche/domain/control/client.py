@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Self, TypeVar
 
-    from cloche.host.codec import Reader
+    from cloche.domain.control.fields import Message
 
     T = TypeVar("T")
 
@@ -102,8 +102,8 @@ class Control:
         except ConnectionResetError:
             return b""
 
-    def ask(self, request: wire.Request, read: Callable[[Reader], T], fds: Sequence[int] = ()) -> T:
-        """Ask something and wait for the answer, which ``read`` takes apart.
+    def ask(self, request: Message, kind: Callable[..., T], fds: Sequence[int] = ()) -> T:
+        """Ask something and wait for the answer, which is of this kind.
 
         Raises:
             ClocheError: What the supervisor has raised, or that it is gone.
@@ -127,7 +127,4 @@ class Control:
             )
         if len(answer) > wire.MAX_PACKET:
             raise ProtocolError("the domain's supervisor gives an answer that is too long")
-        reader = wire.decode_answer(answer)
-        result = read(reader)
-        reader.end()
-        return result
+        return wire.read_answer(answer, kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cloche.domain.control.client import Control
 from cloche.domain.control.disk_add import DiskAdd
-from cloche.domain.control.life import Nothing
+from cloche.domain.control.fields import Nothing
 from cloche.host.paths import resolve_disk
 
 
@@ -18,5 +18,5 @@ def add_disk(ident: str, word: str) -> str:
     """
     disk = resolve_disk(word)
     with Control(ident) as control:
-        control.ask(DiskAdd(disk), Nothing.read)
+        control.ask(DiskAdd.of(disk), Nothing)
     return f"/dev/disk/by-tag/{disk.tag}"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from cloche.domain.control.wire import read_flag, read_text, write_text
+from cloche.domain.control.fields import Nothing
 from cloche.errors import DomainError
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.domain.control.fields import U32, U64
     from cloche.domain.launcher import Launcher
     from cloche.domain.programs import Programs
     from cloche.errors import ClocheError
-    from cloche.host.codec import Reader, Writer
 
     Fail = Callable[[ClocheError], None]
 
@@ -31,35 +31,8 @@ def programs_of(launcher: Launcher) -> Programs:
     return launcher.programs
 
 
-class Nothing(Record):
-    """An answer that says no more than that it was done."""
-
-    def write(self, writer: Writer) -> None:
-        """There is nothing more to say."""
-
-    @classmethod
-    def read(cls, reader: Reader) -> Nothing:
-        """There is nothing more to be read."""
-        del reader
-        return cls()
-
-
 class AskLife(Record):
     """How are you?"""
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "life"
-
-    def write(self, writer: Writer) -> None:
-        """There is nothing more to say."""
-
-    @classmethod
-    def read(cls, reader: Reader) -> AskLife:
-        """There is nothing more to be read."""
-        del reader
-        return cls()
 
     def serve(
         self, launcher: Launcher, fds: list[int], answer: Callable[[LifeNow], None], fail: Fail
@@ -97,44 +70,16 @@ class LifeNow(Record):
 
     state: str
     called: str
-    programs: int
+    programs: U32
     detached: bool
     terminal: bool
     interactive: bool
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        write_text(writer, self.state)
-        write_text(writer, self.called)
-        writer.u32(self.programs)
-        for flag in (self.detached, self.terminal, self.interactive):
-            writer.u8(flag)
-
-    @classmethod
-    def read(cls, reader: Reader) -> LifeNow:
-        """Take the fields out again."""
-        words = (read_text(reader), read_text(reader))
-        return cls(*words, reader.u32(), read_flag(reader), read_flag(reader), read_flag(reader))
 
 
 class Stop(Record):
     """End every program with SIGTERM, and the domain when some go on after ``grace_ms``."""
 
-    grace_ms: int
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "stop"
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        writer.u32(self.grace_ms)
-
-    @classmethod
-    def read(cls, reader: Reader) -> Stop:
-        """Take the fields out again."""
-        return cls(reader.u32())
+    grace_ms: U32
 
     def serve(
         self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
@@ -154,21 +99,7 @@ class Stop(Record):
 class Kill(Record):
     """Send a signal to the domain's program."""
 
-    signo: int
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "kill"
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        writer.u32(self.signo)
-
-    @classmethod
-    def read(cls, reader: Reader) -> Kill:
-        """Take the fields out again."""
-        return cls(reader.u32())
+    signo: U32
 
     def serve(
         self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
@@ -184,20 +115,6 @@ class Kill(Record):
 class Wait(Record):
     """What does the domain's program end with? Answered when it has."""
 
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "wait"
-
-    def write(self, writer: Writer) -> None:
-        """There is nothing more to say."""
-
-    @classmethod
-    def read(cls, reader: Reader) -> Wait:
-        """There is nothing more to be read."""
-        del reader
-        return cls()
-
     def serve(self, launcher: Launcher, fds: list[int], answer: Callable[[Ended], None], fail: Fail) -> None:
         """Carry it out."""
         del fds, fail
@@ -208,36 +125,12 @@ class Wait(Record):
 class Ended(Record):
     """The program's status as a shell shows it, and whether the domain ends with it."""
 
-    status: int
+    status: U32
     is_last: bool
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        writer.u32(self.status)
-        writer.u8(self.is_last)
-
-    @classmethod
-    def read(cls, reader: Reader) -> Ended:
-        """Take the fields out again."""
-        return cls(reader.u32(), read_flag(reader))
 
 
 class Pause(Record):
     """Stand still."""
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "pause"
-
-    def write(self, writer: Writer) -> None:
-        """There is nothing more to say."""
-
-    @classmethod
-    def read(cls, reader: Reader) -> Pause:
-        """There is nothing more to be read."""
-        del reader
-        return cls()
 
     def serve(
         self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
@@ -249,20 +142,6 @@ class Pause(Record):
 
 class Resume(Record):
     """Go on."""
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "resume"
-
-    def write(self, writer: Writer) -> None:
-        """There is nothing more to say."""
-
-    @classmethod
-    def read(cls, reader: Reader) -> Resume:
-        """There is nothing more to be read."""
-        del reader
-        return cls()
 
     def serve(
         self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
@@ -276,20 +155,6 @@ class Rename(Record):
     """Be called something else."""
 
     called: str
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "rename"
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        write_text(writer, self.called)
-
-    @classmethod
-    def read(cls, reader: Reader) -> Rename:
-        """Take the fields out again."""
-        return cls(read_text(reader))
 
     def serve(
         self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
@@ -305,21 +170,7 @@ class Rename(Record):
 class LogWait(Record):
     """Has the log of your program grown beyond ``position``? Answered when it has."""
 
-    position: int
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "log-wait"
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        writer.u64(self.position)
-
-    @classmethod
-    def read(cls, reader: Reader) -> LogWait:
-        """Take the fields out again."""
-        return cls(reader.u64())
+    position: U64
 
     def serve(
         self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from cloche.domain.control.life import Nothing, programs_of
+from cloche.domain.control.fields import Nothing
+from cloche.domain.control.life import programs_of
 from cloche.errors import DomainError
 from cloche.record import TYPE_CHECKING, Record
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from cloche.domain.launcher import Launcher
     from cloche.errors import ClocheError
     from cloche.guest.job import Job
-    from cloche.host.codec import Reader, Writer
 
     Fail = Callable[[ClocheError], None]
 
@@ -28,20 +28,6 @@ _SIGKILL = 9
 
 class AskNumbers(Record):
     """What does your guest's kernel say of itself?"""
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "stats"
-
-    def write(self, writer: Writer) -> None:
-        """There is nothing more to say."""
-
-    @classmethod
-    def read(cls, reader: Reader) -> AskNumbers:
-        """There is nothing more to be read."""
-        del reader
-        return cls()
 
     def serve(
         self, launcher: Launcher, fds: list[int], answer: Callable[[GuestText], None], fail: Fail
@@ -73,32 +59,9 @@ class GuestText(Record):
 
     text: bytes
 
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        writer.blob(self.text)
-
-    @classmethod
-    def read(cls, reader: Reader) -> GuestText:
-        """Take the fields out again."""
-        return cls(reader.blob())
-
 
 class Inspect(Record):
     """Write what you are, as JSON, into the file that comes along."""
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "inspect"
-
-    def write(self, writer: Writer) -> None:
-        """There is nothing more to say."""
-
-    @classmethod
-    def read(cls, reader: Reader) -> Inspect:
-        """There is nothing more to be read."""
-        del reader
-        return cls()
 
     def serve(
         self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail

@@ -21,6 +21,7 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     import _socket
 
+    from cloche.domain.control.fields import Message
     from cloche.domain.launcher import Launcher
     from cloche.host.reactor import Reactor
 
@@ -177,7 +178,7 @@ class _Client:
             self._busy = False
             self._close_fds()
 
-    def _answer(self, answer: wire.Answer) -> None:
+    def _answer(self, answer: Message) -> None:
         try:
             packet = wire.encode_answer(answer)
         except ProtocolError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cloche.domain.control.wire import read_flag, read_text, write_text
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -10,25 +9,10 @@ if TYPE_CHECKING:
 
     from cloche.domain.launcher import Launcher
     from cloche.errors import ClocheError
-    from cloche.host.codec import Reader, Writer
 
 
 class ShareList(Record):
     """What is shared?"""
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "share-list"
-
-    def write(self, writer: Writer) -> None:
-        """There is nothing more to say."""
-
-    @classmethod
-    def read(cls, reader: Reader) -> ShareList:
-        """There is nothing more to be read."""
-        del reader
-        return cls()
 
     def serve(
         self,
@@ -61,29 +45,8 @@ class Listed(Record):
     writable: bool
     added: bool
 
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        write_text(writer, self.target)
-        write_text(writer, self.source)
-        writer.u8(self.writable)
-        writer.u8(self.added)
-
-    @classmethod
-    def read(cls, reader: Reader) -> Listed:
-        """Take the fields out again."""
-        return cls(read_text(reader), read_text(reader), read_flag(reader), read_flag(reader))
-
 
 class Shares(Record):
     """Every shared directory, in the order in which they were shared."""
 
     shares: tuple[Listed, ...]
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        writer.many(self.shares, lambda writer, one: one.write(writer))
-
-    @classmethod
-    def read(cls, reader: Reader) -> Shares:
-        """Take the fields out again."""
-        return cls(tuple(reader.many(10, Listed.read)))

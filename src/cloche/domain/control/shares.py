@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from cloche.domain.control.client import Control
-from cloche.domain.control.share_add import Added, ShareAdd
+from cloche.domain.control.fields import Nothing
+from cloche.domain.control.share_add import ShareAdd
 from cloche.domain.control.share_list import Listed, ShareList, Shares
-from cloche.domain.control.share_remove import Removed, ShareRemove
+from cloche.domain.control.share_remove import ShareRemove
 from cloche.errors import UsageError
 from cloche.host.paths import open_share
 from cloche.plan.shares import parse_share
@@ -24,7 +25,7 @@ def add_share(ident: str, word: str) -> str:
     share, fd = open_share(word)
     try:
         with Control(ident) as control:
-            control.ask(ShareAdd(share.target, share.writable), Added.read, (fd,))
+            control.ask(ShareAdd(share.target, share.writable), Nothing, (fd,))
     finally:
         os.close(fd)
     return share.target
@@ -44,7 +45,7 @@ def remove_share(ident: str, place: str, *, force: bool = False) -> None:
             f"{place!r} has options, and a share is taken away as it is", hint="Name its directory."
         )
     with Control(ident) as control:
-        control.ask(ShareRemove(os.path.abspath(os.path.expanduser(place)), force), Removed.read)
+        control.ask(ShareRemove(os.path.abspath(os.path.expanduser(place)), force), Nothing)
 
 
 def list_shares(ident: str) -> tuple[Listed, ...]:
@@ -54,4 +55,4 @@ def list_shares(ident: str) -> tuple[Listed, ...]:
         DomainError: The domain has ended.
     """
     with Control(ident) as control:
-        return control.ask(ShareList(), Shares.read).shares
+        return control.ask(ShareList(), Shares).shares

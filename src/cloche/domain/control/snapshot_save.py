@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from cloche.domain.control.life import Nothing
-from cloche.domain.control.wire import read_flag, read_text, write_text
+from cloche.domain.control.fields import Nothing
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -11,7 +10,6 @@ if TYPE_CHECKING:
 
     from cloche.domain.launcher import Launcher
     from cloche.errors import ClocheError
-    from cloche.host.codec import Reader, Writer
 
 
 class SnapshotSave(Record):
@@ -20,22 +18,6 @@ class SnapshotSave(Record):
     directory: str
     title: str
     stop: bool
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "snapshot-save"
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        write_text(writer, self.directory)
-        write_text(writer, self.title)
-        writer.u8(self.stop)
-
-    @classmethod
-    def read(cls, reader: Reader) -> SnapshotSave:
-        """Take the fields out again."""
-        return cls(read_text(reader), read_text(reader), read_flag(reader))
 
     def serve(
         self,

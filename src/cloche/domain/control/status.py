@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from cloche.domain.control.wire import read_flag, read_text, write_text
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.domain.control.fields import U32
     from cloche.domain.launcher import Launcher
     from cloche.errors import ClocheError
-    from cloche.host.codec import Reader, Writer
 
 #: As much of a program's words as is told, in bytes.
 _TOLD = 4096
@@ -18,20 +17,6 @@ _TOLD = 4096
 
 class Ask(Record):
     """What are you?"""
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return "status"
-
-    def write(self, writer: Writer) -> None:
-        """There is nothing more to say."""
-
-    @classmethod
-    def read(cls, reader: Reader) -> Ask:
-        """There is nothing more to be read."""
-        del reader
-        return cls()
 
     def serve(
         self,
@@ -83,24 +68,7 @@ class Status(Record):
     driver: str
     isolation: str
     accelerator: str
-    memory_mib: int
-    cpus: int
-    shares: int
+    memory_mib: U32
+    cpus: U32
+    shares: U32
     takes_shares: bool
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        writer.many(self.program, lambda writer, word: writer.blob(word))
-        for text in (self.driver, self.isolation, self.accelerator):
-            write_text(writer, text)
-        for number in (self.memory_mib, self.cpus, self.shares):
-            writer.u32(number)
-        writer.u8(self.takes_shares)
-
-    @classmethod
-    def read(cls, reader: Reader) -> Status:
-        """Take the fields out again."""
-        program = tuple(reader.many(4, lambda reader: reader.blob()))
-        words = (read_text(reader), read_text(reader), read_text(reader))
-        numbers = (reader.u32(), reader.u32(), reader.u32())
-        return cls(program, *words, *numbers, read_flag(reader))

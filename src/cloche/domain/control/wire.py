@@ -7,16 +7,20 @@ be of different versions of cloche.
 from __future__ import annotations
 
 from cloche import errors
+from cloche.domain.control.fields import read_fields, read_text, write_fields, write_text
 from cloche.errors import ClocheError, DomainError, ProtocolError
 from cloche.host.codec import Reader, Writer
 from cloche.record import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Self
+    from typing import Any, TypeVar
 
+    from cloche.domain.control.fields import Message
     from cloche.domain.control.joining import Attach, Exec
     from cloche.domain.launcher import Launcher
+
+    T = TypeVar("T")
 
 VERSION = 1
 #: Limits of the protocol.
@@ -52,45 +56,24 @@ CONVERSATIONS = {
     "exec": ("joining", "Exec", 4),
 }
 
-
-class Answer(Protocol):
-    """What a request is answered with when it was carried out."""
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        raise NotImplementedError
-
-
-class Request(Protocol):
-    """Something to be asked, as it is on the wire."""
-
-    @property
-    def name(self) -> str:
-        """Its name in ``REQUESTS``."""
-        raise NotImplementedError
-
-    def write(self, writer: Writer) -> None:
-        """Put the fields one after the other."""
-        raise NotImplementedError
-
-    @classmethod
-    def read(cls, reader: Reader) -> Self:
-        """Take the fields out again.
-
-        Raises:
-            ProtocolError: They are malformed.
-        """
-        raise NotImplementedError
+#: What is said to a machine of the pool, likewise.
+CLAIMS = {
+    "begin": ("claiming", "Begin", 4),
+    "claim": ("claiming", "Claim", 0),
+    "lend": ("claiming", "Lend", 1),
+    "look": ("claiming", "Look", 0),
+}
+_NAMES = {known_as: name for name, (_, known_as, _) in (REQUESTS | CONVERSATIONS | CLAIMS).items()}
 
 
-class Question(Request, Protocol):
+class Question(Protocol):
     """A request that has one answer."""
 
     def serve(
         self,
         launcher: Launcher,
         fds: list[int],
-        answer: Callable[[Answer], None],
+        answer: Callable[[Message], None],
         fail: Callable[[ClocheError], None],
     ) -> None:
         """Carry it out, in the supervisor; ``answer`` or ``fail`` is called once, now or later.
@@ -103,7 +86,7 @@ class Question(Request, Protocol):
         raise NotImplementedError
 
 
-def encode_request(request: Request) -> bytes:
+def encode_request(request: Message) -> bytes:
     """Return the packet of a request.
 
     Raises:
@@ -111,8 +94,8 @@ def encode_request(request: Request) -> bytes:
     """
     writer = Writer()
     writer.u8(VERSION)
-    writer.blob(request.name.encode())
-    request.write(writer)
+    writer.blob(_NAMES[type(request).__name__].encode())
+    write_fields(writer, request)
     return _bounded(writer.finish())
 
 
@@ -123,26 +106,36 @@ def decode_request(packet: bytes, descriptors: int) -> Question | Exec | Attach:
         DomainError: A request that this version does not know.
         ProtocolError: No request.
     """
+    request: Question | Exec | Attach = decode(packet, descriptors, REQUESTS | CONVERSATIONS)
+    return request
+
+
+def decode(packet: bytes, descriptors: int, known: dict[str, tuple[str, str, int]]) -> Any:
+    """Return the request in a packet, one of those ``known`` (as in ``REQUESTS``).
+
+    Raises:
+        DomainError: Another one, or one of another version.
+        ProtocolError: No request.
+    """
     reader = Reader(packet)
     version = reader.u8()
     name = reader.blob().decode("ascii", "backslashreplace")
-    if version != VERSION or name not in (REQUESTS | CONVERSATIONS):
+    if version != VERSION or name not in known:
         raise DomainError(
             f"the domain was started by a version of cloche that knows no request {name!r}",
             hint="Ask it with the version that has started it.",
         )
     from importlib import import_module
 
-    module, known_as, expected = (REQUESTS | CONVERSATIONS)[name]
-    kind: type[Question | Exec | Attach] = getattr(import_module(f"cloche.domain.control.{module}"), known_as)
-    request = kind.read(reader)
+    module, known_as, expected = known[name]
+    request = read_fields(getattr(import_module(f"cloche.domain.control.{module}"), known_as), reader)
     reader.end()
     if descriptors != expected:
         raise ProtocolError(f"the request comes with {descriptors} descriptors and not {expected}")
     return request
 
 
-def encode_answer(answer: Answer) -> bytes:
+def encode_answer(answer: Message) -> bytes:
     """Return the packet of an answer.
 
     Raises:
@@ -151,7 +144,7 @@ def encode_answer(answer: Answer) -> bytes:
     writer = Writer()
     writer.u8(VERSION)
     writer.u8(DONE)
-    answer.write(writer)
+    write_fields(writer, answer)
     return _bounded(writer.finish())
 
 
@@ -165,6 +158,18 @@ def encode_failure(error: ClocheError) -> bytes:
     write_text(writer, (error.hint or "")[:8192])
     writer.many((line[:512] for line in error.detail[:32]), write_text)
     return writer.finish()
+
+
+def read_answer(packet: bytes, kind: Callable[..., T]) -> T:
+    """Return the answer in a packet, of this kind.
+
+    Raises:
+        ClocheError: As ``decode_answer``.
+    """
+    reader = decode_answer(packet)
+    answer = read_fields(kind, reader)
+    reader.end()
+    return answer
 
 
 def decode_answer(packet: bytes) -> Reader:
@@ -191,28 +196,6 @@ def decode_answer(packet: bytes) -> Reader:
     error = kind.__new__(kind)
     ClocheError.__init__(error, message, hint=hint or None, detail=detail)
     raise error
-
-
-def write_text(writer: Writer, text: str) -> None:
-    """Put text that may hold the bytes of a file's name."""
-    writer.blob(text.encode("utf-8", "surrogateescape"))
-
-
-def read_text(reader: Reader) -> str:
-    """Take such text."""
-    return reader.blob().decode("utf-8", "surrogateescape")
-
-
-def read_flag(reader: Reader) -> bool:
-    """Take a truth value.
-
-    Raises:
-        ProtocolError: It is neither.
-    """
-    value = reader.u8()
-    if value > 1:
-        raise ProtocolError("a message holds a truth value that is none")
-    return bool(value)
 
 
 def _bounded(packet: bytes) -> bytes:
