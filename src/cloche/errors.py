@@ -61,6 +61,10 @@ class SnapshotError(ClocheError):
     """A running domain cannot be saved, or what was saved cannot be used."""
 
 
+class SettingsError(ClocheError):
+    """A file of settings cannot be read, is wrong, or cannot be trusted."""
+
+
 class KernelError(ClocheError):
     """No usable guest kernel, or one that is damaged."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -56,7 +57,7 @@ sys.path.insert(0, sys.argv[1])
 from cloche.cli.main import main
 from cloche.cli.parser import parse
 from cloche.cli.verbs import COMMON, RUN, VERBS
-import cloche.cli.run, cloche.cli.terminal
+import cloche.cli.run, cloche.cli.settled, cloche.cli.terminal
 import cloche.domain.domain, cloche.domain.launcher, cloche.domain.prepare
 import cloche.domain.restore, cloche.domain.monitor, cloche.host.templates
 import cloche.guest.session, cloche.host.warden, cloche.host.rundir
@@ -64,6 +65,7 @@ import cloche.kernel.initramfs, cloche.kernel.store
 import cloche.drivers.qemu, cloche.drivers.bwrap
 import cloche.host.paths, cloche.host.memory
 parsed = parse(["-m", "1G", "--here", "-e", "A=1", "true"], VERBS, RUN, COMMON)
+parsed = cloche.cli.settled.with_settings(parsed)
 cloche.cli.run.build_request(parsed)
 from cloche.host.facts import collect_facts
 collect_facts()
@@ -74,7 +76,10 @@ print(*sorted(sys.modules), sep="\\n")
 def loaded(program: str, *, cwd: Path) -> set[str]:
     """Return the modules that are loaded at the end of a program, started as cloche is."""
     argv = ["/usr/bin/python3", "-IS", "-c", program, str(SOURCE)]
-    return set(subprocess.run(argv, check=True, capture_output=True, cwd=cwd, text=True).stdout.split())
+    env = {**os.environ, "XDG_CONFIG_HOME": str(cwd), "XDG_CONFIG_DIRS": str(cwd)}
+    return set(
+        subprocess.run(argv, check=True, capture_output=True, cwd=cwd, text=True, env=env).stdout.split()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +105,13 @@ def test_a_run_loads_what_it_needs_and_no_other_verb(of_run: set[str]) -> None:
         "cli.drivers",
         "cli.kernel",
         "cli.reference",
+        "cli.settings",
         "cli.supervise",
         "domain.remote",
+        "domain.settings",
         "domain.template",
+        "model.settings",
+        "profile",
     ):
         assert f"cloche.{other}" not in ours
 

@@ -27,6 +27,7 @@ DO = Verb(
     ),
     operands="CMD [ARG...]",
     program=True,
+    settable=True,
 )
 LIST = Verb("list", "List.", "set:list_", (Option(("--json",), "JSON."),))
 PUT = Verb("put", "Put.", "set:put", operands="A [B]")
@@ -60,6 +61,24 @@ def test_combined_switches() -> None:
     """Switches of one letter may share a dash."""
     parsed = read("-xq", "prog")
     assert (parsed.get("x"), parsed.get("quiet")) == (True, True)
+
+
+def test_what_files_say_can_be_taken_back() -> None:
+    """--no-NAME turns a switch off, and forgets the value of every other option, those before it too."""
+    assert read("--no-quiet", "p").values == {"quiet": False}
+    assert read("--no-number", "p").values == {"reset": ("number",)}
+    assert read("-n", "3", "--no-number", "--no-two-words", "p").values == {"reset": ("number", "two_words")}
+    assert read("-a", "x", "--no-add", "-a", "y", "p").values == {"reset": ("add",), "add": ("y",)}
+    assert "unknown option --no-colours" in refusal("--no-colours", "p").message
+    assert "--no-number takes no value" in refusal("--no-number=3", "p").message
+    for word in ("--no-", "--no-no-number", "--no-help", "--no-n"):
+        assert "unknown option" in refusal(word, "p").message
+
+
+def test_only_what_files_can_set_is_taken_back() -> None:
+    """A verb whose options no file gives knows no --no-NAME."""
+    with pytest.raises(UsageError, match="unknown option --no-json"):
+        parse(["set", "list", "--no-json"], LANGUAGE, DO, COMMON)
 
 
 def test_a_switch_and_its_opposite() -> None:

@@ -8,10 +8,14 @@ words of the program alone without tricks.
 from __future__ import annotations
 
 from cloche.errors import UsageError
+from cloche.model.options import Option
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
-    from cloche.model.options import Option
+    from cloche.domain.settings import Settled
+
+#: The key of options that were taken back.
+RESET = "reset"
 
 
 class Verb(Record):
@@ -21,6 +25,7 @@ class Verb(Record):
         handler: ``module:function`` in ``cloche.cli``, imported when the verb is used.
         operands: What follows the options, for the usage line; empty when nothing may follow.
         program: Whether the first operand ends the options: the rest is the program's own.
+        settable: Whether files of settings can give its options, which ``--no-NAME`` then takes back.
         verbs: The words that may follow (``kernel build``).
     """
 
@@ -32,15 +37,22 @@ class Verb(Record):
     program: bool = False
     verbs: tuple[Verb, ...] = ()
     hidden: bool = False
+    settable: bool = False
 
 
 class Parsed(Record):
-    """What the parser found."""
+    """What the parser found.
+
+    Attributes:
+        values: By option; ``reset`` holds the names of options that ``--no-NAME`` took back.
+        settings: What files of settings say, when they were read; ``values`` are then with them.
+    """
 
     verb: Verb
     path: tuple[str, ...]
     values: dict[str, object]
     operands: tuple[str, ...]
+    settings: Settled | None = None
 
     def get(self, key: str, default: object = None) -> object:
         """Return an option's value, or ``default`` when it was not given."""
@@ -123,7 +135,7 @@ def _split(word: str, known: dict[str, Option], verb: Verb) -> list[tuple[Option
     """Take one word apart: ``--name=value``, ``-mVALUE``, or several switches ``-tv``."""
     if word.startswith("--"):
         name, equals, value = word.partition("=")
-        option = known.get(name)
+        option = known.get(name) or _negated(name, known, verb)
         if option is None:
             raise _unknown(name, known, verb)
         if equals and option.metavar is None:
@@ -143,7 +155,19 @@ def _split(word: str, known: dict[str, Option], verb: Verb) -> list[tuple[Option
     return found
 
 
+def _negated(name: str, known: dict[str, Option], verb: Verb) -> Option | None:
+    """Return what ``--no-NAME`` means: a switch is off, and of other options nothing was said before."""
+    option = known.get(f"--{name.removeprefix('--no-')}") if name.startswith("--no-") else None
+    if option is None or not verb.settable or option not in verb.options:
+        return None
+    if option.metavar is None:
+        return option._replace(value=False)
+    return Option((name,), option.help, repeat=True, dest=RESET, value=option.key)
+
+
 def _store(values: dict[str, object], option: Option, value: object) -> None:
+    if option.key == RESET:
+        values.pop(str(value), None)
     if not option.repeat:
         values[option.key] = value
         return

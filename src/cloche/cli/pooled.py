@@ -28,7 +28,7 @@ _PATIENCE_S = 12.0
 
 def why_not_here(parsed: Parsed) -> str:
     """Return what of a command line no machine that waits can do, in a clause; empty for nothing."""
-    if parsed.get("no_pool"):
+    if parsed.get("pool") is False:
         return "--no-pool was given"
     if parsed.get("detach"):
         return "--detach starts a machine of its own"

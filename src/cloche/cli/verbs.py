@@ -42,6 +42,7 @@ RUN = Verb(
     RUN_OPTIONS,
     operands="CMD [ARG...]",
     program=True,
+    settable=True,
 )
 
 VERBS = (
@@ -193,6 +194,44 @@ VERBS = (
                 "share:list_",
                 (_JSON,),
                 operands="[DOMAIN]",
+            ),
+        ),
+    ),
+    Verb(
+        "settings",
+        "Show, check and edit what files of settings (cloche.toml) say to every run.",
+        verbs=(
+            Verb(
+                "show",
+                "Print what counts for a run without a profile.",
+                "settings:show",
+                (Option(("--origin",), "Also say which file says it, and where."), _JSON),
+            ),
+            Verb(
+                "edit",
+                "Edit your settings; what is wrong is not taken.",
+                "settings:edit",
+                (Option(("--system",), "Edit those of the system, /etc/cloche/cloche.toml."),),
+            ),
+            Verb(
+                "check",
+                "Say what is wrong with files of settings; status 125 when something is.",
+                "settings:check",
+                (_JSON,),
+                operands="[FILE...]",
+            ),
+            Verb("path", "List the files that are read, the weakest first.", "settings:path", (_JSON,)),
+            Verb(
+                "template",
+                "Print a file with every key, its meaning and an example, all commented out.",
+                "settings:template",
+                (
+                    Option(
+                        ("--level",),
+                        "For whom: system, user (the default) or profile.",
+                        metavar="system|user|profile",
+                    ),
+                ),
             ),
         ),
     ),

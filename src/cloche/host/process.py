@@ -293,3 +293,27 @@ def _signal_group(child: subprocess.Popen[bytes], signo: int) -> None:
 def _tail(output: bytes) -> tuple[str, ...]:
     lines = output.strip().splitlines()[-_TAIL_LINES:]
     return tuple(escape_untrusted(line) for line in lines)
+
+
+def run_in_terminal(argv: Sequence[str]) -> int:
+    """Run a program of the caller's choice, an editor, with the caller's terminal and environment; return its status.
+
+    What is typed is the program's: while it runs, Ctrl-C does not end cloche.
+
+    Raises:
+        MissingToolError: There is no such program.
+        LaunchError: It could not be started for another reason.
+    """
+    keys = (signal.SIGINT, signal.SIGQUIT)
+    before = [signal.signal(signo, signal.SIG_IGN) for signo in keys]
+    try:
+        pid = os.posix_spawnp(argv[0], list(argv), os.environ, setsigdef=keys)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except FileNotFoundError:
+        raise MissingToolError(argv[0], hint="Set VISUAL or EDITOR to an editor that is installed.") from None
+    except OSError as error:
+        raise LaunchError(f"cannot run {argv[0]}: {error.strerror}") from error
+    finally:
+        for signo, handler in zip(keys, before, strict=True):
+            signal.signal(signo, handler)
+    return status if status >= 0 else 128 - status

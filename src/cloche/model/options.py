@@ -40,6 +40,16 @@ class Option(Record):
         return self.dest or self.names[-1].lstrip("-").replace("-", "_")
 
 
+class Level:
+    """Whose settings they are; what comes later is stronger."""
+
+    BUILT_IN = "built-in"
+    SYSTEM = "system"
+    USER = "user"
+    PROFILE = "profile"
+    COMMAND = "command line"
+
+
 #: What may stand behind a size, in KiB.
 _UNITS_KIB = {"": 1024} | {
     letter + rest: kib
@@ -189,7 +199,17 @@ RUN_OPTIONS = (
     Option(("--pids",), "The most processes the program may have.", metavar="N", convert=parse_count),
     *TTY,
     Option(("-t", "--temporary"), "Leave nothing behind (every run does, until there are profiles)."),
-    Option(("--no-pool",), "Start a machine of its own, although one waits in the pool."),
+    Option(
+        ("--pool",),
+        "Take a machine that waits in the pool, if it fits (as runs do by themselves).",
+        dest="pool",
+    ),
+    Option(
+        ("--no-pool",),
+        "Start a machine of its own, although one waits in the pool.",
+        dest="pool",
+        value=False,
+    ),
     Option(("--cold",), "Boot from nothing, and make no template afterwards."),
     Option(("--driver",), "What isolates the program: qemu (the default) or bwrap (weaker).", metavar="NAME"),
     Option(
