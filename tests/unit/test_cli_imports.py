@@ -57,7 +57,7 @@ sys.path.insert(0, sys.argv[1])
 from cloche.cli.main import main
 from cloche.cli.parser import parse
 from cloche.cli.verbs import COMMON, RUN, VERBS
-import cloche.cli.run, cloche.cli.settled, cloche.cli.terminal
+import cloche.cli.run, cloche.cli.start, cloche.cli.terminal
 import cloche.domain.domain, cloche.domain.launcher, cloche.domain.prepare
 import cloche.domain.restore, cloche.domain.monitor, cloche.host.templates
 import cloche.guest.session, cloche.host.warden, cloche.host.rundir
@@ -65,7 +65,7 @@ import cloche.kernel.initramfs, cloche.kernel.store
 import cloche.drivers.qemu, cloche.drivers.bwrap
 import cloche.host.paths, cloche.host.memory
 parsed = parse(["-m", "1G", "--here", "-e", "A=1", "true"], VERBS, RUN, COMMON)
-parsed = cloche.cli.settled.with_settings(parsed)
+assert not cloche.cli.start.xdg.has_settings()
 cloche.cli.run.build_request(parsed)
 from cloche.host.facts import collect_facts
 collect_facts()

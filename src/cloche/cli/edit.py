@@ -30,7 +30,7 @@ def edit(level: str, path: str) -> int:
     old = commented(keys.values(), level).encode() if before is None else before
     if before is None:
         xdg.ensure_directory(os.path.dirname(real))
-    copy = os.path.join(os.path.dirname(real), f".{os.getpid()}.{settings_files.NAME}")
+    copy = os.path.join(os.path.dirname(real), f".{os.getpid()}.{xdg.SETTINGS}")
     _write(copy, old, real)
     try:
         new = _edit_until_right(copy, level, path, old)

@@ -64,7 +64,7 @@ def path(parsed: Parsed) -> int:
     """Handle ``cloche settings path``: which files are read, the weakest first."""
     rows = [
         {"level": level, "path": path, "exists": os.path.exists(path)}
-        for level, path in settings_files.candidates()
+        for level, path in xdg.settings_places()
     ]
     if parsed.get("json"):
         json.dump(rows, sys.stdout, indent=2)
@@ -77,7 +77,7 @@ def path(parsed: Parsed) -> int:
 
 def check(parsed: Parsed) -> int:
     """Handle ``cloche settings check``; status 125 when something is wrong."""
-    files = [(level_of(path), path) for path in parsed.operands] or settings_files.candidates()
+    files = [(level_of(path), path) for path in parsed.operands] or xdg.settings_places()
     faults = [
         fault for level, path in files for fault in _faults(level, path, is_named=bool(parsed.operands))
     ]
@@ -123,7 +123,7 @@ def edit(parsed: Parsed) -> int:
     """Handle ``cloche settings edit``."""
     from cloche.cli.edit import edit as edit_file
 
-    places = settings_files.candidates()
+    places = xdg.settings_places()
     if parsed.get("system"):
         return edit_file(*places[0])
     return edit_file(*places[-1])

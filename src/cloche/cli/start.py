@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from cloche.cli.settled import with_settings
 from cloche.cli.terminal import Terminal, choose_terminal
 from cloche.errors import UsageError
+from cloche.host import xdg
 from cloche.host.pool import is_set
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import Warden
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def main(parsed: Parsed) -> int:
     """Run a program and return its status."""
-    parsed = with_settings(parsed)
+    if xdg.has_settings():
+        from cloche.cli.settled import with_settings
+
+        parsed = with_settings(parsed)
     if not parsed.operands:
         raise UsageError("no program was named", hint="For example: cloche run -- uname -a")
     if parsed.get("dry_run"):

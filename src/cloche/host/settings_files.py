@@ -1,4 +1,4 @@
-"""Finding and opening ``cloche.toml`` (layer 3a). On the way to every start: without files it costs their failed opens.
+"""Opening ``cloche.toml`` (layer 3a), where ``xdg.has_settings`` says that there may be one.
 
 Whoever can write settings can have a run share the caller's home. So a file counts only if it, and the directory that
 holds its name, belong to the caller or to root and nobody else can write to them; otherwise nothing starts.
@@ -11,12 +11,8 @@ import stat
 
 from cloche.errors import SettingsError
 from cloche.host import xdg
-from cloche.model.options import Level
 from cloche.record import Record
 
-NAME = "cloche.toml"
-#: The administrator's, before those of XDG_CONFIG_DIRS.
-_SYSTEM = "/etc/cloche/cloche.toml"
 #: Bytes. Settings are written by people.
 MOST_BYTES = 64 * 1024
 
@@ -29,24 +25,13 @@ class Opened(Record):
     fd: int
 
 
-def candidates() -> list[tuple[str, str]]:
-    """Return level and path of every file that a run without a profile reads, the weakest first."""
-    places = [(Level.SYSTEM, _SYSTEM)]
-    # The specification's order is that of preference.
-    for base in reversed((os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")):
-        if base.startswith("/"):
-            places.append((Level.SYSTEM, f"{base.rstrip('/')}/cloche/{NAME}"))
-    places.append((Level.USER, f"{xdg.config_dir()}/{NAME}"))
-    return places
-
-
 def open_settings() -> list[Opened]:
     """Open every file that is there.
 
     Raises:
         SettingsError: One cannot be read or trusted.
     """
-    return [opened for level, path in candidates() if (opened := open_one(level, path)) is not None]
+    return [opened for level, path in xdg.settings_places() if (opened := open_one(level, path)) is not None]
 
 
 def open_one(level: str, path: str) -> Opened | None:

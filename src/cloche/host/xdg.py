@@ -6,6 +6,11 @@ import os
 import stat
 
 from cloche.errors import HostError
+from cloche.model.options import Level
+
+#: What files of settings are called, and the administrator's, which is weaker than those of XDG_CONFIG_DIRS.
+SETTINGS = "cloche.toml"
+_SYSTEM_SETTINGS = f"/etc/cloche/{SETTINGS}"
 
 
 def _home() -> str:
@@ -36,6 +41,30 @@ def cache_dir() -> str:
 def config_dir() -> str:
     """Return the directory for what the user has set. It may not exist yet."""
     return os.path.join(_base("XDG_CONFIG_HOME", ".config"), "cloche")
+
+
+def settings_places() -> list[tuple[str, str]]:
+    """Return level and path of every file of settings that a run without a profile reads, the weakest first."""
+    places = [(Level.SYSTEM, _SYSTEM_SETTINGS)]
+    # The specification's order is that of preference.
+    for base in reversed((os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")):
+        if base.startswith("/"):
+            places.append((Level.SYSTEM, f"{base.rstrip('/')}/cloche/{SETTINGS}"))
+    places.append((Level.USER, f"{config_dir()}/{SETTINGS}"))
+    return places
+
+
+def has_settings() -> bool:
+    """Tell whether any of these files may be there: on the way to every start, one failed system call for each."""
+    for _, path in settings_places():
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            pass  # whoever reads it says what is wrong
+        return True
+    return False
 
 
 def data_dir() -> str:
