@@ -107,6 +107,20 @@ def test_a_run_does_not_begin_with_wrong_settings(home: Home, content: str) -> N
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['share = ["/usr", "{}/none"]', 'include = ["/x={}/none"]', 'disk = ["x={}/none"]', 'env = ["NONE"]'],
+)
+def test_an_error_of_the_host_names_the_line(home: Home, line: str) -> None:
+    """What a file names and the host has not is an error of the run, and the hint says which line it is."""
+    home.user.write_text("cpus = 1\n" + line.format(home.path) + "\n")
+    done = home("run", "--", "true")
+    assert done.returncode == 125
+    assert f"\nhint: It is set in {home.user}:2. " in done.stderr
+    home.user.unlink()
+    assert "It is set in" not in home("run", "--share", "/none", "--", "true").stderr
+
+
 def test_check_tells_everything(home: Home) -> None:
     """`settings check` lists all faults of all files, also as JSON, and of files that are named."""
     home.system.write_text("cpus = 0\n")

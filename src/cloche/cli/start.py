@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 def main(parsed: Parsed) -> int:
     """Run a program and return its status."""
     if xdg.has_settings():
-        from cloche.cli.settled import with_settings
+        from cloche.cli.settled import run_with_settings
 
-        parsed = with_settings(parsed)
+        return run_with_settings(parsed, _run)
+    return _run(parsed)
+
+
+def _run(parsed: Parsed) -> int:
     if not parsed.operands:
         raise UsageError("no program was named", hint="For example: cloche run -- uname -a")
     if parsed.get("dry_run"):

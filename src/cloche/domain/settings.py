@@ -165,6 +165,11 @@ class _Places:
         return Origin(one.level, one.path, line)
 
 
+def find_origin(one: Chosen) -> Origin:
+    """Return where a word was said; its file is read again."""
+    return _Places().find(one)
+
+
 def format_word(key: Key, word: str) -> str:
     """Return a word as it would stand in a file."""
     plain = key.kind == Kind.COUNT or (
