@@ -1,0 +1,99 @@
+"""What files of settings say, in real machines: the program sees it, and the command line takes it back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from subprocess import CompletedProcess
+
+    from support.runs import Runner
+
+SEES = (
+    "echo $A $B; cat /shown/file; touch /shown/new 2>/dev/null && echo wrote; pwd; id -u;"
+    " awk '/MemTotal/ {print $2 < 300000}' /proc/meminfo"
+)
+
+
+class Set:
+    """An ordinary user with settings of his own and of the system."""
+
+    def __init__(self, runner: Runner, place: Path) -> None:
+        self.runner = runner
+        self.shared = place / "shared"
+        self.env = {"XDG_CONFIG_HOME": str(place / "user"), "XDG_CONFIG_DIRS": str(place / "system")}
+        self.shared.mkdir()
+        (self.shared / "file").write_text("text\n")
+        self.write(
+            "system",
+            f'memory = "512M"\nenv = ["A=system", "B=system"]\nshare = ["{self.shared}:at=/shown"]\n',
+        )
+        self.write("user", 'memory = "256M"\nworkdir = "/usr"\nprivileged = true\n[env]\nA = "user"\n')
+        for path in [place, *place.rglob("*")]:
+            os.chown(path, runner.user.entry.pw_uid, runner.user.entry.pw_gid)
+
+    def write(self, level: str, text: str) -> None:
+        """Write the settings of a level."""
+        path = Path(
+            self.env[{"user": "XDG_CONFIG_HOME", "system": "XDG_CONFIG_DIRS"}[level]], "cloche/cloche.toml"
+        )
+        path.parent.mkdir(parents=True, mode=0o700)
+        path.parent.parent.chmod(0o755)
+        path.write_text(text)
+
+    def run(self, *words: str) -> CompletedProcess[bytes]:
+        """Run cloche with these settings."""
+        done = self.runner(*words, env=self.env)
+        assert done.returncode == 0, done.stderr
+        return done
+
+
+@pytest.fixture(scope="module")
+def settings(cloche: Runner) -> Iterator[Set]:
+    """Provide somebody with settings."""
+    place = Path(tempfile.mkdtemp(dir=cloche.user.home, prefix="settings-"))
+    yield Set(cloche, place)
+    shutil.rmtree(place)
+
+
+def test_a_run_is_as_files_say_and_as_the_command_line_says_instead(settings: Set) -> None:
+    """Everything comes from the files; --no-KEY and what the command line says itself are stronger."""
+    seen = settings.run("sh", "-c", SEES).stdout.decode().splitlines()
+    assert seen == ["user system", "text", "/usr", "0", "1"]
+    mine = ("--no-memory", "-e", "B=run", "--share", f"{settings.shared}:rw:at=/shown", "--no-privileged")
+    seen = settings.run(*mine, "--no-workdir", "-w", "/tmp", "sh", "-c", SEES).stdout.decode().splitlines()
+    uid = str(settings.runner.user.entry.pw_uid)
+    assert seen == ["user run", "text", "wrote", "/tmp", uid, "0"]
+    assert (settings.shared / "new").exists()
+
+
+def test_a_plan_says_where_it_comes_from(settings: Set) -> None:
+    """--dry-run ends with what files say, and what the command line has replaced is not among it."""
+    plan = settings.run("run", "--dry-run", "-e", "A=x", "true").stdout.decode()
+    said = [line.split(None, 1)[1] for line in plan.splitlines() if line.startswith("settings ")]
+    user, system = (
+        f"{settings.env[name]}/cloche/cloche.toml" for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS")
+    )
+    assert said == [
+        f'share = "{settings.shared}:at=/shown" (system: {system}:3)',
+        f"privileged = true (user: {user}:3)",
+        f'env = "B=system" (system: {system}:2)',
+        f'workdir = "/usr" (user: {user}:2)',
+        f'memory = "256M" (user: {user}:1)',
+    ]
+
+
+def test_a_detached_domain_has_them_too(settings: Set) -> None:
+    """`run -d` begins with the same settings."""
+    started = settings.run("run", "-d", "--name", "settled", "--", "sh", "-c", "echo $A; pwd")
+    assert started.stdout == b"settled\n"
+    assert settings.run("wait", "settled").returncode == 0
+    assert settings.run("logs", "settled").stdout == b"user\n/usr\n"
+    settings.run("rm", "settled")
