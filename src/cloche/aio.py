@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloche import api
 from cloche.api import DEVNULL, PIPE, STDOUT, CompletedProcess
-from cloche.errors import ClocheError, UsageError
+from cloche.api.programs import encode_words, piped
+from cloche.errors import ClocheError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from cloche.api.popen import File
-    from cloche.api.sandbox import Word
+    from cloche.api.programs import Word
     from cloche.domain.numbers import Numbers
 
 T = TypeVar("T")
@@ -106,16 +107,12 @@ class _Programs:
         Raises:
             CalledProcessError, TimeoutExpired, ClocheError: As ``cloche.run``.
         """
-        if input is not None:
-            stdin = PIPE
-        if capture_output:
-            stdout = stderr = PIPE
+        files = piped((stdin, stdout, stderr), has_input=input is not None, capture_output=capture_output)
         encoding, errors = options.pop("encoding", None), options.pop("errors", None)
         text = text or encoding is not None or errors is not None
-        if not args:
-            raise UsageError("no program was named", hint='Give its words, for example ["uname", "-a"].')
+        encode_words(args)  # one string is refused, as everywhere
         process = await self.create_subprocess_exec(
-            *args, stdin=stdin, stdout=stdout, stderr=stderr, **options
+            *args, stdin=files[0], stdout=files[1], stderr=files[2], **options
         )
         code = (encoding or "utf-8", errors or "strict")
         data = input.encode(*code) if isinstance(input, str) else input

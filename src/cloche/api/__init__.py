@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from cloche.api.domain import Domain, Output
 from cloche.api.popen import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
-from cloche.api.sandbox import RUN_OPTIONS, CalledProcessError, CompletedProcess, Sandbox, run
+from cloche.api.programs import RUN_OPTIONS, CalledProcessError, CompletedProcess
+from cloche.api.sandbox import Sandbox, run
 
 __all__ = [
     "DEVNULL",

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from cloche.api.domain import Domain
     from cloche.api.popen import File, Popen
-    from cloche.api.sandbox import Sandbox, Word
+    from cloche.api.programs import Word
+    from cloche.api.sandbox import Sandbox
 
 _TAR = "/usr/bin/tar"
 _CREATE = ("-c", "--format=posix", "--sparse", "--xattrs", "--numeric-owner", "--no-unquote", "-f", "-")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 
-from cloche.api.popen import PIPE, Popen
-from cloche.api.sandbox import Sandbox, complete
+from cloche.api.popen import Popen
+from cloche.api.programs import Programs, encode_variables, encode_words
+from cloche.api.sandbox import Sandbox
 from cloche.domain.control import talk, wire
 from cloche.domain.control.client import Control
 from cloche.domain.control.disks import add_disk
@@ -23,7 +24,7 @@ from cloche.domain.following import (
 )
 from cloche.domain.numbers import Numbers, read_numbers
 from cloche.domain.snapshotting import begin_again, fork, restore, save
-from cloche.errors import ClocheError, DomainError, ProtocolError, UsageError
+from cloche.errors import ClocheError, DomainError, ProtocolError
 from cloche.host import records, rundir
 from cloche.host.facts import collect_facts
 from cloche.host.names import check_name
@@ -32,11 +33,10 @@ from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from subprocess import CompletedProcess
     from typing import Any, Self
 
     from cloche.api.popen import Ends, File
-    from cloche.api.sandbox import Word
+    from cloche.api.programs import Wanted, Word
 
 
 class Output(Record):
@@ -53,7 +53,7 @@ class Output(Record):
     data: bytes
 
 
-class Domain:
+class Domain(Programs):
     """A domain of the caller's, found by its name or made to outlive this program. It holds nothing open.
 
     Every method raises a ``ClocheError`` when the domain has ended, or cannot do what is asked.
@@ -103,14 +103,10 @@ class Domain:
         from cloche.domain.detached import Options
         from cloche.domain.remote import start_detached
 
-        if isinstance(args, (str, bytes)) or not args:
-            raise UsageError(
-                "the program must be given as a list of words", hint='For example ["sleep", "60"].'
-            )
         request = Sandbox(**options).request._replace(
-            argv=tuple(os.fsencode(word) for word in args),
+            argv=encode_words(args),
             name=check_name(name) if name else "",
-            env=tuple((os.fsencode(key), os.fsencode(value)) for key, value in (env or {}).items()),
+            env=encode_variables(env),
             workdir=None if cwd is None else os.fsdecode(cwd),
             user=user,
             timeout_s=timeout,
@@ -146,57 +142,11 @@ class Domain:
         except DomainError:
             return "ended"
 
-    def popen(
-        self,
-        args: Sequence[Word],
-        *,
-        stdin: File = None,
-        stdout: File = None,
-        stderr: File = None,
-        text: bool = False,
-        encoding: str | None = None,
-        errors: str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: Word | None = None,
-        user: str | None = None,
-    ) -> Popen:
-        """Start a program beside the domain's own and return at once (``Sandbox.popen``). It ends with this program.
-
-        Raises:
-            ClocheError: The program could not be started, or the domain has ended.
-        """
-        if isinstance(args, (str, bytes)) or not args:
-            raise UsageError("the program must be given as a list of words", hint='For example ["ps", "ax"].')
-        variables = tuple((os.fsencode(key), os.fsencode(value)) for key, value in (env or {}).items())
-        words = Words(tuple(os.fsencode(word) for word in args), variables)
-        asked = Exec(False, 0, 0, user or "", os.fsdecode(cwd) if cwd is not None else "")
-        decoded = (encoding, errors) if text or encoding or errors else None
-        return _Joined(self.ident, list(args), (asked, words), (stdin, stdout, stderr), decoded)
-
-    def run(
-        self,
-        args: Sequence[Word],
-        *,
-        input: str | bytes | None = None,
-        capture_output: bool = False,
-        timeout: float | None = None,
-        check: bool = False,
-        stdin: File = None,
-        stdout: File = None,
-        stderr: File = None,
-        **options: Any,
-    ) -> CompletedProcess[Any]:
-        """Run a program beside the domain's own to its end (``Sandbox.run``, ``cloche exec``).
-
-        Raises:
-            CalledProcessError, TimeoutExpired, ClocheError: As ``Sandbox.run``.
-        """
-        if input is not None:
-            stdin = PIPE
-        if capture_output:
-            stdout = stderr = PIPE
-        process = self.popen(args, stdin=stdin, stdout=stdout, stderr=stderr, **options)
-        return complete(process, input, timeout=timeout, check=check)
+    def _popen(self, wanted: Wanted) -> Popen:
+        asked = Exec(False, 0, 0, wanted.user or "", wanted.cwd or "")
+        return _Joined(
+            self.ident, wanted.words, (asked, Words(wanted.argv, wanted.env)), wanted.files, wanted.text
+        )
 
     def logs(self, *, follow: bool = False) -> Iterator[Output]:
         """Give what a detached domain's program has written; with ``follow`` also what it will write.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import warnings
 import weakref
 
 from cloche.api.loop import Loop
-from cloche.api.popen import PIPE, Popen, TimeoutExpired
+from cloche.api.popen import Popen
+from cloche.api.programs import RUN_OPTIONS, Programs
 from cloche.domain.prepare import prepare_plan
 from cloche.errors import DomainError, UsageError
 from cloche.host.facts import collect_facts
@@ -22,15 +22,9 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from cloche.api.domain import Domain
-    from cloche.api.popen import File
+    from cloche.api.programs import CompletedProcess, Wanted, Word
     from cloche.model.facts import HostFacts
-    from cloche.model.guest import GuestCommand
     from cloche.model.request import Include, Network, Share
-
-    Word = str | bytes | os.PathLike[str]
-
-CalledProcessError = subprocess.CalledProcessError
-CompletedProcess = subprocess.CompletedProcess
 
 
 def run(
@@ -58,23 +52,7 @@ def run(
         return fresh.run(args, timeout=timeout, **running)
 
 
-RUN_OPTIONS = (
-    "input",
-    "capture_output",
-    "text",
-    "encoding",
-    "errors",
-    "check",
-    "stdin",
-    "stdout",
-    "stderr",
-    "env",
-    "cwd",
-    "user",
-)
-
-
-class Sandbox:
+class Sandbox(Programs):
     """A machine in which programs are run. A context manager: leaving it ends the machine and everything in it.
 
     One that nothing holds any more ends as well, with a ResourceWarning, whatever programs still run in it.
@@ -274,77 +252,20 @@ class Sandbox:
         """Return the name by which the domain is found, as any other process would."""
         return str(self._require_loop().call(lambda domain: domain.ident))
 
-    def popen(
-        self,
-        args: Sequence[Word],
-        *,
-        stdin: File = None,
-        stdout: File = None,
-        stderr: File = None,
-        text: bool = False,
-        encoding: str | None = None,
-        errors: str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: Word | None = None,
-        user: str | None = None,
-    ) -> Popen:
-        """Start a program and return at once, like ``subprocess.Popen``.
+    def _popen(self, wanted: Wanted) -> Popen:
+        from cloche.plan.guest import build_command, resolve_user, shown_trees
 
-        ``stdin``, ``stdout`` and ``stderr`` are PIPE, DEVNULL, a descriptor or an open file; None means this
-        program's own. ``env`` is added to the guest's environment. ``stderr`` may be STDOUT.
-
-        Raises:
-            ClocheError: The sandbox does not run, or the program could not be started.
-        """
         loop = self._require_loop()
-        return Popen(
-            loop,
-            list(args),
-            self._command(args, env, cwd, user),
-            (stdin, stdout, stderr),
-            (encoding, errors) if text or encoding or errors else None,
+        asked = self.request._replace(
+            argv=wanted.argv,
+            env=wanted.env,
+            workdir=wanted.cwd,
+            user=wanted.user if wanted.user is not None else self.request.user,
+            privileged=self.request.privileged and wanted.user is None,
         )
-
-    def run(
-        self,
-        args: Sequence[Word],
-        *,
-        input: str | bytes | None = None,
-        capture_output: bool = False,
-        timeout: float | None = None,
-        check: bool = False,
-        stdin: File = None,
-        stdout: File = None,
-        stderr: File = None,
-        **options: Any,
-    ) -> CompletedProcess[Any]:
-        """Run a program to its end, like ``subprocess.run``.
-
-        Raises:
-            CalledProcessError, TimeoutExpired, ClocheError: As ``run`` of the module.
-        """
-        if input is not None:
-            if stdin is not None:
-                raise ValueError("stdin and input cannot be given together")
-            stdin = PIPE
-        if capture_output:
-            if stdout is not None or stderr is not None:
-                raise ValueError("stdout and stderr cannot be given together with capture_output")
-            stdout = stderr = PIPE
-        process = self.popen(args, stdin=stdin, stdout=stdout, stderr=stderr, **options)
-        return complete(process, input, timeout=timeout, check=check)
-
-    def call(self, args: Sequence[Word], **options: Any) -> int:
-        """Run a program and return its status, like ``subprocess.call``."""
-        return self.run(args, **options).returncode
-
-    def check_call(self, args: Sequence[Word], **options: Any) -> int:
-        """Run a program that must succeed, like ``subprocess.check_call``."""
-        return self.run(args, check=True, **options).returncode
-
-    def check_output(self, args: Sequence[Word], **options: Any) -> Any:
-        """Return what a program writes to stdout, like ``subprocess.check_output``."""
-        return self.run(args, check=True, stdout=PIPE, **options).stdout
+        facts = self._facts
+        command = build_command(asked, facts, resolve_user(asked, facts.user), shown_trees(asked.shares))
+        return Popen(loop, wanted.words, command, wanted.files, wanted.text)
 
     def _require_loop(self) -> Loop:
         if self._loop is None:
@@ -352,51 +273,6 @@ class Sandbox:
                 "the sandbox was not started", hint="Use it in a `with` statement, or call start()."
             )
         return self._loop
-
-    def _command(
-        self, args: Sequence[Word], env: Mapping[str, str] | None, cwd: Word | None, user: str | None
-    ) -> GuestCommand:
-        if isinstance(args, (str, bytes)):
-            raise UsageError(
-                "the program must be given as a list of words: there is no shell to take a string apart"
-            )
-        if not args:
-            raise UsageError("no program was named", hint='Give its words, for example ["uname", "-a"].')
-        from cloche.plan.guest import build_command, resolve_user, shown_trees
-
-        asked = self.request._replace(
-            argv=tuple(os.fsencode(word) for word in args),
-            env=tuple((os.fsencode(name), os.fsencode(value)) for name, value in (env or {}).items()),
-            workdir=None if cwd is None else os.fsdecode(cwd),
-            user=user if user is not None else self.request.user,
-            privileged=self.request.privileged and user is None,
-        )
-        facts = self._facts
-        return build_command(asked, facts, resolve_user(asked, facts.user), shown_trees(asked.shares))
-
-
-def complete(
-    process: Popen, input: str | bytes | None, *, timeout: float | None, check: bool
-) -> CompletedProcess[Any]:
-    """Run a program that was started to its end (``subprocess.run``).
-
-    Raises:
-        CalledProcessError, TimeoutExpired, ClocheError: As ``run`` of the module.
-    """
-    with process:
-        try:
-            out, err = process.communicate(input, timeout=timeout)
-        except TimeoutExpired as expired:
-            process.kill()
-            expired.stdout, expired.stderr = process.communicate()
-            raise
-        except BaseException:
-            process.kill()
-            raise
-        status = process.wait()
-    if check and status:
-        raise CalledProcessError(status, process.args, out, err)
-    return CompletedProcess(process.args, status, out, err)
 
 
 def _drop(loop: Loop) -> None:
