@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloche.domain.control import talk, wire
+from cloche.domain.control.adding import DiskAdd
 from cloche.domain.control.client import Control
-from cloche.domain.control.disk_add import DiskAdd
 from cloche.domain.control.door import DOOR
 from cloche.domain.control.fields import Nothing, load, read_fields, store, write_fields
 from cloche.domain.control.joining import Attach, Exec, Words

@@ -163,3 +163,36 @@ def test_a_host_without_a_network(cloche: Runner) -> None:
         "the guest cannot be connected with the host's network: passt exited with status 1",
         "ip route",
     )
+
+
+def test_a_network_is_added_while_a_program_runs(network: Outside, folder: Path) -> None:
+    """The program reaches what is outside without being started anew; disks and forks come after it, the card stays."""
+    image = folder / "image"
+    with open(image, "wb") as made:
+        made.truncate(1 << 20)
+    os.chmod(image, 0o666)
+    with network.running("--name", "added", "--", "python3", "-c", AGAIN) as process:
+        read_until(process, b"lost\n")
+        check_error(network("net", "add", "added", "none"), 125, "none is no network to be added")
+        check_error(network("net", "add", "added"), 125, "`cloche net add` needs a domain and a network")
+        done = network("net", "add", "added", "user")
+        assert (done.returncode, done.stdout) == (0, b"eth0\n"), done.stderr
+        read_until(process, b"whole\n")
+        check_error(network("net", "add", "added", "user"), 125, "the domain has a network card")
+        # A disk that comes later has a place behind the card, which keeps its own.
+        done = network("disk", "add", "added", f"late={image}")
+        assert (done.returncode, done.stdout) == (0, b"/dev/disk/by-tag/late\n"), done.stderr
+        fetched = network("exec", "added", "python3", "-c", FETCH)
+        expected = hashlib.sha256((network.directory / "file").read_bytes()).hexdigest()
+        assert fetched.stdout.decode() == f"{expected}\n", fetched.stderr
+        for _ in range(3):
+            read_until(process, b"whole\n")
+        audit = json.loads(network("audit", "--json", "added").stdout)
+        assert audit["failures"] == []
+        try:
+            assert network("fork", "added", "--name", "fork").stdout == b"fork\n"
+            fetched = network("exec", "fork", "python3", "-c", FETCH)
+            assert fetched.stdout.decode() == f"{expected}\n", fetched.stderr
+        finally:
+            network("stop", "-t", "0", "fork")
+            network("rm", "fork")

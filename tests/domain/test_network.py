@@ -197,6 +197,33 @@ def test_frames_go_both_ways_and_only_the_guests_own(
         process.kill()
 
 
+def test_a_card_is_added_while_a_program_runs(cloche: Runner, peer: tuple[Path, socket.socket]) -> None:
+    """The program finds it with the address it was given; one at whose socket nobody listens changes nothing."""
+    path, listening = peer
+    find = "while [ ! -e /sys/class/net/eth0 ]; do sleep 0.1; done; ip link set eth0 up"
+    name = f"card-{os.getpid()}"
+    with (
+        cloche.popen(
+            "--privileged", "--name", name, "sh", "-c", f"echo begun; {find}; exec python3 -c '{MIRROR}'"
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        check_error(
+            cloche("net", "add", name, f"socket:{path}-missing"),
+            125,
+            f"cannot connect the guest to {path}-missing: No such file or directory",
+        )
+        done = cloche("net", "add", name, f"socket:{path},mac={MAC}")
+        assert (done.returncode, done.stdout) == (0, b"eth0\n"), done.stderr
+        assert process.stdout.readline() == b"up\n"
+        with listening.accept()[0] as connection:
+            connection.settimeout(PATIENCE_S)
+            connection.sendall(spoken(frame_to(MAC, b"for the guest")))
+            assert next(answers(connection))[14:].startswith(b"for the guest")
+        process.kill()
+
+
 @pytest.fixture(params=["user", "caller"])
 def runner(request: pytest.FixtureRequest, cloche: Runner, cloche_as_caller: Runner) -> Runner:
     """Return cloche as an ordinary user and as whoever runs the tests, one after the other."""

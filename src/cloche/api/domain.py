@@ -10,7 +10,7 @@ from cloche.api.programs import Programs, encode_variables, encode_words
 from cloche.api.sandbox import Sandbox
 from cloche.domain.control import talk, wire
 from cloche.domain.control.client import Control
-from cloche.domain.control.disks import add_disk
+from cloche.domain.control.devices import add_disk, add_network
 from cloche.domain.control.fields import Nothing, store
 from cloche.domain.control.joining import Exec, Started, Words
 from cloche.domain.control.life import AskLife, Kill, LifeNow, Rename
@@ -252,6 +252,14 @@ class Domain(Programs):
             DiskError: It cannot have it; it goes on as it was.
         """
         return add_disk(self.ident, word)
+
+    def add_network(self, word: str) -> str:
+        """Give it a network card: ``user`` or ``socket:PATH``; returns what the guest calls it (``cloche net add``).
+
+        Raises:
+            NetworkError: It cannot have it; it goes on as it was.
+        """
+        return add_network(self.ident, word)
 
     def rename(self, name: str) -> None:
         """Call it something else."""

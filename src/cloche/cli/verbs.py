@@ -284,8 +284,20 @@ VERBS = (
             Verb(
                 "add",
                 "Add disks kept in files of the host; what runs goes on after a short stop.",
-                "disk:add",
+                "add:disk",
                 operands="DOMAIN TAG=FILE[,format=raw|qcow2][,ro]...",
+            ),
+        ),
+    ),
+    Verb(
+        "net",
+        "Give a running domain a network.",
+        verbs=(
+            Verb(
+                "add",
+                "Add a network card, as `run --net` does; what runs goes on after a short stop.",
+                "add:network",
+                operands="DOMAIN user[,mac=MAC]|socket:PATH[,mac=MAC]",
             ),
         ),
     ),

@@ -1,10 +1,10 @@
-"""Giving a running domain one disk more (layer 5): QEMU's machine has no hot-plug, so it gets another machine."""
+"""Giving a running domain one device more (layer 5): QEMU's machine has no hot-plug, so it gets another machine."""
 
 from __future__ import annotations
 
 from cloche.domain.reload import Reload
 from cloche.drivers.registry import find_driver
-from cloche.errors import DiskError, DomainError
+from cloche.errors import ClocheError, DiskError, DomainError, NetworkError
 from cloche.host.facts import collect_facts
 from cloche.record import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cloche.domain.launcher import Launcher
     from cloche.domain.reload import Fail
     from cloche.model.plan import LaunchPlan, Template
-    from cloche.model.request import Disk, RunRequest
+    from cloche.model.request import Disk, Network, RunRequest
 
 
 def add_disk(launcher: Launcher, disk: Disk, done: Callable[[], None], fail: Fail) -> None:
@@ -24,16 +24,50 @@ def add_disk(launcher: Launcher, disk: Disk, done: Callable[[], None], fail: Fai
         DiskError: It cannot have one.
         DomainError: It cannot be saved.
     """
+
+    def change(request: RunRequest) -> RunRequest:
+        network = request.network
+        if network is not None and network.after_disks is None:
+            # The card's transport stays its own: the disk gets the one behind it.
+            network = network._replace(after_disks=len(request.disks))
+        return request._replace(disks=(*request.disks, disk), network=network)
+
+    _add(launcher, change, DiskError, done, fail)
+
+
+def add_network(launcher: Launcher, network: Network, done: Callable[[], None], fail: Fail) -> None:
+    """Give the domain a network card; ``done`` or ``fail`` is called once.
+
+    Raises:
+        NetworkError: It cannot have one.
+        DomainError: It cannot be saved.
+    """
+
+    def change(request: RunRequest) -> RunRequest:
+        if request.network is not None:
+            raise NetworkError("the domain has a network card, and a machine has one", hint="Use that one.")
+        return request._replace(network=network)
+
+    _add(launcher, change, NetworkError, done, fail)
+
+
+def _add(
+    launcher: Launcher,
+    change: Callable[[RunRequest], RunRequest],
+    kind: type[ClocheError],
+    done: Callable[[], None],
+    fail: Fail,
+) -> None:
+    """Have the domain go on with a machine that was asked for with another request."""
     require_saveable(launcher)
     if not launcher.plan.balloon:
-        raise DiskError(
+        raise kind(
             "this machine was booted, and its kernel knows no devices but those it was booted with",
             hint="A machine that goes on from a template takes more: `cloche run --dry-run` says what begins how.",
         )
 
     def plan(template: Template) -> LaunchPlan:
-        request = current_request(launcher)
-        return plan_again(launcher, request._replace(disks=(*request.disks, disk)), template)
+        return plan_again(launcher, change(current_request(launcher)), template)
 
     def begin(done: Callable[[], None], fail: Fail) -> None:
         Reload(launcher, plan, done, fail)

@@ -67,12 +67,15 @@ class Network(Record):
         mac: The card's address.
         mtu: Bytes that a frame carries, at most.
         kind: One of NetworkKind.
+        after_disks: How many of the machine's disks have their transports before the card; None: all. Those that came
+            when it was there have theirs behind it.
     """
 
     path: str
     mac: str
     mtu: int = 1500
     kind: str = NetworkKind.SOCKET
+    after_disks: int | None = None
 
 
 class RunRequest(Record):

@@ -29,7 +29,6 @@ from cloche.model.guest import (
     WriteFile,
 )
 from cloche.model.machine import Devices
-from cloche.model.request import NetworkKind
 from cloche.plan.shares import contains
 from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES
 from cloche.record import TYPE_CHECKING
@@ -154,10 +153,10 @@ def build_machine_steps(
         steps += build_disk_steps(request.disks)
     if loopback:
         steps.append(Loopback())
-    if request.network is not None and request.network.kind == NetworkKind.USER:
+    if request.network is not None:
         from cloche.plan.networks import build_network_steps
 
-        steps += build_network_steps()
+        steps += build_network_steps(request.network)
     return tuple(steps)
 
 

@@ -9,6 +9,7 @@ from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.guest import Step
+    from cloche.model.request import Network
 
 _FORM = "Write none, user, socket:PATH, or one of them with an address: user,mac=02:00:00:00:00:01."
 _DIGITS = frozenset("0123456789abcdef")
@@ -17,8 +18,13 @@ CARD = b"eth0"
 GUEST, PREFIX, GATEWAY, NAMES = "10.0.2.15", 24, "10.0.2.2", "10.0.2.3"
 
 
-def build_network_steps() -> tuple[Step, ...]:
-    """Return the steps that give a guest's card its address, and programs somebody to ask for names."""
+def build_network_steps(network: Network | None) -> tuple[Step, ...]:
+    """Return the steps that give a guest's card its address, and programs somebody to ask for names.
+
+    What is said through a socket is the guest's own matter.
+    """
+    if network is None or network.kind != NetworkKind.USER:
+        return ()
     return (
         Interface(CARD, _number(GUEST), PREFIX, _number(GATEWAY)),
         WriteFile(b"/etc/resolv.conf", 0o644, 0, 0, f"nameserver {NAMES}\n".encode()),

@@ -60,8 +60,8 @@ def why_not(request: RunRequest) -> str:
     asked = (
         (request.driver != "qemu", f"--driver {request.driver} makes another kind of domain"),
         (request.cold, "--cold was given"),
-        (bool(request.disks), "a disk cannot be added to a machine that runs"),
-        (request.network is not None, "a network card cannot be added to a machine that runs"),
+        (bool(request.disks), "a disk is not added to a machine that waits"),
+        (request.network is not None, "a network card is not added to a machine that waits"),
         (request.hwrng, "--hwrng cannot be added to a machine that runs"),
         (bool(request.includes), "--include is done before a machine's first program"),
         (request.devices != Devices.PROCESS, f"--devices={request.devices} is another arrangement"),

@@ -32,11 +32,12 @@ DONE, FAILED = 0, 1
 
 #: Every request: the module and the class that know it, and how many descriptors come with it.
 REQUESTS = {
-    "disk-add": ("disk_add", "DiskAdd", 0),
+    "disk-add": ("adding", "DiskAdd", 0),
     "kill": ("life", "Kill", 0),
     "life": ("life", "AskLife", 0),
     "log-wait": ("life", "LogWait", 0),
     "inspect": ("numbers", "Inspect", 1),
+    "net-add": ("adding", "NetAdd", 0),
     "pause": ("life", "Pause", 0),
     "rename": ("life", "Rename", 0),
     "resume": ("life", "Resume", 0),

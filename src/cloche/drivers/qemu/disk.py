@@ -29,14 +29,24 @@ _NOTES_BYTES = 32 << 10
 _QUEUE = 1024
 
 
-def plan_disks(board: Board, disks: tuple[Disk, ...], facts: HostFacts) -> tuple[DeviceParts, ...]:
+def plan_disks(
+    board: Board, disks: tuple[Disk, ...], facts: HostFacts, before: int = 0
+) -> tuple[DeviceParts, ...]:
     """Return the parts of a machine's disks, in the order in which the guest is to find them.
+
+    Args:
+        board: Which places are left.
+        disks: All of them.
+        facts: Of the host.
+        before: So many of them have their places already.
 
     Raises:
         DiskError: The machine cannot have them.
     """
-    check_disks(disks, board.left)
-    return tuple(_plan_disk(board, disk, f"disk{index}", facts) for index, disk in enumerate(disks))
+    check_disks(disks, board.left + before)
+    return tuple(
+        _plan_disk(board, disk, f"disk{index}", facts) for index, disk in enumerate(disks) if index >= before
+    )
 
 
 def disk_device(board: Board, chardev: str) -> tuple[str, str]:

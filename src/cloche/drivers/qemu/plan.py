@@ -140,13 +140,26 @@ def plan_launch(
 
 
 def _going_on(request: RunRequest, template: Template, board: Board) -> tuple[Step, ...]:
-    """Return the steps for a guest that was saved while it ran, and may have got disks since."""
+    """Return the steps for a guest that was saved while it ran, and may have got disks and a card since."""
     added = board.taken[template.devices :]
     if not added:
         return FRESH
-    known = len(request.disks) - len(added)
-    binding = (BindDevice(platform_device(slot)) for slot in added)
-    return (*FRESH, *binding, *build_disk_steps(request.disks[known:], known))
+    steps = [*FRESH, *(BindDevice(platform_device(slot)) for slot in added)]
+    behind_card = len(request.disks) - _disks_before_card(request)
+    is_card_new = request.network is not None and len(added) > behind_card
+    known = len(request.disks) - len(added) + is_card_new
+    if known < len(request.disks):
+        steps += build_disk_steps(request.disks[known:], known)
+    if is_card_new:
+        from cloche.plan.networks import build_network_steps
+
+        steps += build_network_steps(request.network)
+    return tuple(steps)
+
+
+def _disks_before_card(request: RunRequest) -> int:
+    card = request.network
+    return len(request.disks) if card is None or card.after_disks is None else card.after_disks
 
 
 def _plan_devices(
@@ -178,10 +191,11 @@ def _plan_devices(
         # Its driver takes an emulated guest 12 ms at a boot, and none where a template has it.
         devices.append(plan_balloon(board))
     devices += [plan_file_server(board, tree, fd, facts) for tree, fd in shares]
-    if request.disks:
+    before = _disks_before_card(request)
+    if before:
         from cloche.drivers.qemu.disk import plan_disks
 
-        devices += plan_disks(board, request.disks, facts)
+        devices += plan_disks(board, request.disks[:before], facts)
     if request.hwrng:
         from cloche.drivers.qemu.rng import plan_rng
 
@@ -190,4 +204,8 @@ def _plan_devices(
         from cloche.drivers.qemu.network import plan_network
 
         devices.append(plan_network(board, request.network, facts))
+    if before < len(request.disks):
+        from cloche.drivers.qemu.disk import plan_disks
+
+        devices += plan_disks(board, request.disks, facts, before)
     return tuple(devices)
