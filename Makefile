@@ -57,7 +57,8 @@ test-unit test-component test-domain test-security: test-%: setup
 test-rust: setup
 	@nice -n 5 $(CARGO) test --locked --workspace
 
-test-long: setup
+test-long:
+	@$(SETUP) long
 	@$(PYTEST) -m long tests
 
 # --- linters ------------------------------------------------------------------------------------------------

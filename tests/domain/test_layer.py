@@ -30,3 +30,37 @@ print(open("/usr/share/renamed").read(), os.getxattr("/usr/share/renamed", "user
 """
     done = cloche("--privileged", "python3", "-c", program)
     assert done.stdout == b"nameless green\n", done.stderr
+
+
+#: Prints how many of the names below a few directories are not what they seem, and the device numbers seen.
+NUMBERS = """
+import os
+odd, devices, largest = [], set(), 0
+os.makedirs("/tmp/a/b")
+open("/tmp/a/f", "w").close()
+for top in ("/tmp/a", "/usr/share", "/usr/bin", "/usr/lib"):
+    for entry in os.scandir(top):
+        info = entry.stat(follow_symlinks=False)
+        devices.add(info.st_dev)
+        largest = max(largest, info.st_ino)
+        if info.st_ino != entry.inode():
+            odd.append(entry.path)
+print(odd[:3], len(devices), largest < 1 << 53, os.path.ismount("/usr/bin/env"))
+"""
+
+
+def test_one_file_system_has_one_device_and_one_number_for_each_file(cloche: Runner) -> None:
+    """What a directory lists is what stat(2) says, everything has one device, and numbers fit into a double."""
+    done = cloche("python3", "-c", NUMBERS)
+    assert done.stdout == b"[] 1 True False\n", done.stderr
+
+
+def test_without_mapped_numbers_a_file_seems_to_be_a_mount_point(cloche: Runner) -> None:
+    """The twin: an overlay whose layers keep their own numbers."""
+    script = """
+    mkdir -p /run/o && mount -t tmpfs none /run/o && cd /run/o && mkdir up work all
+    mount -t overlay -o lowerdir=/usr,upperdir=up,workdir=work,xino=XINO none all || exit 9
+    python3 -c 'import os; print(os.path.ismount("/run/o/all/bin/env"))'
+    """
+    said = [cloche.sh(script.replace("XINO", word), "--privileged").stdout for word in ("off", "on")]
+    assert said == [b"True\n", b"False\n"]

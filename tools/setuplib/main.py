@@ -17,13 +17,15 @@ usage: tools/setup [--upgrade-qemu] WHAT
 WHAT is what is to be made possible, with everything it needs:
   demo     run programs (a kernel that is there is used, else one is fetched)
   test     run the tests (with a kernel built for cloche)
+  long     run the tests that take minutes, too
   check    run the linters
   bench    run the benchmarks
 or one stage:
-  system [GROUP...]   Debian packages (run rust python kernel test check bench)
+  system [GROUP...]   Debian packages (run rust python kernel test long check bench)
   python              .venv with the development tools
   rust                the Rust programs in build/bin
   kernel [build|any]  a guest kernel
+  suites              pjdfstest in build/tools
 or
   cargo WORD...       cargo as the set-up finds it
 
@@ -37,6 +39,10 @@ RECIPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "test": (
         ("run", "rust", "python", "kernel", "test", "check"),
         ("python", "rust", "kernel build"),
+    ),
+    "long": (
+        ("run", "rust", "python", "kernel", "test", "long", "check"),
+        ("python", "rust", "suites", "kernel build"),
     ),
     "check": (("rust", "python", "check"), ("python",)),
     "bench": (("run", "rust", "python", "kernel", "bench"), ("python", "rust", "kernel build")),
@@ -82,7 +88,7 @@ def _steps(words: list[str], *, upgrade_qemu: bool) -> Iterator[Callable[[], Non
         yield lambda: _system(groups, upgrade_qemu=upgrade_qemu)
         for stage in stages:
             yield _together(stage.split(" & "))
-    elif " ".join(words) in ("python", "rust", "kernel", "kernel any", "kernel build"):
+    elif " ".join(words) in ("python", "rust", "suites", "kernel", "kernel any", "kernel build"):
         yield _stage(" ".join(words))
 
 
@@ -103,6 +109,10 @@ def _stage(words: str) -> Callable[[], None]:
         from setuplib import rust
 
         return rust.ensure
+    if name == "suites":
+        from setuplib import suites
+
+        return suites.ensure
     from setuplib import kernel
 
     return lambda: kernel.ensure(built=how == "build")

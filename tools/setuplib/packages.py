@@ -59,6 +59,11 @@ TEST = (
     "util-linux",  # `unshare`: a namespace with a network for a guest to speak with
     "vim-tiny",
 )
+#: For the tests that take minutes.
+LONG = (
+    "libpython3-testsuite",  # Python's own tests judge the guest's file systems
+    "sqlite3",
+)
 #: For `make check`.
 CHECK = ("shellcheck",)
 #: For `make bench`.
@@ -76,6 +81,7 @@ GROUPS = {
     "python": PYTHON,
     "kernel": KERNEL,
     "test": TEST,
+    "long": LONG,
     "check": CHECK,
     "bench": BENCH,
 }

@@ -41,8 +41,9 @@ SYSTEM_TAG = b"system"
 SHARES_TAG = b"shares"
 
 #: Index, metadata copies and redirects would tie the upper layer to the inodes of a lower one that may change
-#: (DESIGN D2).
-OVERLAY_OPTIONS = b"index=off,metacopy=off,redirect_dir=off,xino=off"
+#: (DESIGN D2). Inode numbers of both layers in one range (xino) are worked out anew at each look and stored nowhere;
+#: without them a file has another device number than the directory it is in.
+OVERLAY_OPTIONS = b"index=off,metacopy=off,redirect_dir=off,xino=on"
 
 #: Where the guest's root sees all of the shares' server for a moment. What it shows was all shared with the guest.
 ASIDE = b"/run/cloche/shares"
