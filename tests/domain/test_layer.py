@@ -58,8 +58,9 @@ def test_one_file_system_has_one_device_and_one_number_for_each_file(cloche: Run
 def test_without_mapped_numbers_a_file_seems_to_be_a_mount_point(cloche: Runner) -> None:
     """The twin: an overlay whose layers keep their own numbers."""
     script = """
-    mkdir -p /run/o && mount -t tmpfs none /run/o && cd /run/o && mkdir up work all
-    mount -t overlay -o lowerdir=/usr,upperdir=up,workdir=work,xino=XINO none all || exit 9
+    mkdir -p /run/o /run/low && mount -t tmpfs none /run/o && mount -t tmpfs none /run/low && cd /run/o
+    mkdir -p up work all /run/low/bin && touch /run/low/bin/env
+    mount -t overlay -o lowerdir=/run/low,upperdir=up,workdir=work,xino=XINO none all || exit 9
     python3 -c 'import os; print(os.path.ismount("/run/o/all/bin/env"))'
     """
     said = [cloche.sh(script.replace("XINO", word), "--privileged").stdout for word in ("off", "on")]
