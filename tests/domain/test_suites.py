@@ -99,8 +99,8 @@ def posix_tests(directory: str) -> str:
     """Return the script that runs pjdfstest as root in a directory; what it failed is on lines of their own."""
     return f"""
     echo 'tests:x:990:990::/:/usr/sbin/nologin' >>/etc/passwd; echo 'tests:x:990:' >>/etc/group
-    mkdir -p {directory} && cd {directory} && chmod 755 /run/pjdfstest
-    /run/pjdfstest -c /run/settings -p {directory}
+    mkdir -p {directory} && cd {directory} && chmod 755 /srv/pjdfstest
+    /srv/pjdfstest -c /srv/settings -p {directory}
     """
 
 
@@ -127,7 +127,7 @@ def suite(folder: Path, cloche: Runner) -> list[str]:
     program = folder / "pjdfstest"
     shutil.copy(PJDFSTEST, program)
     program.chmod(0o755)
-    return ["--privileged", "-i", f"/run/pjdfstest={program}", "-i", f"/run/settings={settings}"]
+    return ["--privileged", "-i", f"/srv/pjdfstest={program}", "-i", f"/srv/settings={settings}"]
 
 
 @pytest.mark.long
@@ -146,7 +146,7 @@ def test_posix_on_a_share(cloche_as_caller: Runner, suite: list[str], folder: Pa
     share.mkdir()
     os.chown(share, 0, 0)
     folder.chmod(0o755)
-    done = cloche_as_caller.sh(posix_tests(str(share)), *suite, "--share", f"{share}:rw", timeout=1800)
+    done = cloche_as_caller.sh(posix_tests("/mnt"), *suite, "--share", f"{share}:rw:at=/mnt", timeout=1800)
     assert uncovered(failed(done.stdout), known("pjdfstest", "share")) == ([], [])
 
 
