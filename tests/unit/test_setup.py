@@ -123,7 +123,7 @@ def test_recipes_name_known_groups_and_stages() -> None:
     for groups, stages in main.RECIPES.values():
         assert set(groups) <= packages.GROUPS.keys()
         names = {stage.split()[0] for together in stages for stage in together.split(" & ")}
-        assert names <= {"python", "rust", "kernel"}
+        assert names <= {"python", "rust", "suites", "kernel"}
 
 
 def test_package_lists_are_sorted() -> None:
