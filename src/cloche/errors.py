@@ -73,6 +73,10 @@ class ShareError(ClocheError):
     """A directory of the host cannot be shared as asked."""
 
 
+class ProfileError(ClocheError):
+    """A profile cannot be made, used or changed as asked."""
+
+
 class DiskError(ClocheError):
     """A disk cannot be given to a guest as asked."""
 

@@ -31,6 +31,8 @@ STEPS: tuple[model.Step, ...] = (
     model.Interface(b"eth0", 0x0A00020F, 24, 0x0A000202),
     model.Freeze(),
     model.Thaw(),
+    model.CopyOnce(b"/home/u", b"/disk/home/u", 1000, 1000),
+    model.Settle(b"/disk"),
 )
 TO_HOST: tuple[m.ToHost, ...] = (
     m.Ready(b"0.1.0", b"6.12.0", 10**9),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 VECTORS = Path(__file__).parents[2] / "protocol" / "vectors"
 #: Where the specification's names are not those of the classes.
 OPS: dict[type, str] = {model.MakeSymlink: "SYMLINK"}
-FIELDS: dict[tuple[type, str], str] = {(model.CopyTree, "source"): "from"}
+FIELDS: dict[tuple[type, str], str] = {(model.CopyTree, "source"): "from", (model.CopyOnce, "source"): "from"}
 
 Fields = dict[str, Any]
 Vector = tuple[str, bytes, Fields]

@@ -63,6 +63,13 @@ pub fn perform(step: &Step) -> Result<()> {
         Step::CopyTree { from, to, uid, gid } => {
             Ok(copy_tree(path_of(from), path_of(to), (*uid, *gid))?)
         }
+        Step::CopyOnce { from, to, uid, gid } => {
+            copy_once(path_of(from), path_of(to), (*uid, *gid))
+        }
+        Step::Settle { path } => {
+            let place = sys::open(&c_string(path)?, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+            sys::freeze_file_system(place.as_fd())
+        }
         Step::Hostname { name } => sys::set_hostname(name),
         Step::Entropy { seed } => {
             let device = sys::open(c"/dev/random", libc::O_RDWR, 0)?;
@@ -100,6 +107,8 @@ pub fn describe(step: &Step) -> Vec<u8> {
         Step::Unmount { target, .. } => ("unmount", target),
         Step::Freeze => ("freeze", b""),
         Step::Thaw => ("thaw", b""),
+        Step::CopyOnce { to, .. } => ("copy once", to),
+        Step::Settle { path } => ("settle", path),
         Step::SwitchRoot { path } => ("switch root", path),
         Step::WriteFile { path, .. } => ("write", path),
         Step::Symlink { path, .. } => ("link", path),
@@ -231,6 +240,24 @@ fn copy_tree(from: &Path, to: &Path, owner: (u32, u32)) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Copies a directory beside its place and gives it its name when all of it is on the disk.
+fn copy_once(from: &Path, to: &Path, owner: (u32, u32)) -> Result<()> {
+    if fs::symlink_metadata(to).is_ok() {
+        return Ok(());
+    }
+    let mut beside = to.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    match fs::remove_dir_all(&beside) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        other => other?,
+    }
+    make_directory(&beside, fs::metadata(from)?.mode(), owner.0, owner.1)?;
+    copy_tree(from, &beside, owner)?;
+    sys::sync_file_system(File::open(&beside)?.as_fd())?;
+    Ok(fs::rename(&beside, to)?)
 }
 
 fn leave_out(path: &Path) {

@@ -133,6 +133,23 @@ pub enum Step {
     Freeze,
     /// Lets them go on.
     Thaw,
+    /// Copies a directory under a name of its own, unless something has that name; all of it is there, or nothing.
+    CopyOnce {
+        /// The directory copied.
+        from: Vec<u8>,
+        /// The copy.
+        to: Vec<u8>,
+        /// Owner of the copies.
+        uid: u32,
+        /// Group of the copies.
+        gid: u32,
+    },
+    /// Writes back all of the file system at a path and lets nothing more be written to it: on its disk it is as if
+    /// it were not mounted.
+    Settle {
+        /// Where it is mounted.
+        path: Vec<u8>,
+    },
 }
 
 impl Step {
@@ -211,6 +228,15 @@ impl Step {
             },
             17 => Self::Freeze,
             18 => Self::Thaw,
+            19 => Self::CopyOnce {
+                from: r.byte_vec()?,
+                to: r.byte_vec()?,
+                uid: r.u32()?,
+                gid: r.u32()?,
+            },
+            20 => Self::Settle {
+                path: r.byte_vec()?,
+            },
             other => {
                 return Err(CodecError::Unknown {
                     what: "step",
@@ -290,6 +316,10 @@ impl Step {
             }
             Self::Freeze => 17,
             Self::Thaw => 18,
+            Self::CopyOnce { from, to, uid, gid } => {
+                (19, w.bytes(from).bytes(to).u32(*uid).u32(*gid)).0
+            }
+            Self::Settle { path } => (20, w.bytes(path)).0,
         }
     }
 }

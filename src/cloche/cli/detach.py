@@ -35,8 +35,10 @@ def main(parsed: Parsed) -> int:
                 f"--{key.replace('_', '-')} cannot be given together with --detach: nobody would see it",
                 hint="Leave out one of them.",
             )
+    from cloche.cli.profile_choice import choose_profile
     from cloche.cli.request import build_request
 
+    parsed.values["profile"] = choose_profile(parsed)
     request = build_request(parsed)
     options = Options(
         terminal=bool(parsed.get("tty")),

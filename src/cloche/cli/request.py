@@ -59,7 +59,7 @@ def build_request(parsed: Parsed) -> RunRequest:
         )
         if key in given
     }
-    return RunRequest(
+    request = RunRequest(
         argv=tuple(os.fsencode(word) for word in parsed.operands),
         shares=shares,
         includes=includes,
@@ -72,6 +72,11 @@ def build_request(parsed: Parsed) -> RunRequest:
         insecure=tuple(dict.fromkeys(given.get("insecure_no_jail", ()))),  # type: ignore[call-overload]
         **plain,  # type: ignore[arg-type]
     )
+    if given.get("profile"):
+        from cloche.domain.profiled import with_profile
+
+        request = with_profile(request, str(given["profile"]))
+    return request
 
 
 def read_variable(word: str) -> tuple[bytes, bytes]:

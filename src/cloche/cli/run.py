@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cloche.guest.pumps import InputPump
     from cloche.guest.session import AgentSession
     from cloche.guest.streams import Sender
+    from cloche.host.profile_lock import Hold
     from cloche.host.reactor import Timer
     from cloche.model.plan import LaunchPlan
     from cloche.model.request import RunRequest
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
 
 def show_plan(parsed: Parsed) -> int:
     """Print what would be started."""
+    from cloche.cli.profile_choice import choose_profile
     from cloche.domain.describe import describe_plan
     from cloche.drivers.registry import find_driver
 
     facts = collect_facts(remember=False)
+    parsed.values["profile"] = choose_profile(parsed)
     request = build_request(parsed)
     plan = prepare_plan(request, facts, dry=True)
     sys.stdout.write(describe_plan(plan, find_driver(plan.driver).why_not_saveable(plan, facts)))
@@ -76,11 +79,17 @@ def _of_pool(parsed: Parsed, request: RunRequest) -> str:
 
 
 def prepare_run(
-    parsed: Parsed, mask: int, warden: Warden, terminal: Terminal, request: RunRequest | None
+    parsed: Parsed,
+    mask: int,
+    warden: Warden,
+    terminal: Terminal,
+    request: RunRequest | None,
+    *,
+    hold: Hold | None = None,
 ) -> Run:
     """Make the plan of a run. ``mask`` is the program's umask; the warden is the run's as soon as this returns.
 
-    The request is made unless it was.
+    The request is made unless it was; ``hold`` is what it has of a profile.
     """
     timings = Timings()
     timings.mark("python")
@@ -88,7 +97,7 @@ def prepare_run(
     plan = prepare_plan(request, collect_facts()._replace(umask=mask))
     timings.mark("plan")
     give_notices(plan)
-    return Run(parsed, request, plan, timings, warden, terminal=terminal)
+    return Run(parsed, request, plan, timings, warden, terminal=terminal, hold=hold)
 
 
 class Run:
@@ -103,6 +112,7 @@ class Run:
         warden: Warden,
         *,
         terminal: Terminal,
+        hold: Hold | None = None,
     ) -> None:
         self._parsed = parsed
         self._request = request
@@ -114,6 +124,7 @@ class Run:
         self._programs = Programs(self._domain)
         self._programs.on_last = self._end
         self._terminal = terminal
+        self._hold = hold
         self._job: Job | None = None
         self._status: int | None = None
         self._error: ClocheError | None = None
@@ -151,12 +162,16 @@ class Run:
         try:
             self._terminal.watch_signals(self._reactor, self._signal, self._resized)
             self._domain.start()
+            if self._hold is not None:
+                self._hold.began(self._domain.ident)
             gc.enable()  # the machine boots now, and this process has time
             rundir.sweep()
             self._reactor.run_until(lambda: self._status is not None or self._error is not None)
         finally:
             self._terminal.restore()
             self._domain.close(wait=False)
+            if self._hold is not None:
+                self._hold.release(is_clean=self._domain.is_settled)
             self._reactor.close()
             console.finish()
         if self._parsed.get("timings"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from cloche.cli.profile_choice import choose_profile
 from cloche.cli.terminal import Terminal, choose_terminal
 from cloche.errors import UsageError
 from cloche.host import xdg
@@ -39,9 +40,16 @@ def _run(parsed: Parsed) -> int:
     # The mask is the program's. What cloche itself makes is private and usable, even where the caller's forbids all.
     mask = os.umask(0o077)
     wants_tty, keys = choose_terminal(parsed.get("tty"))  # type: ignore[arg-type]
-    request = None
+    request = hold = None
     wants_refill = False
-    if is_set():
+    profile = choose_profile(parsed)
+    if profile:
+        from cloche.cli.profiled import begin
+
+        request, hold, status = begin(parsed, profile, Terminal(wants_tty, keys))
+        if status is not None:
+            return status
+    elif is_set():
         from cloche.cli import pooled
         from cloche.cli.request import build_request
 
@@ -55,9 +63,11 @@ def _run(parsed: Parsed) -> int:
     try:
         from cloche.cli.run import prepare_run
 
-        run = prepare_run(parsed, mask, warden, Terminal(wants_tty, keys, warden.keeper), request)
+        run = prepare_run(parsed, mask, warden, Terminal(wants_tty, keys, warden.keeper), request, hold=hold)
     except BaseException:
         warden.close()
+        if hold is not None:
+            hold.release(is_clean=hold.is_clean)
         raise
     status = run.run()
     if wants_refill:

@@ -12,6 +12,7 @@ from cloche.domain.numbers import read_numbers
 from cloche.errors import UsageError
 from cloche.host.reactor import Reactor
 from cloche.host.rundir import find_running
+from cloche.host.text import format_size
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -105,24 +106,16 @@ def _row(running: Running, numbers: Numbers, share: float | None) -> Row:
         running.name or "-",
         "-" if share is None else f"{share * 100:.0f} %",
         f"{numbers.cpu_s:.1f} s",
-        ("~" if numbers.is_estimate else "") + _size(numbers.memory_kib * 1024),
+        ("~" if numbers.is_estimate else "") + format_size(numbers.memory_kib * 1024),
         "-"
         if guest is None
-        else f"{_size((guest.memory_kib - guest.available_kib) * 1024)} of {_size(guest.memory_kib * 1024)}",
-        "-" if numbers.read_bytes is None else _size(numbers.read_bytes),
-        "-" if numbers.written_bytes is None else _size(numbers.written_bytes),
+        else " of ".join(
+            format_size(kib * 1024) for kib in (guest.memory_kib - guest.available_kib, guest.memory_kib)
+        ),
+        "-" if numbers.read_bytes is None else format_size(numbers.read_bytes),
+        "-" if numbers.written_bytes is None else format_size(numbers.written_bytes),
         str(numbers.processes),
     )
-
-
-def _size(number: int) -> str:
-    """Return a number of bytes in the unit that suits it."""
-    value = float(number)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def _table(rows: list[Row]) -> str:

@@ -198,6 +198,28 @@ VERBS = (
         ),
     ),
     Verb(
+        "profile",
+        "Make, list and change profiles: what keeps the changes of one run for the next.",
+        verbs=(
+            Verb(
+                "new",
+                "Make a profile; nothing is in it yet.",
+                "profile:new",
+                (
+                    Option(
+                        ("--size",),
+                        "How large its disk may become (20G).",
+                        metavar="SIZE",
+                        convert=parse_size_mib,
+                    ),
+                ),
+                operands="NAME",
+            ),
+            Verb("list", "List the profiles there are.", "profile:list_", (_JSON,)),
+            Verb("delete", "Delete profiles with all that is in them.", "profile:delete", operands="NAME..."),
+        ),
+    ),
+    Verb(
         "settings",
         "Show, check and edit what files of settings (cloche.toml) say to every run.",
         verbs=(

@@ -46,6 +46,8 @@ def describe_plan(plan: LaunchPlan, unsaveable: str = "") -> str:
             f"from the template {_text(plan.template.directory)}" if plan.template else f"cold: {plan.cold}"
         )
         lines.append(f"start       {begins}")
+    if plan.layer is not None:
+        lines.append(f"profile     {plan.layer.name}")
     if plan.name:
         lines.append(f"name        {plan.name}")
     lines.append(f"saveable    {f'no: {unsaveable}' if unsaveable else 'yes'}")

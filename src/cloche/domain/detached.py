@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cloche.domain.timings import Timings
     from cloche.guest.job import Job
     from cloche.guest.session import Sink, Source
+    from cloche.host.profile_lock import Hold
     from cloche.host.reactor import Timer
     from cloche.lean import socket
     from cloche.model.facts import HostFacts
@@ -87,6 +88,11 @@ class Detached:
         self._caller = caller
         self._begun = begun
         self._reactor = Reactor()
+        self._hold: Hold | None = None
+        if isinstance(request, RunRequest) and request.layer is not None:
+            from cloche.domain.profiled import take
+
+            request, self._hold = take(request)
         # It needs no plan and comes up while one is made.
         self._warden: Warden | None = Warden.start(require_own_binary("cloche-warden"))
         try:
@@ -143,11 +149,15 @@ class Detached:
                 self._reactor.add_signal(signo, self._signal)
         try:
             domain.start()
+            if self._hold is not None:
+                self._hold.began(domain.ident)
             rundir.sweep()
             records.prune(frozenset(one.ident for one in rundir.find_running()))
             self._reactor.run_until(lambda: self._over)
         finally:
             domain.close()
+            if self._hold is not None:
+                self._hold.release(is_clean=domain.is_settled)
             if self._outlet is not None:
                 self._outlet.close()
             self._reactor.close()

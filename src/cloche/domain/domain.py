@@ -7,6 +7,7 @@ Whatever happens, ``close`` ends it: every process, socket and file of the domai
 from __future__ import annotations
 
 import errno
+from functools import partial
 
 from cloche.domain.launcher import Launcher
 from cloche.domain.states import Life, State
@@ -60,6 +61,7 @@ class Domain:
         error: Why it ended, when that was by itself; known before it is ENDED.
         on_adopt: Says what the streams of a program of a saved machine are connected to, given its job.
         adopted: The programs that ran in it.
+        is_settled: The disk of its profile has been closed cleanly.
         on_ready: Called when the agent has answered: programs can be asked for, and start when the guest is set up.
         on_open: Called when the guest is set up.
         on_end: Called once when the domain ended by itself, with the reason. Not called after ``close``.
@@ -93,6 +95,8 @@ class Domain:
         self.adopted: list[Job] = []
         self._launcher = launcher(reactor, plan, self.timings)
         self._must_sync = plan.writable_shares
+        self.is_settled = False
+        self._is_checking = False
         self._console_sink: Callable[[bytes], None] | None = None
         self._session: AgentSession | None = None
         self._deadline: Timer | None = None
@@ -203,7 +207,30 @@ class Domain:
             session.on_attached = self._attached_again
         session.attach()
         # Asked for at once: it is sent with the greeting's answer, a round trip earlier than after READY.
-        session.setup(self.plan.setup, self._set_up)
+        layer = self.plan.layer
+        if layer is None or layer.check is None:
+            session.setup(self.plan.setup, self._set_up)
+            return
+        from cloche.domain.profile_check import Check
+
+        self._is_checking = True
+        session.setup(self.plan.setup, self._set_up_first)
+        Check(layer, self._checked, self._ended).start(session)
+
+    def _set_up_first(self, answer: SetupDone | SetupFailed) -> None:
+        from cloche.guest.messages import SetupFailed
+
+        if isinstance(answer, SetupFailed):
+            self._set_up(answer)
+
+    def _checked(self) -> None:
+        """The disk of its profile can be mounted."""
+        assert self._session is not None
+        assert self.plan.layer is not None
+        self._is_checking = False
+        self.timings.mark("disk checked")
+        self._session.setup(self.plan.layer.setup, self._set_up)
+        self.on_ready()
 
     def _verify(self) -> None:
         try:
@@ -221,7 +248,8 @@ class Domain:
         del ready
         self.timings.mark("agent answers")
         self.life.enter(State.SETTING_UP)
-        self.on_ready()
+        if not self._is_checking:
+            self.on_ready()
 
     def _set_up(self, answer: SetupDone | SetupFailed) -> None:
         from cloche.guest.messages import SetupFailed
@@ -294,7 +322,7 @@ class Domain:
         if (
             was not in (State.RUNNING, State.PAUSED, State.STOPPING)
             or self._session is None
-            or not self._must_sync
+            or not (self._must_sync or self.plan.layer)
         ):
             self.close(wait=wait)
             then()
@@ -310,7 +338,26 @@ class Domain:
                 then()
 
         timer = self.reactor.call_later(_SYNC_TIMEOUT_S, once)
-        self._session.sync(once)
+        then_settle = partial(self._settle, self._session, once)
+        if self._must_sync:
+            self._session.sync(then_settle)
+        else:
+            then_settle()
+
+    def _settle(self, session: AgentSession, done: Callable[[], None]) -> None:
+        """Close the disk of its profile, if it has one: what is on it is whole without a repair."""
+        layer = self.plan.layer
+        if layer is None:
+            done()
+            return
+
+        def settled(answer: SetupDone | SetupFailed) -> None:
+            from cloche.guest.messages import SetupDone
+
+            self.is_settled = isinstance(answer, SetupDone)
+            done()
+
+        session.setup(layer.closing, settled)
 
     def _ask_guest(self, steps: tuple[Step, ...], sync: bool, answer: Callable[[GuestAnswer], None]) -> None:
         """Do more steps in a guest that runs; for the launcher, which knows when."""

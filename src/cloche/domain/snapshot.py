@@ -285,7 +285,8 @@ def prepare(directory: str, facts: HostFacts, name: str, *, whole: bool) -> tupl
         devices=description.devices,
         balloon=description.balloon,
     )
-    plan = driver.plan(request._replace(disks=disks, name=name), facts, kernel, template)
+    # What was a profile's is a copy here, and no profile's any more.
+    plan = driver.plan(request._replace(disks=disks, name=name, layer=None), facts, kernel, template)
     check_surroundings(description.surroundings, plan)
     steps = build_identity_steps(os.urandom(16).hex().encode(), os.urandom(16).hex().encode())
     plan = plan._replace(command=description.command, name=name, setup=(*plan.setup, *steps), timeout_s=None)

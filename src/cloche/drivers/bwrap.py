@@ -135,6 +135,7 @@ def _refuse_unsupported(request: RunRequest, facts: HostFacts) -> None:
         ("--kernel", request.kernel is not None),
         ("--accel", request.accelerator is not None),
         ("--boot-log", request.boot_log),
+        ("profiles", request.layer is not None),
         ("--disk", bool(request.disks)),
         ("--share-later", request.share_later),
         ("--net", request.network is not None),

@@ -210,6 +210,8 @@ _STEPS: dict[int, tuple[type[Any], str]] = {
     16: (model.Interface, "sIII"),
     17: (model.Freeze, ""),
     18: (model.Thaw, ""),
+    19: (model.CopyOnce, "ssII"),
+    20: (model.Settle, "s"),
 }
 _MESSAGES = {**_TO_AGENT, **_TO_HOST}
 _TYPE_OF = {kind: number for number, (kind, _) in _MESSAGES.items()}

@@ -20,15 +20,15 @@ _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 _IDENT_DIGITS = 12
 
 
-def check_name(word: str) -> str:
-    """Return a name that a domain may have.
+def check_name(word: str, kind: str = "domain") -> str:
+    """Return a name that a domain, or something else of that ``kind``, may have.
 
     Raises:
         UsageError: It may not.
     """
     if not word or len(word) > _LONGEST or not set(word) <= _LETTERS or not word[0].isalnum():
         raise UsageError(
-            f"{word!r} cannot be a domain's name",
+            f"{word!r} cannot be a {kind}'s name",
             hint=f"Take up to {_LONGEST} letters, digits and -_. that begin with a letter or a digit.",
         )
     if len(word) == _IDENT_DIGITS and set(word) <= set("0123456789abcdef"):

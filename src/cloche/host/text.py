@@ -42,3 +42,13 @@ def escape_untrusted(data: bytes, limit: int = 1000) -> str:
 def describe_errno(code: int) -> str:
     """What an error number of a guest means, whatever number it is."""
     return os.strerror(code) if 0 < code <= _MAX_ERRNO else f"error {code}"
+
+
+def format_size(number: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    value = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

@@ -8,7 +8,7 @@ from cloche.errors import HostError, LaunchError, MissingToolError
 from cloche.host import xdg
 
 #: Where distributions put programs; PATH is not asked, so that a stray file there is never run with a machine's rights.
-_SYSTEM_PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/libexec", "/usr/lib/qemu")
+_SYSTEM_PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/libexec", "/usr/lib/qemu")
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 #: An installed package carries its binaries; a checkout builds them beside the sources.

@@ -134,6 +134,21 @@ class Thaw(Record):
     """Let them go on."""
 
 
+class CopyOnce(Record):
+    """Copy the directory ``source`` as ``to`` with that owner, unless ``to`` is there: all of it, or nothing."""
+
+    source: bytes
+    to: bytes
+    uid: int
+    gid: int
+
+
+class Settle(Record):
+    """Write back the file system at ``path`` and let nothing more be written to it, as if it were not mounted."""
+
+    path: bytes
+
+
 Step = (
     BindDevice
     | Mkdir
@@ -153,6 +168,8 @@ Step = (
     | Unmount
     | Freeze
     | Thaw
+    | CopyOnce
+    | Settle
 )
 
 #: Flags of mount(2) that plans use (linux/mount.h).

@@ -198,7 +198,12 @@ RUN_OPTIONS = (
     ),
     Option(("--pids",), "The most processes the program may have.", metavar="N", convert=parse_count),
     *TTY,
-    Option(("-t", "--temporary"), "Leave nothing behind (every run does, until there are profiles)."),
+    Option(
+        ("-p", "--profile"),
+        "Keep every change in this profile, from one run to the next (see `cloche profile`).",
+        metavar="NAME",
+    ),
+    Option(("-t", "--temporary"), "Leave nothing behind, whatever profiles there are."),
     Option(
         ("--pool",),
         "Take a machine that waits in the pool, if it fits (as runs do by themselves).",

@@ -163,6 +163,22 @@ class SharingPlan(Record):
     numbers: tuple[int, ...] = ()
 
 
+class LayerPlan(Record):
+    """What a writable layer on a profile's disk asks of the domain beside its set-up.
+
+    Attributes:
+        name: The profile's.
+        closing: What the agent does at the end, so that the disk is as if it had been unmounted.
+        check: A program that looks at the disk before it is mounted; None when it was closed cleanly.
+        setup: What the agent does after the check.
+    """
+
+    name: str
+    closing: tuple[Step, ...]
+    check: GuestCommand | None = None
+    setup: tuple[Step, ...] = ()
+
+
 class LaunchPlan(Record):
     """A domain, before it exists.
 
@@ -191,6 +207,7 @@ class LaunchPlan(Record):
         balloon: Whether it has the device by which a guest gives memory back.
         cold: Why it boots, in a clause; empty when it does not.
         name: What the domain is to be called; empty for nothing but its identity.
+        layer: What its writable layer needs when it is a profile's; None when it is in memory.
     """
 
     driver: str
@@ -219,3 +236,4 @@ class LaunchPlan(Record):
     request: RunRequest | None = None
     slots: tuple[int, ...] = ()
     balloon: bool = False
+    layer: LayerPlan | None = None

@@ -78,6 +78,20 @@ class Network(Record):
     after_disks: int | None = None
 
 
+class Layer(Record):
+    """The profile whose disk a domain's writable layer is on.
+
+    Attributes:
+        name: What its owner calls it.
+        image: Its disk, an absolute path.
+        needs_check: The disk was not closed cleanly, and the file system on it is looked at before it is mounted.
+    """
+
+    name: str
+    image: str
+    needs_check: bool = False
+
+
 class RunRequest(Record):
     """One run, as asked for.
 
@@ -97,7 +111,7 @@ class RunRequest(Record):
         hwrng: Whether it has a device that gives random numbers.
         insecure: Parts of the jails to leave out (``model.jail.INSECURE_PARTS``), for hosts that cannot have them.
         share_later: Be ready to take shares while it runs, although there is none at the start.
-        temporary: Accepted and true by nature until profiles exist.
+        layer: The profile that keeps what is changed; None when nothing does.
         cold: Boot, and do not go on from a template.
         name: What the domain is to be called; empty for nothing but its identity.
         share_numbers: Under which numbers the shares lie in the stage; empty for 0, 1, ... A machine that was saved has
@@ -129,7 +143,7 @@ class RunRequest(Record):
     hwrng: bool = False
     insecure: tuple[str, ...] = ()
     share_later: bool = False
-    temporary: bool = True
+    layer: Layer | None = None
     cold: bool = False
     name: str = ""
     share_numbers: tuple[int, ...] = ()

@@ -121,7 +121,7 @@ def build_machine_steps(
     restored: bool = False,
     devices: tuple[bytes, ...] = (),
 ) -> tuple[Step, ...]:
-    """Return the SETUP steps of a virtual machine: mounts, writable layer, home, name, then shares, copies and disks.
+    """Return the SETUP steps of a virtual machine: mounts, writable layer, home, name, disks, then shares and copies.
 
     Args:
         request: Whose shares and includes.
@@ -141,6 +141,15 @@ def build_machine_steps(
     steps += [BindDevice(name) for name in devices]
     if not restored:
         steps += build_first_steps(user, skeleton, hostname=hostname, devices=request.devices)
+    if request.disks:
+        from cloche.plan.disks import build_disk_steps
+
+        steps += build_disk_steps(request.disks)
+    if request.layer is not None:
+        from cloche.plan.layers import build_layer_steps
+
+        # What follows is done in the root that stays.
+        steps += build_layer_steps(user, request.devices)
     if request.shares or request.includes:
         steps.append(Mkdir(ASIDE, 0o700))
         steps.append(mount_tree(SHARES_TAG, ASIDE, MS_NOSUID | MS_NODEV, devices=request.devices))
@@ -148,10 +157,6 @@ def build_machine_steps(
         steps += build_copy_steps(request.includes, user, person, source=ASIDE + b"/i%d")
         steps += _bind_shares(request.shares, user, ASIDE + b"/%d")
         steps.append(Unmount(ASIDE, MNT_DETACH | UMOUNT_NOFOLLOW))
-    if request.disks:
-        from cloche.plan.disks import build_disk_steps
-
-        steps += build_disk_steps(request.disks)
     if loopback:
         steps.append(Loopback())
     if request.network is not None:

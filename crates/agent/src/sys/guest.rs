@@ -115,6 +115,19 @@ pub fn sync() {
     unsafe { libc::sync() };
 }
 
+/// Writes everything of one file system to its disk.
+pub fn sync_file_system(place: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::syncfs(place.as_raw_fd()) }).map(drop)
+}
+
+/// Writes everything of one file system to its disk and stops all that would be written to it later.
+pub fn freeze_file_system(place: BorrowedFd<'_>) -> Result<()> {
+    const FIFREEZE: libc::Ioctl = 0xC004_5877_u32 as libc::Ioctl;
+    // SAFETY: the argument is ignored (linux/fs.h).
+    check(unsafe { libc::ioctl(place.as_raw_fd(), FIFREEZE, 0) }).map(drop)
+}
+
 /// Restarts the machine (a machine without ACPI ends on a reset), or else switches it off.
 pub fn reboot() {
     // SAFETY: no pointers.

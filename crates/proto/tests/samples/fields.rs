@@ -124,6 +124,10 @@ fn step_fields(step: &Step) -> Value {
         }
         Step::Freeze => json!({"op": "FREEZE"}),
         Step::Thaw => json!({"op": "THAW"}),
+        Step::CopyOnce { from, to, uid, gid } => {
+            json!({"op": "COPY_ONCE", "from": hex(from), "to": hex(to), "uid": uid, "gid": gid})
+        }
+        Step::Settle { path } => json!({"op": "SETTLE", "path": hex(path)}),
     }
 }
 

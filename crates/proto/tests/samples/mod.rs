@@ -190,6 +190,15 @@ fn steps() -> Vec<Step> {
         },
         Step::Freeze,
         Step::Thaw,
+        Step::CopyOnce {
+            from: bytes("/home/user"),
+            to: bytes("/disk/upper/home/user"),
+            uid: 1000,
+            gid: 1001,
+        },
+        Step::Settle {
+            path: bytes("/disk"),
+        },
     ]
 }
 

@@ -21,9 +21,9 @@ from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.drivers.qemu.board import DeviceParts
-    from cloche.model.facts import HostFacts
+    from cloche.model.facts import HostFacts, User
     from cloche.model.guest import Step
-    from cloche.model.machine import Kernel
+    from cloche.model.machine import Kernel, Machine
     from cloche.model.plan import Template
     from cloche.model.request import RunRequest
 
@@ -92,6 +92,13 @@ def plan_launch(
     cgroup = cgroup_for(facts, request.insecure)
     if cgroup:
         processes = [limit(process, machine) for process in processes]
+    setup = _set_up(request, facts, person, machine=machine, kernel=kernel, board=board, template=template)
+    layer = None
+    if request.layer is not None:
+        from cloche.plan.layers import check_layer, plan_layer
+
+        check_layer(request)
+        setup, layer = plan_layer(request.layer, setup)
     return LaunchPlan(
         driver="qemu",
         isolation=Isolation.HARDWARE_VM if machine.accelerator == Accelerator.KVM else Isolation.EMULATED_VM,
@@ -101,26 +108,11 @@ def plan_launch(
         control="control",
         console="console",
         monitor="monitor",
-        setup=_going_on(request, template, board)
-        if template and template.devices
-        else build_machine_steps(
-            request,
-            facts.user,
-            person,
-            facts.skeleton,
-            hostname=HOSTNAME,
-            loopback=LO_ON_DEMAND not in kernel.abilities,
-            # An emulated CPU's RDRAND is the host's getrandom (target/i386/tcg/int_helper.c of QEMU), and the kernel
-            # takes it at its first breath. What a real CPU has is not known.
-            # A template has taken it before it was saved, and all its clones have the same.
-            entropy=machine.accelerator != Accelerator.TCG or template is not None,
-            restored=template is not None,
-            # Control port and system tree have their drivers, the others came after the boot.
-            devices=tuple(platform_device(slot) for slot in board.taken[IN_TEMPLATE:]) if template else (),
-        ),
+        setup=setup,
         command=build_command(request, facts, person, shown_trees(request.shares)),
         writable_shares=any(share.writable for share in request.shares)
-        or any(disk.writable for disk in request.disks),
+        # A profile's is closed in its own way.
+        or any(disk.writable for disk in request.disks[request.layer is not None :]),
         boot_timeout_s=_RESTORE_TIMEOUT_S
         if template
         else request.boot_timeout_s or _BOOT_TIMEOUT_S[machine.accelerator],
@@ -136,6 +128,37 @@ def plan_launch(
         request=request,
         slots=board.taken,
         balloon=balloon,
+        layer=layer,
+    )
+
+
+def _set_up(
+    request: RunRequest,
+    facts: HostFacts,
+    person: User,
+    *,
+    machine: Machine,
+    kernel: Kernel,
+    board: Board,
+    template: Template | None,
+) -> tuple[Step, ...]:
+    """Return what the agent does before the program."""
+    if template and template.devices:
+        return _going_on(request, template, board)
+    return build_machine_steps(
+        request,
+        facts.user,
+        person,
+        facts.skeleton,
+        hostname=HOSTNAME,
+        loopback=LO_ON_DEMAND not in kernel.abilities,
+        # An emulated CPU's RDRAND is the host's getrandom (target/i386/tcg/int_helper.c of QEMU), and the kernel
+        # takes it at its first breath. What a real CPU has is not known.
+        # A template has taken it before it was saved, and all its clones have the same.
+        entropy=machine.accelerator != Accelerator.TCG or template is not None,
+        restored=template is not None,
+        # Control port and system tree have their drivers, the others came after the boot.
+        devices=tuple(platform_device(slot) for slot in board.taken[IN_TEMPLATE:]) if template else (),
     )
 
 

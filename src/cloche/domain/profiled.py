@@ -1,0 +1,79 @@
+"""A domain on a profile's disk (layer 5): the disk is taken before the plan is made, and given back at the end."""
+
+from __future__ import annotations
+
+import os
+
+from cloche.host import profiles
+from cloche.host.profile_lock import Hold
+from cloche.model.request import Layer
+from cloche.plan.layers import add_layer
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.model.request import RunRequest
+
+#: What of a request belongs to one program and not to the machine: a program that joins brings its own.
+_PROGRAMS_OWN = frozenset(
+    (
+        "argv",
+        "env",
+        "workdir",
+        "user",
+        "privileged",
+        "timeout_s",
+        "pids",
+        "boot_timeout_s",
+        "boot_log",
+        "agent_log",
+        "shell_on_failure",
+        "strace",
+        "cold",
+        "name",
+        "layer",
+        "share_numbers",
+    )
+)
+
+
+def with_profile(request: RunRequest, name: str) -> RunRequest:
+    """Return a request whose changes go to the profile of that name; nobody's yet.
+
+    Raises:
+        UsageError, ProfileError: There is no such profile.
+    """
+    image = profiles.image(name)
+    return add_layer(request, Layer(name, image), os.stat(image).st_size)
+
+
+def take(request: RunRequest) -> tuple[RunRequest, Hold | None]:
+    """Take the profile of a request, if it has one, for the domain that is about to be planned.
+
+    Returns:
+        The request, which says now whether the disk has to be checked; and what is to be released at the end.
+
+    Raises:
+        BusyError: Another domain has it.
+        ProfileError: It cannot be used.
+    """
+    if request.layer is None:
+        return request, None
+    hold = Hold.take(request.layer.name)
+    try:
+        hold.begin(machine_words(request))
+    except BaseException:
+        hold.release()
+        raise
+    return request._replace(layer=request.layer._replace(needs_check=not hold.is_clean)), hold
+
+
+def machine_words(request: RunRequest) -> tuple[str, ...]:
+    """Return what a machine is asked to be, one line for each property that is not the default."""
+    defaults = request._field_defaults
+    # The profile's own disk is the first.
+    plain = request._replace(disks=request.disks[request.layer is not None :])
+    return tuple(
+        f"{field} {value!a}"
+        for field, value in zip(plain._fields, plain, strict=True)
+        if field not in _PROGRAMS_OWN and value != defaults.get(field)
+    )

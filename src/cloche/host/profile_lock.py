@@ -1,0 +1,288 @@
+"""Whose a profile is at the moment (layer 3a): never two domains', also not on two hosts that share the directory.
+
+Two locks and a note keep it so. The lock of the file ``lock`` (an open file description's, fcntl) is held by the
+supervisor, and the kernel gives it back however that ends; the image itself is locked (flock) by whoever has it open,
+which outlives the supervisor for a moment. File servers carry both to other hosts. Where one does not, the note in
+``lock`` is left: host, boot and process, written before the disk is used and removed when it has been closed cleanly.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import time
+import zlib
+
+from cloche.errors import ProfileError
+from cloche.host import profiles
+from cloche.host.profile_place import IMAGE
+from cloche.record import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_LOCK = "lock"
+#: Its being there keeps everybody from starting the profile.
+SEALED = "locked"
+#: struct flock: all of the file, for an open file description.
+_WHOLE = struct.pack("hhqqixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_MOST_NOTE = 64 << 10
+#: How long the processes of a domain that has just ended may take to let go of the image, in seconds.
+_LETTING_GO_S = 10.0
+_PAUSE_S = 0.005
+
+
+class Note(Record):
+    """What whoever uses a profile has written down.
+
+    Attributes:
+        host: Which host it is on.
+        boot: Which start of that host.
+        pid: The supervisor's process.
+        machine: What kind of machine it is, one line for each property.
+        domain: The domain's identity, empty until it has one.
+    """
+
+    host: str
+    boot: str
+    pid: int
+    machine: tuple[str, ...] = ()
+    domain: str = ""
+
+
+class BusyError(ProfileError):
+    """Another domain has the profile. ``note`` is what it has written down, None when that is nothing yet."""
+
+    def __init__(self, name: str, note: Note | None) -> None:
+        domain = f" by the domain {note.domain}" if note and note.domain else ""
+        super().__init__(
+            f"the profile {name} is in use{domain}",
+            hint=f"`cloche -p {name} CMD` joins it, `cloche -t CMD` leaves profiles alone.",
+        )
+        self.note = note
+
+
+class Hold:
+    """A profile that is the caller's.
+
+    Attributes:
+        name: Its name.
+        is_clean: Whether its disk was closed cleanly by whoever had it before.
+    """
+
+    def __init__(self, name: str, fd: int, *, is_clean: bool) -> None:
+        """Take over the open, locked file."""
+        self.name = name
+        self.is_clean = is_clean
+        self._fd = fd
+        self._note: Note | None = None
+
+    @classmethod
+    def take(cls, name: str, *, sealed: bool = False) -> Self:
+        """Take a profile.
+
+        Args:
+            name: Its name.
+            sealed: Whether one that its owner has locked may be taken, too.
+
+        Raises:
+            BusyError: Somebody on this host has it.
+            ProfileError: There is none, it is locked, or another host seems to use it.
+        """
+        directory = profiles.directory(name)
+        path = os.path.join(directory, _LOCK)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise ProfileError(f"cannot open {path}: {error.strerror}") from None
+        try:
+            note = _lock(name, fd, path)
+            if not sealed:
+                _check_open(directory, name)
+            _wait_for_image(os.path.join(directory, IMAGE), name)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(name, fd, is_clean=note is None)
+
+    def begin(self, machine: tuple[str, ...]) -> None:
+        """Note that the disk is going to be used, by a machine of this kind. Not on the disk yet: see ``settle``.
+
+        Raises:
+            ProfileError: It cannot be written down.
+        """
+        host, boot = this_host()
+        self._write(Note(host, boot, os.getpid(), machine))
+
+    def began(self, domain: str) -> None:
+        """Note which domain it is, and wait until that is on the disk.
+
+        Raises:
+            ProfileError: It cannot be written down.
+        """
+        assert self._note is not None
+        self._write(self._note._replace(domain=domain, pid=os.getpid()))
+        os.fdatasync(self._fd)
+
+    def _write(self, note: Note) -> None:
+        self._note = note
+        text = _format(note)
+        try:
+            # One write, behind which the rest of a longer one is cut off: who reads meanwhile sees whole lines.
+            os.pwrite(self._fd, text, 0)
+            os.ftruncate(self._fd, len(text))
+        except OSError as error:
+            raise ProfileError(f"cannot write to the profile {self.name}: {error.strerror}") from None
+
+    def release(self, *, is_clean: bool = False) -> None:
+        """Let go of it. May be called twice.
+
+        Args:
+            is_clean: The disk was closed cleanly; else what was noted stays, and the next one has it checked.
+        """
+        if self._fd < 0:
+            return
+        if is_clean or (self._note is None and self.is_clean):
+            os.ftruncate(self._fd, 0)
+        # A child that the caller's program has forked would keep the lock.
+        fcntl.fcntl(
+            self._fd, fcntl.F_OFD_SETLK, struct.pack("hhqqixxxx", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
+        )
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _check_open(directory: str, name: str) -> None:
+    if os.path.lexists(os.path.join(directory, SEALED)):
+        raise ProfileError(
+            f"the profile {name} is locked",
+            hint=f"`cloche profile unlock {name}` opens it; `cloche -t CMD` leaves profiles alone.",
+        )
+
+
+def _lock(name: str, fd: int, path: str) -> Note | None:
+    """Lock the file; return what somebody who did not close the disk cleanly has left in it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE)
+    except BlockingIOError:
+        raise _busy(name, _parse(fd)) from None
+    except OSError as error:
+        raise ProfileError(
+            f"cannot lock {path}: {error.strerror}",
+            hint="Keep profiles on a file system that has locks (XDG_DATA_HOME).",
+        ) from None
+    if os.fstat(fd).st_nlink == 0:
+        raise ProfileError(f"the profile {name} has just been deleted")
+    note = _parse(fd)
+    if note is not None and note.host != this_host()[0]:
+        raise _busy(name, note)
+    return note
+
+
+def _busy(name: str, note: Note | None) -> ProfileError:
+    if note is None or note.host == this_host()[0]:
+        return BusyError(name, note)
+    host = note.host.rpartition("-")[0]
+    return ProfileError(
+        f"the profile {name} is in use on the host {host}, or was when that failed",
+        hint=f"If it does not run there: cloche profile unlock {name}",
+    )
+
+
+def read_note(name: str) -> Note | None:
+    """Return what whoever has a profile has noted; None for nobody (who has it, and has noted nothing yet, too).
+
+    Raises:
+        ProfileError: There is no such profile.
+    """
+    try:
+        fd = os.open(os.path.join(profiles.directory(name), _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        return _parse(fd)
+    finally:
+        os.close(fd)
+
+
+def is_held(name: str) -> bool:
+    """Tell whether somebody has a profile at the moment.
+
+    Raises:
+        ProfileError: There is no such profile.
+    """
+    try:
+        fd = os.open(os.path.join(profiles.directory(name), _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def forget_other_host(name: str) -> None:
+    """Forget that another host had a profile: it is known not to use it any more. Its disk is checked next time.
+
+    Raises:
+        ProfileError: There is no such profile, or somebody has it at the moment.
+    """
+    path = os.path.join(profiles.directory(name), _LOCK)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE)
+        note = _parse(fd)
+        if note is not None:
+            host, boot = this_host()
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, _format(note._replace(host=host, boot=boot)), 0)
+    except BlockingIOError:
+        raise BusyError(name, None) from None
+    finally:
+        os.close(fd)
+
+
+def _format(note: Note) -> bytes:
+    lines = (note.host, note.boot, str(note.pid), note.domain, *note.machine, "")
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _parse(fd: int) -> Note | None:
+    lines = os.pread(fd, _MOST_NOTE, 0).decode("utf-8", "surrogateescape").split("\n")
+    if len(lines) < 5 or not lines[2].isdigit():
+        return None
+    return Note(lines[0], lines[1], int(lines[2]), tuple(lines[4:-1]), lines[3])
+
+
+def _wait_for_image(path: str, name: str) -> None:
+    """Wait until the processes of the domain before have let go of the disk: they outlive their supervisor."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        until = time.monotonic() + _LETTING_GO_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise BusyError(name, None) from None
+                time.sleep(_PAUSE_S)
+            else:
+                return
+    finally:
+        os.close(fd)
+
+
+def this_host() -> tuple[str, str]:
+    """Return a word for this host, and one for this start of it."""
+    try:
+        with open("/etc/machine-id", "rb") as file:
+            ident = file.read(64)
+    except OSError:
+        ident = b""
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        boot = file.read(64).decode("ascii", "replace").strip()
+    return f"{os.uname().nodename}-{zlib.crc32(ident):08x}", boot

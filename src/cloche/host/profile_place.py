@@ -1,0 +1,19 @@
+"""Where profiles are, for those who only ask whether there is one (layer 3a): one look, at every start."""
+
+from __future__ import annotations
+
+import os
+
+from cloche.host import xdg
+
+IMAGE = "disk.img"
+
+
+def home() -> str:
+    """Return the directory of the profiles (not made here)."""
+    return os.path.join(xdg.data_dir(), "profiles")
+
+
+def exists(name: str) -> bool:
+    """Tell whether there is a profile of that name; ``name`` may be any word."""
+    return name[:1].isalnum() and "/" not in name and os.path.exists(os.path.join(home(), name, IMAGE))

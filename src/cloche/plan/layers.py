@@ -1,0 +1,121 @@
+"""A writable layer on a profile's disk (layer 2, pure): how the guest puts it in the place of the one in memory.
+
+It is laid after the steps that all machines have in common, so a machine that goes on from a template gets it, too: the
+system tree is mounted a second time (to the guest's kernel it is the same file system, with all it knows of it), a new
+overlay is made of that and the disk, and becomes the root.
+"""
+
+from __future__ import annotations
+
+from cloche.errors import UsageError
+from cloche.model.guest import (
+    MNT_DETACH,
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_RDONLY,
+    UMOUNT_NOFOLLOW,
+    CopyOnce,
+    GuestCommand,
+    Mkdir,
+    Mount,
+    Settle,
+    SwitchRoot,
+    Unmount,
+)
+from cloche.model.machine import Devices
+from cloche.model.plan import LayerPlan
+from cloche.model.profile import TAG
+from cloche.model.request import Disk
+from cloche.plan.guest import OVERLAY_OPTIONS, SYSTEM_TAG, encode, mount_tree
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.model.facts import User
+    from cloche.model.guest import Step
+    from cloche.model.request import Layer, RunRequest
+
+#: Its disk is the first of the machine's.
+DEVICE = b"/dev/vda"
+_BASE = b"/cloche"
+_DISK, _SYSTEM, _ROOT = _BASE + b"/disk", _BASE + b"/system", _BASE + b"/root"
+#: The first of the steps below: what comes before needs nothing of the disk's content.
+BEGINS = Mkdir(_DISK, 0o700)
+#: Where the disk is seen once more at the end.
+_LAST = b"/run/cloche/disk"
+#: What is deleted is the host's again. The tables of inodes, all zero in a new image, need not be zeroed.
+_OPTIONS = b"discard,noinit_itable"
+_FLAGS = MS_NOATIME | MS_NODEV | MS_NOSUID
+_CHECK_PATH = b"PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def add_layer(request: RunRequest, layer: Layer, size_bytes: int) -> RunRequest:
+    """Return a request whose machine has the profile's disk, before all others."""
+    disk = Disk(TAG, layer.image, most_bytes=size_bytes)
+    return request._replace(layer=layer, disks=(disk, *request.disks))
+
+
+def check_layer(request: RunRequest) -> None:
+    """Look whether a machine as it is asked for can have a layer on a disk.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if request.devices == Devices.VMM:
+        raise UsageError(
+            "--devices=vmm cannot have a profile: its file system shows the system tree only once",
+            hint="Leave out --devices, or give -t.",
+        )
+
+
+def build_layer_steps(user: User, devices: str) -> tuple[Step, ...]:
+    """Return the steps that lay the disk's upper directory over the system tree, and make that the root.
+
+    Args:
+        user: Whose home is made at the profile's first start.
+        devices: How the machine's devices are arranged.
+    """
+    home = encode(user.home)
+    upper, work = _DISK + b"/upper", _DISK + b"/work"
+    return (
+        BEGINS,
+        Mkdir(_SYSTEM),
+        Mkdir(_ROOT),
+        Mount(b"ext4", DEVICE, _DISK, _FLAGS, _OPTIONS),
+        Mkdir(upper),
+        Mkdir(work, 0o700),
+        Mkdir(upper + home.rpartition(b"/")[0]),
+        # The one in memory has been made already, and nobody has used it.
+        CopyOnce(home, upper + home, user.uid, user.gid),
+        mount_tree(SYSTEM_TAG, _SYSTEM, MS_RDONLY, devices=devices),
+        Mount(
+            b"overlay",
+            b"cloche",
+            _ROOT,
+            MS_NOATIME,
+            b"lowerdir=%s,upperdir=%s,workdir=%s," % (_SYSTEM, upper, work) + OVERLAY_OPTIONS,
+        ),
+        # The overlay has mounts of its own of both.
+        Unmount(_DISK, MNT_DETACH | UMOUNT_NOFOLLOW),
+        Unmount(_SYSTEM, MNT_DETACH | UMOUNT_NOFOLLOW),
+        SwitchRoot(_ROOT),
+    )
+
+
+def build_closing_steps() -> tuple[Step, ...]:
+    """Return the steps after which everything is on the disk, and its file system as if it had been unmounted."""
+    return (Mkdir(_LAST, 0o700), Mount(b"ext4", DEVICE, _LAST, _FLAGS, _OPTIONS), Settle(_LAST))
+
+
+def plan_layer(layer: Layer, steps: tuple[Step, ...]) -> tuple[tuple[Step, ...], LayerPlan]:
+    """Take a set-up apart where the disk is mounted, if it is to be checked before.
+
+    Returns:
+        What is done first, and the rest with all that concerns the layer.
+    """
+    plan = LayerPlan(layer.name, build_closing_steps())
+    if not layer.needs_check or BEGINS not in steps:
+        return steps, plan
+    at = steps.index(BEGINS)
+    check = GuestCommand((b"e2fsck", b"-p", DEVICE), (_CHECK_PATH,), b"/", 0, 0)
+    return steps[:at], plan._replace(check=check, setup=steps[at:])
