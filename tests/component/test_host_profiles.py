@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -200,12 +201,14 @@ def test_the_image_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(BusyError):
             Hold.take("one")
 
-    def let_go(seconds: float) -> None:
-        del seconds
-        other.kill()
-        other.wait()
+    flock = fcntl.flock
 
-    monkeypatch.setattr("cloche.host.profile_lock.time.sleep", let_go)
+    def let_go(fd: int, how: int) -> None:
+        if not how & fcntl.LOCK_NB:
+            other.kill()
+        flock(fd, how)
+
+    monkeypatch.setattr("cloche.host.profile_lock.fcntl.flock", let_go)
     Hold.take("one").release()
     other.communicate()
 

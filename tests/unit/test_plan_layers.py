@@ -17,7 +17,7 @@ from support.plans import ALICE
 if TYPE_CHECKING:
     from cloche.model.guest import Step
 
-LAYER = Layer("work", "/data/work/disk.img")
+LAYER = Layer("mine", "/data/mine/disk.img")
 
 
 def steps_of(request: RunRequest, *, restored: bool = False) -> tuple[Step, ...]:

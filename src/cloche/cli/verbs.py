@@ -16,6 +16,7 @@ from cloche.model.options import (
     parse_count,
     parse_duration_s,
     parse_number,
+    parse_size_mib,
     parse_time_s,
 )
 

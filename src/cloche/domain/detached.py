@@ -99,6 +99,8 @@ class Detached:
             self._request, self._plan, self._saved = self._prepare(request)
         except BaseException:
             self._warden.close()
+            if self._hold is not None:
+                self._hold.release(is_clean=self._hold.is_clean)
             raise
         give_notices(self._plan)
         if self._saved is None:

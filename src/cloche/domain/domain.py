@@ -7,7 +7,6 @@ Whatever happens, ``close`` ends it: every process, socket and file of the domai
 from __future__ import annotations
 
 import errno
-from functools import partial
 
 from cloche.domain.launcher import Launcher
 from cloche.domain.states import Life, State
@@ -327,37 +326,21 @@ class Domain:
             self.close(wait=wait)
             then()
             return
+        from cloche.domain.ending import write_back
+
         done = False
 
-        def once() -> None:
+        def once(is_settled: bool = False) -> None:
             nonlocal done
             if not done:
                 done = True
                 timer.cancel()
+                self.is_settled = is_settled
                 self.close(wait=wait)
                 then()
 
         timer = self.reactor.call_later(_SYNC_TIMEOUT_S, once)
-        then_settle = partial(self._settle, self._session, once)
-        if self._must_sync:
-            self._session.sync(then_settle)
-        else:
-            then_settle()
-
-    def _settle(self, session: AgentSession, done: Callable[[], None]) -> None:
-        """Close the disk of its profile, if it has one: what is on it is whole without a repair."""
-        layer = self.plan.layer
-        if layer is None:
-            done()
-            return
-
-        def settled(answer: SetupDone | SetupFailed) -> None:
-            from cloche.guest.messages import SetupDone
-
-            self.is_settled = isinstance(answer, SetupDone)
-            done()
-
-        session.setup(layer.closing, settled)
+        write_back(self._session, self.plan.layer, sync=self._must_sync, done=once)
 
     def _ask_guest(self, steps: tuple[Step, ...], sync: bool, answer: Callable[[GuestAnswer], None]) -> None:
         """Do more steps in a guest that runs; for the launcher, which knows when."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import time
 import zlib
 
 from cloche.errors import ProfileError
@@ -30,7 +29,6 @@ _WHOLE = struct.pack("hhqqixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _MOST_NOTE = 64 << 10
 #: How long the processes of a domain that has just ended may take to let go of the image, in seconds.
 _LETTING_GO_S = 10.0
-_PAUSE_S = 0.005
 
 
 class Note(Record):
@@ -262,18 +260,17 @@ def _wait_for_image(path: str, name: str) -> None:
     """Wait until the processes of the domain before have let go of the disk: they outlive their supervisor."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        until = time.monotonic() + _LETTING_GO_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise BusyError(name, None) from None
-                time.sleep(_PAUSE_S)
-            else:
-                return
-    finally:
-        os.close(fd)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        from threading import Thread
+
+        # The kernel wakes it, and nobody else can be told how long it may take.
+        waiting = Thread(target=fcntl.flock, args=(fd, fcntl.LOCK_EX), daemon=True)
+        waiting.start()
+        waiting.join(_LETTING_GO_S)
+        if waiting.is_alive():
+            raise BusyError(name, None) from None
+    os.close(fd)
 
 
 def this_host() -> tuple[str, str]:
