@@ -265,11 +265,17 @@ def _wait_for_image(path: str, name: str) -> None:
         from threading import Thread
 
         # The kernel wakes it, and nobody else can be told how long it may take.
-        waiting = Thread(target=fcntl.flock, args=(fd, fcntl.LOCK_EX), daemon=True)
+        waiting = Thread(target=_lock_and_close, args=(fd,), daemon=True)
         waiting.start()
         waiting.join(_LETTING_GO_S)
         if waiting.is_alive():
             raise BusyError(name, None) from None
+    else:
+        os.close(fd)
+
+
+def _lock_and_close(fd: int) -> None:
+    fcntl.flock(fd, fcntl.LOCK_EX)
     os.close(fd)
 
 
