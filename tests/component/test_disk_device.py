@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cloche.host import undo
 from support import vhost
 from support.disks import empty_qcow2
 from support.vhost import NEXT, WRITABLE, Descriptor, DeviceProcess, Frontend
@@ -44,10 +45,13 @@ def machine(image: Path, *words: str, features: int = FEATURES, protocol: int = 
 
 
 @contextmanager
-def open_device(fd: int, *words: str, most: int | None = None) -> Iterator[DeviceProcess]:
+def open_device(
+    fd: int, *words: str, most: int | None = None, undo_fd: int | None = None
+) -> Iterator[DeviceProcess]:
     """Provide the disk's process with its image; its files may have ``most`` bytes."""
     os.set_inheritable(fd, True)
-    with vhost.device("cloche-disk", "--image-fd", str(fd), *words, pass_fds=(fd,)) as running:
+    fds = (fd,) if undo_fd is None else (fd, undo_fd)
+    with vhost.device("cloche-disk", "--image-fd", str(fd), *words, pass_fds=fds) as running:
         if most is not None:
             resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (most, most))
         yield running
@@ -208,3 +212,30 @@ def test_a_qcow2_image_stays_within_its_bound(image: Path, cluster_bits: int) ->
             assert ask(frontend, OUT, place // 512, b"y" * step) == (0, b"")
         assert ask(frontend, FLUSH) == (0, b"")
     assert size < image.stat().st_size < before + size + size // 8
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_was_there_before_is_kept(image: Path, tmp_path: Path, *, dies: bool) -> None:
+    """A disk with an undo log does what it did, is killed and goes on, and the log gives the old content back."""
+    before = b"x" * (1 << 18) + bytes(1 << 18) + b"y" * (1 << 19)
+    image.write_bytes(before)
+    begun = undo.begin(str(tmp_path), len(before))
+    assert begun is not None
+    with open(begun.path, "r+b") as log, open(image, "r+b") as file:
+        words = ("--undo-fd", str(log.fileno()), "--undo-bytes", str(begun.most_bytes))
+        for byte in (b"1", b"2") if dies else (b"3",):
+            with open_device(file.fileno(), *words, undo_fd=log.fileno()) as running:
+                frontend = Frontend(running.connection, 1)
+                frontend.shake_hands(FEATURES)
+                for sector in (0, 100, 700, 2047):
+                    assert ask(frontend, OUT, sector, byte * 512) == (0, b"")
+                assert ask(frontend, ZEROES, 0, struct.pack("<QII", 1024, 64, 1)) == (0, b"")
+                assert ask(frontend, DISCARD, 0, struct.pack("<QII", 256, 500, 0)) == (0, b"")
+                assert ask(frontend, FLUSH) == (0, b"")
+                if dies:
+                    running.process.kill()
+                frontend.close()
+                assert running.process.wait(vhost.PATIENCE_S) == (-9 if dies else 0)
+    assert image.read_bytes() != before
+    assert undo.revert(str(tmp_path), str(image), None).number == 1
+    assert image.read_bytes() == before

@@ -7,14 +7,15 @@ use cloche_device::{Device, Inherited, Kind, Options, OptionsError, Reconnect, S
 use crate::qcow2::Qcow2File;
 use crate::raw::RawFile;
 use crate::request::{Disk, MAX_ID};
+use crate::undo::Revertible;
 
 /// The disk as a kind of device.
 pub const KIND: Kind = Kind {
     name: "disk",
     syntax: Syntax {
-        values: &["--tag", "--format"],
+        values: &["--tag", "--format", UNDO_BYTES],
         flags: &["--readonly"],
-        fds: &[IMAGE],
+        fds: &[IMAGE, UNDO],
     },
     reconnect: Reconnect::AcceptAgain,
     read: |options| {
@@ -24,6 +25,9 @@ pub const KIND: Kind = Kind {
 };
 
 const IMAGE: &str = "--image-fd";
+/// The file of the undo log, and how large that may become; for a raw image that is written to.
+const UNDO: &str = "--undo-fd";
+const UNDO_BYTES: &str = "--undo-bytes";
 
 #[derive(Clone, Copy)]
 enum Format {
@@ -35,6 +39,7 @@ struct Args {
     format: Format,
     tag: String,
     is_readonly: bool,
+    undo_bytes: Option<u64>,
 }
 
 fn read_args(options: &Options) -> Result<Args, OptionsError> {
@@ -44,14 +49,25 @@ fn read_args(options: &Options) -> Result<Args, OptionsError> {
         "qcow2" => Some(Format::Qcow2),
         _ => None,
     })?;
+    let format = format.unwrap_or(Format::Raw);
+    let is_readonly = options.has("--readonly");
+    let can_be_undone = matches!(format, Format::Raw) && !is_readonly;
+    let undo_fd = options.optional(UNDO, |text| {
+        text.parse::<u32>().ok().filter(|_| can_be_undone)
+    })?;
+    let undo_bytes = |text: &str| text.parse().ok().filter(|_| undo_fd.is_some());
     Ok(Args {
-        format: format.unwrap_or(Format::Raw),
+        format,
         tag: options
             .optional("--tag", |text| {
                 (text.len() <= MAX_ID).then(|| text.to_owned())
             })?
             .unwrap_or_default(),
-        is_readonly: options.has("--readonly"),
+        is_readonly,
+        undo_bytes: match undo_fd {
+            Some(_) => Some(options.required(UNDO_BYTES, undo_bytes)?),
+            None => options.optional(UNDO_BYTES, undo_bytes)?,
+        },
     })
 }
 
@@ -60,7 +76,16 @@ fn open(args: Args, inherited: &mut Inherited) -> io::Result<Box<dyn Device>> {
     let file = inherited.take_file(IMAGE)?;
     let tag = args.tag.as_bytes();
     Ok(match args.format {
-        Format::Raw => Box::new(Disk::new(RawFile::new(file, args.is_readonly)?, tag)),
+        Format::Raw => {
+            let disk = RawFile::new(file, args.is_readonly)?;
+            match args.undo_bytes {
+                None => Box::new(Disk::new(disk, tag)),
+                Some(most_bytes) => {
+                    let log = inherited.take_file(UNDO)?;
+                    Box::new(Disk::new(Revertible::new(disk, log, most_bytes)?, tag))
+                }
+            }
+        }
         Format::Qcow2 => Box::new(Disk::new(Qcow2File::new(file, args.is_readonly)?, tag)),
     })
 }

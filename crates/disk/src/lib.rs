@@ -6,9 +6,11 @@
 
 pub mod bytes;
 pub mod config;
+pub mod crc;
 pub mod device;
 pub mod kind;
 pub mod qcow2;
 pub mod raw;
 pub mod request;
 pub mod storage;
+pub mod undo;

@@ -49,6 +49,35 @@ impl RawFile {
         })
     }
 
+    /// Where the next byte lies, from `offset` on, that may be other than zero; past the end when there is none.
+    ///
+    /// # Errors
+    /// When the file system cannot be asked.
+    pub(crate) fn next_data(&self, offset: u64) -> io::Result<u64> {
+        let at = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: no pointers. Nothing in this process uses the file's position.
+        let found = unsafe { libc::lseek(self.file.as_raw_fd(), at, libc::SEEK_DATA) };
+        if let Ok(found) = u64::try_from(found) {
+            return Ok(found);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::ENXIO) => Ok(u64::MAX),
+            // A block device has no holes.
+            Some(libc::EINVAL) => Ok(offset),
+            _ => Err(error),
+        }
+    }
+
+    /// Reads into memory that is not the guest's.
+    ///
+    /// # Errors
+    /// When not all of it could be read.
+    pub(crate) fn read_plain(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        self.file.read_exact_at(into, offset)
+    }
+
     /// Moves all bytes of `slices`, in one system call unless the kernel stops halfway.
     fn transfer(
         &self,
