@@ -82,13 +82,13 @@ def test_a_start_before_a_loss_of_power_is_known_as_such(profile: Profile) -> No
     """A log that nobody has sealed before the host began anew is not used; one that was is."""
     held = profile.run(1)
     profile.run(2, seal=False)
-    profile.change_header(2, boot=bytes(16))
+    profile.change_boot(2, bytes(16))
     assert problems(profile)[0].startswith("the host lost power")
     assert problems(profile)[1] == "start 2 after it cannot be taken back"
     with pytest.raises(ProfileError, match="the host lost power"):
         profile.revert(2)
     os.unlink(profile.path / "undo" / "00000002")
-    profile.change_header(1, boot=bytes(16))
+    profile.change_boot(1, bytes(16))
     # As if the second had never been: the first was sealed.
     profile.image.write_bytes(profile.after[0])
     profile.revert(1)

@@ -63,7 +63,7 @@ class Profile:
                 "--undo-fd",
                 str(fds[1]),
                 "--undo-bytes",
-                str(begun.most_bytes),
+                str(most or begun.most_bytes),
             )
             with vhost.device("cloche-disk", *words, pass_fds=fds) as running:
                 frontend = Frontend(running.connection, 1)
@@ -85,10 +85,10 @@ class Profile:
         """Go back to a start."""
         return undo.revert(str(self.path), str(self.image), number)
 
-    def change_header(self, number: int, **fields: object) -> None:
-        """Say something else in the header of a log."""
+    def change_boot(self, number: int, boot: bytes) -> None:
+        """Let the log of a start be of another boot of the host."""
         fd = os.open(self.path / "undo" / f"{number:08}", os.O_RDWR)
-        undolog.write_header(fd, undolog.read_header(fd)._replace(**fields))
+        undolog.write_header(fd, undolog.read_header(fd)._replace(boot=boot))
         os.close(fd)
 
     def trusting(self, fd: int, header: undolog.Header, end: int) -> Iterator[Saved]:

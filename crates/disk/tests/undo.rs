@@ -159,7 +159,8 @@ fn check<S: Storage>(open: impl Fn(&File, &File, bool) -> S) -> Result<(), TestE
                 // It dies in its next change: while it writes to the log, before it writes to the disk.
                 carry_out(&mut disk, 0, &Step::Write(SECTORS - 130, 48));
                 let grown = log.metadata().unwrap().len();
-                log.set_len(grown.saturating_sub(*lost).max(length)).unwrap();
+                log.set_len(grown.saturating_sub(*lost).max(length))
+                    .unwrap();
                 image.write_all_at(&held, 0).unwrap();
                 disk = Disk::new(open(&image, &log, false), b"");
             }
@@ -313,4 +314,36 @@ fn a_log_that_is_wrong_is_refused() {
         log.extend([7; CLUSTER as usize]);
     });
     assert_eq!(twice, format!("there is no record at {second}"));
+}
+
+#[test]
+fn the_golden_bytes_are_what_both_sides_write_and_read() {
+    let text = include_str!("../../../protocol/vectors/undo.json");
+    let vectors: serde_json::Value = serde_json::from_str(text).unwrap();
+    let header = bytes_of(&vectors["header"]["hex"]);
+    let header = Header::decode(header.first_chunk().unwrap()).unwrap();
+    assert_eq!(vectors["header"]["disk"], header.disk_bytes);
+    let mut chain = header.chain;
+    for record in vectors["records"].as_array().unwrap() {
+        let (found, next) =
+            Record::decode(bytes_of(&record["hex"]).first_chunk().unwrap(), chain).unwrap();
+        let mask = record["mask"].as_u64().unwrap();
+        let page = bytes_of(&record["fill"]).repeat(PAGE);
+        let expected = Record::Saved {
+            cluster: record["cluster"].as_u64().unwrap() as u32,
+            mask: mask as u16,
+            data: crc32(0, &page.repeat(mask.count_ones() as usize)),
+        };
+        assert_eq!(found, expected);
+        chain = next;
+    }
+    let given_up = bytes_of(&vectors["given_up"]);
+    let (found, _) = Record::decode(given_up.first_chunk().unwrap(), header.chain).unwrap();
+    assert_eq!(found, Record::GivenUp);
+}
+
+fn bytes_of(hex: &serde_json::Value) -> Vec<u8> {
+    let hex = hex.as_str().unwrap().as_bytes().chunks(2);
+    hex.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect()
 }

@@ -4,9 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::format::{
-    FormatError, Header, Record, CLUSTER, HEADER, MAX_CLUSTERS, PAGE, RECORD,
-};
+use super::format::{FormatError, Header, Record, CLUSTER, HEADER, MAX_CLUSTERS, PAGE, RECORD};
 use crate::crc::crc32;
 
 /// Bytes that are gathered before they are written.
