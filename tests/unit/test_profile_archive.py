@@ -49,9 +49,9 @@ def exported(settings: bytes = SETTINGS, size: int = SIZE) -> tuple[bytes, bytes
         os.ftruncate(fd, size)
         for _ in range(20):
             os.pwrite(fd, pick.randbytes(3000) + bytes(1000), pick.randrange(size - 4000))
-        out = io.BytesIO()
-        write_archive("work", fd, settings, lambda data: out.write(data) and None, nothing)
-        return out.getvalue(), os.pread(fd, size, 0)
+        out: list[bytes] = []
+        write_archive("work", fd, settings, out.append, nothing)
+        return b"".join(out), os.pread(fd, size, 0)
 
 
 STREAM, CONTENT = exported()
