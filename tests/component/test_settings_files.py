@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
-import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,49 +14,13 @@ from cloche.errors import SettingsError
 from cloche.host import settings_cache, settings_files
 from cloche.model.options import Level
 from cloche.model.settings import Entry
+from support.homes import Home
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from support.users import OrdinaryUser
-
-CLOCHE = Path(__file__).resolve().parents[2] / "bin/cloche"
-
-
-class Home:
-    """Somebody's home, with settings in it, and the command line as they have it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.user = path / "config/cloche/cloche.toml"
-        self.system = path / "system/cloche/cloche.toml"
-        for file in (self.user, self.system):
-            file.parent.mkdir(parents=True, mode=0o700)
-        self.env = {
-            "HOME": str(path),
-            "PATH": "/usr/bin:/bin",
-            "LANG": "C.UTF-8",
-            "XDG_CONFIG_HOME": str(path / "config"),
-            "XDG_CONFIG_DIRS": f"{path / 'system'}:relative",
-            "XDG_RUNTIME_DIR": str(path / "none"),
-        }
-
-    def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run a command line to its end."""
-        return subprocess.run(
-            [CLOCHE, *words],
-            env={**self.env, **env},
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            stdin=subprocess.DEVNULL,
-        )
-
-    def show(self) -> dict[str, tuple[object, str, int | None]]:
-        """Return value, level and line of each setting that files give, the last member of a list."""
-        rows = json.loads(self("settings", "show", "--json").stdout)
-        return {row["key"]: (row["value"], row["level"], row["line"]) for row in rows if row["path"]}
 
 
 @pytest.fixture

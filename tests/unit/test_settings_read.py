@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from cloche.cli.parser import RESET, parse
 from cloche.cli.verbs import COMMON, RUN, VERBS
-from cloche.model.options import RUN_OPTIONS, Level
+from cloche.errors import UsageError
+from cloche.model.options import NOT_IN_FILES, RUN_OPTIONS, Level
 from cloche.model.settings import (
     FILE_LEVELS,
-    NOT_IN_FILES,
     RESET_KEY,
     TYPES,
     VERSION_KEY,
@@ -47,6 +47,9 @@ def test_every_option_of_a_run_is_a_key_or_is_said_not_to_be() -> None:
     assert not {RESET_KEY, VERSION_KEY} & options
     assert RESET_KEY == RESET
     assert all(NOT_IN_FILES.values())
+    for name in NOT_IN_FILES.keys() & options:
+        with pytest.raises(UsageError, match="unknown option"):
+            parse([f"--no-{name}", "true"], VERBS, RUN, COMMON)
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS.values() if key.option], ids=lambda key: key.name)

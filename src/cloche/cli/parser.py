@@ -8,7 +8,7 @@ words of the program alone without tricks.
 from __future__ import annotations
 
 from cloche.errors import UsageError
-from cloche.model.options import Option
+from cloche.model.options import NOT_IN_FILES, Option
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _split(word: str, known: dict[str, Option], verb: Verb) -> list[tuple[Option
 def _negated(name: str, known: dict[str, Option], verb: Verb) -> Option | None:
     """Return what ``--no-NAME`` means: a switch is off, and of other options nothing was said before."""
     option = known.get(f"--{name.removeprefix('--no-')}") if name.startswith("--no-") else None
-    if option is None or not verb.settable or option not in verb.options:
+    if option is None or not verb.settable or option not in verb.options or option.key in NOT_IN_FILES:
         return None
     if option.metavar is None:
         return option._replace(value=False)

@@ -19,7 +19,10 @@ def choose_profile(parsed: Parsed) -> str:
         UsageError: -p and -t were given together.
     """
     named = parsed.get("profile")
-    if parsed.get("temporary"):
+    # A file's word is weaker than a name on the command line.
+    if parsed.get("temporary") and not (
+        named and parsed.settings and "temporary" not in parsed.settings.given
+    ):
         if named:
             raise UsageError(
                 "--profile keeps what is changed and --temporary leaves nothing", hint="Give one of them."

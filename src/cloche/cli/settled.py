@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from cloche.cli.profile_choice import choose_profile
 from cloche.domain.settings import load, settle
 from cloche.errors import ClocheError
-from cloche.host.settings_files import open_settings
+from cloche.host.profile_place import has_settings, settings_path
+from cloche.host.profiles import directory
+from cloche.host.settings_files import open_one, open_settings
+from cloche.model.options import Level
 from cloche.model.settings import all_keys
 from cloche.record import TYPE_CHECKING
 
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
 
     from cloche.cli.parser import Parsed
     from cloche.domain.settings import Settled
+    from cloche.model.settings import Key, Settings
 
 
 def run_with_settings(parsed: Parsed, run: Callable[[Parsed], int]) -> int:
@@ -23,12 +28,31 @@ def run_with_settings(parsed: Parsed, run: Callable[[Parsed], int]) -> int:
         ClocheError: As the run; where a word of a file is the reason, the hint says which.
     """
     keys = all_keys()
-    settled = settle(load(open_settings(), keys), keys, parsed.values, parsed.get("reset", ()))  # type: ignore[arg-type]
+    files = load(open_settings(), keys)
+    parsed = _settle(parsed, files, keys)
+    profile = choose_profile(parsed)
+    own = (
+        open_one(Level.PROFILE, settings_path(profile))
+        if has_settings(profile) and directory(profile)
+        else None
+    )
+    if own is not None:
+        parsed = _settle(parsed, [*files, *load([own], keys)], keys)
+    if not parsed.operands and parsed.get("command"):
+        args = parsed.get("args", ())
+        parsed = parsed._replace(operands=(str(parsed.get("command")), *args))  # type: ignore[misc]
     try:
-        return run(parsed._replace(values=dict(settled.values), settings=settled))
+        return run(parsed)
     except ClocheError as error:
-        blame(error, settled)
+        assert parsed.settings is not None
+        blame(error, parsed.settings)
         raise
+
+
+def _settle(parsed: Parsed, files: list[Settings], keys: dict[str, Key]) -> Parsed:
+    given = parsed.values if parsed.settings is None else parsed.settings.given
+    settled = settle(files, keys, given, given.get("reset", ()))  # type: ignore[arg-type]
+    return parsed._replace(values=dict(settled.values), settings=settled)
 
 
 def blame(error: ClocheError, settled: Settled) -> None:
@@ -44,6 +68,7 @@ def blame(error: ClocheError, settled: Settled) -> None:
         "disk": resolve_disk,
         "net": resolve_network,
         "env": read_variable,
+        "default_profile": directory,
     }
     for name, reader in readers.items():
         for one in settled.chosen.get(name, ()):

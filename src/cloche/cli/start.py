@@ -9,6 +9,7 @@ from cloche.cli.terminal import Terminal, choose_terminal
 from cloche.errors import UsageError
 from cloche.host import xdg
 from cloche.host.pool import is_set
+from cloche.host.profile_place import has_settings
 from cloche.host.tools import require_own_binary
 from cloche.host.warden import Warden
 from cloche.record import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def main(parsed: Parsed) -> int:
     """Run a program and return its status."""
-    if xdg.has_settings():
+    if xdg.has_settings() or has_settings(choose_profile(parsed)):
         from cloche.cli.settled import run_with_settings
 
         return run_with_settings(parsed, _run)
@@ -28,7 +29,7 @@ def main(parsed: Parsed) -> int:
 
 def _run(parsed: Parsed) -> int:
     if not parsed.operands:
-        raise UsageError("no program was named", hint="For example: cloche run -- uname -a")
+        raise _no_program(str(parsed.get("profile") or ""))
     if parsed.get("dry_run"):
         from cloche.cli.run import show_plan
 
@@ -75,3 +76,15 @@ def _run(parsed: Parsed) -> int:
 
         fill_in_background()
     return status
+
+
+def _no_program(profile: str) -> UsageError:
+    if not profile:
+        return UsageError("no program was named", hint="For example: cloche run -- uname -a")
+    from cloche.host.profiles import directory
+
+    directory(profile)
+    return UsageError(
+        f"no program was named, and the profile {profile} names none",
+        hint=f"`cloche profile edit {profile}` gives it a `command`.",
+    )

@@ -17,3 +17,13 @@ def home() -> str:
 def exists(name: str) -> bool:
     """Tell whether there is a profile of that name; ``name`` may be any word."""
     return name[:1].isalnum() and "/" not in name and os.path.exists(os.path.join(home(), name, IMAGE))
+
+
+def settings_path(name: str) -> str:
+    """Return where the settings of a profile are, if it has any."""
+    return os.path.join(home(), name, xdg.SETTINGS)
+
+
+def has_settings(name: str) -> bool:
+    """Tell whether a profile may have settings of its own; ``name`` may be any word, also none."""
+    return bool(name) and os.path.lexists(settings_path(name))

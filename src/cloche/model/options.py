@@ -245,3 +245,6 @@ RUN_OPTIONS = (
     Option(("--dry-run",), "Print the plan and start nothing."),
     Option(("--timings",), "Show where the time of the start went, on stderr."),
 )
+
+#: Options that no file can give, and why.
+NOT_IN_FILES = {"profile": "a file of settings cannot choose whose settings are read: `default_profile` does"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cloche.errors import UsageError
 from cloche.model.options import (
+    NOT_IN_FILES,
     RUN_OPTIONS,
     Level,
     Option,
@@ -111,9 +112,6 @@ class Settings(Record):
     entries: tuple[Entry, ...] = ()
 
 
-#: Options that no file can give, and why.
-NOT_IN_FILES = {"profile": "a file of settings cannot choose whose settings are read: `default_profile` does"}
-
 _KINDS: dict[Callable[[str], object], str] = {
     parse_count: Kind.COUNT,
     parse_number: Kind.COUNT,
@@ -168,6 +166,8 @@ _FIELDS = {
     ),
 }
 _PAIRS = ("env", "include")
+#: What a profile cannot say, because it is asked before there is one.
+_BEFORE_PROFILES = ("temporary",)
 
 #: Names that can be given instead of a number.
 COLOURS = {
@@ -227,6 +227,7 @@ def parse_grant(word: str) -> str:
 
 
 _OF_PROFILES = (Level.PROFILE,)
+_OF_OTHERS = (Level.SYSTEM, Level.USER)
 _OWN = (
     Key(
         VERSION_KEY,
@@ -249,7 +250,7 @@ _OWN = (
         Kind.TEXT,
         "The profile of every run that names none.",
         metavar="NAME",
-        levels=(Level.SYSTEM, Level.USER),
+        levels=_OF_OTHERS,
         example='"default"',
     ),
     Key(
@@ -320,6 +321,7 @@ def _from_option(option: Option) -> Key:
         metavar=option.metavar,
         is_list=option.repeat,
         convert=option.convert,
+        levels=_OF_OTHERS if name in _BEFORE_PROFILES else FILE_LEVELS,
         default=_DEFAULTS.get(name, ""),
         example=_EXAMPLES.get(name)
         or (f"[{_KIND_EXAMPLES[kind]}]" if option.repeat else _KIND_EXAMPLES[kind]),
