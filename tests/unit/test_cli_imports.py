@@ -58,7 +58,7 @@ from cloche.cli.main import main
 from cloche.cli.parser import parse
 from cloche.cli.verbs import COMMON, RUN, VERBS
 import cloche.cli.run, cloche.cli.start, cloche.cli.terminal
-import cloche.domain.domain, cloche.domain.launcher, cloche.domain.prepare
+import cloche.domain.domain, cloche.domain.launcher, cloche.domain.prepare, cloche.domain.request
 import cloche.domain.restore, cloche.domain.monitor, cloche.host.templates
 import cloche.guest.session, cloche.host.warden, cloche.host.rundir
 import cloche.kernel.initramfs, cloche.kernel.store
@@ -66,7 +66,7 @@ import cloche.drivers.qemu, cloche.drivers.bwrap
 import cloche.host.paths, cloche.host.memory
 parsed = parse(["-m", "1G", "--here", "-e", "A=1", "true"], VERBS, RUN, COMMON)
 assert not cloche.cli.start.xdg.has_settings()
-cloche.cli.run.build_request(parsed)
+cloche.domain.request.build_request(parsed.values, parsed.operands)
 from cloche.host.facts import collect_facts
 collect_facts()
 print(*sorted(sys.modules), sep="\\n")

@@ -36,10 +36,10 @@ def main(parsed: Parsed) -> int:
                 hint="Leave out one of them.",
             )
     from cloche.cli.profile_choice import choose_profile
-    from cloche.cli.request import build_request
+    from cloche.domain.request import build_request
 
     parsed.values["profile"] = choose_profile(parsed)
-    request = build_request(parsed)
+    request = build_request(parsed.values, parsed.operands)
     options = Options(
         terminal=bool(parsed.get("tty")),
         interactive=bool(parsed.get("interactive")),

@@ -52,7 +52,7 @@ def _execute(parsed: Parsed, argv: tuple[bytes, ...], user: str) -> int:
     if terminal.wanted:
         env = tuple((name, os.environb[name]) for name in _OF_TERMINAL if name in os.environb)
     if "env" in parsed.values:
-        from cloche.cli.request import read_variable
+        from cloche.domain.request import read_variable
 
         env += tuple(read_variable(word) for word in parsed.values["env"])  # type: ignore[attr-defined]
     joined = _join(find_domain(parsed.operands[0] if parsed.operands else None).ident, terminal)

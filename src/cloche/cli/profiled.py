@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cloche.cli.request import build_request
 from cloche.domain.profiled import take
+from cloche.domain.request import build_request
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,5 +25,5 @@ def begin(parsed: Parsed, name: str, terminal: Terminal) -> tuple[RunRequest, Ho
     """
     del terminal
     parsed.values["profile"] = name
-    request, hold = take(build_request(parsed))
+    request, hold = take(build_request(parsed.values, parsed.operands))
     return request, hold, None

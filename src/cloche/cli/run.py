@@ -7,11 +7,11 @@ import os
 import sys
 
 from cloche import log
-from cloche.cli.request import build_request
 from cloche.domain.domain import Domain
 from cloche.domain.launcher import Launcher
 from cloche.domain.prepare import NO_TEMPLATE_YET, give_notices, is_ordinary, prepare_plan
 from cloche.domain.programs import Programs
+from cloche.domain.request import build_request
 from cloche.domain.states import State
 from cloche.domain.timings import Timings
 from cloche.errors import ClocheError, TimeLimitError
@@ -44,7 +44,7 @@ def show_plan(parsed: Parsed) -> int:
 
     facts = collect_facts(remember=False)
     parsed.values["profile"] = choose_profile(parsed)
-    request = build_request(parsed)
+    request = build_request(parsed.values, parsed.operands)
     plan = prepare_plan(request, facts, dry=True)
     sys.stdout.write(describe_plan(plan, find_driver(plan.driver).why_not_saveable(plan, facts)))
     sys.stdout.write(f"pool        {_of_pool(parsed, request)}\n")
@@ -93,7 +93,7 @@ def prepare_run(
     """
     timings = Timings()
     timings.mark("python")
-    request = request or build_request(parsed)
+    request = request or build_request(parsed.values, parsed.operands)
     plan = prepare_plan(request, collect_facts()._replace(umask=mask))
     timings.mark("plan")
     give_notices(plan)

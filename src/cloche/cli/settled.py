@@ -57,7 +57,7 @@ def _settle(parsed: Parsed, files: list[Settings], keys: dict[str, Key]) -> Pars
 
 def blame(error: ClocheError, settled: Settled) -> None:
     """Say in the hint of an error which line of which file has led to it, if one has."""
-    from cloche.cli.request import read_variable
+    from cloche.domain.request import read_variable
     from cloche.domain.settings import find_origin
     from cloche.host.networks import resolve_network
     from cloche.host.paths import resolve_disk, resolve_include, resolve_share

@@ -52,9 +52,9 @@ def _run(parsed: Parsed) -> int:
             return status
     elif is_set():
         from cloche.cli import pooled
-        from cloche.cli.request import build_request
+        from cloche.domain.request import build_request
 
-        request = build_request(parsed)
+        request = build_request(parsed.values, parsed.operands)
         status = pooled.run(parsed, request, mask, Terminal(wants_tty, keys))
         if status is not None:
             return status

@@ -1,4 +1,4 @@
-"""From the words of a run to a request (layer 6)."""
+"""From the words of a run to a request (layer 5)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from cloche.model.request import RunRequest
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloche.cli.parser import Parsed
+    from collections.abc import Mapping, Sequence
+
     from cloche.model.request import Disk, Include, Share
 
 
-def build_request(parsed: Parsed) -> RunRequest:
-    """Turn the words of the command line into a request; looks at the directories that are to be shared."""
-    given = parsed.values
+def build_request(given: Mapping[str, object], program: Sequence[str]) -> RunRequest:
+    """Turn what was said into a request; looks at the directories that are to be shared.
+
+    Args:
+        given: What the options of a run (``model.options``) were given, on the command line, in files or in a call.
+        program: The program and its arguments.
+    """
     shares: tuple[Share, ...] = ()
     includes: tuple[Include, ...] = ()
     disks: tuple[Disk, ...] = ()
@@ -35,7 +40,7 @@ def build_request(parsed: Parsed) -> RunRequest:
     if "name" in given:
         from cloche.host.names import check_name
 
-        given["name"] = check_name(str(given["name"]))
+        check_name(str(given["name"]))
     plain = {
         key: given[key]
         for key in (
@@ -60,7 +65,7 @@ def build_request(parsed: Parsed) -> RunRequest:
         if key in given
     }
     request = RunRequest(
-        argv=tuple(os.fsencode(word) for word in parsed.operands),
+        argv=tuple(os.fsencode(word) for word in program),
         shares=shares,
         includes=includes,
         disks=disks,
