@@ -93,7 +93,7 @@ def test_check_tells_everything(home: Home) -> None:
     assert found == [(str(home.system), 1, 1), (str(home.user), 1, 1), (str(home.user), 3, 1)]
     done = home("settings", "check", str(home.user), str(home.path / "none"))
     assert done.returncode == 125
-    assert f"{home.user}:3:1: env.A must be a string" in done.stdout
+    assert f"{home.user}:3:1: 'A' of env must be a string" in done.stdout
     assert f"there is no file {home.path / 'none'}" in done.stdout
     home.user.write_text("cpus = 1\n")
     assert home("settings", "check", str(home.user)).returncode == 0

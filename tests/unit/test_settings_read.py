@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cloche.cli.parser import RESET, parse
 from cloche.cli.verbs import COMMON, RUN, VERBS
+from cloche.domain.settings import in_toml
 from cloche.errors import UsageError
 from cloche.model.options import NOT_IN_FILES, RUN_OPTIONS, Level
 from cloche.model.settings import (
@@ -162,7 +163,7 @@ B = ""
         ('net = "socket:x"', (1, 1), "the path 'x' is relative", "slash"),
         ('net = "lan-party"', (1, 1), "there is no network", "user"),
         ('env = ["=x"]', (1, 8), "names no variable", "NAME"),
-        ("[env]\nA = 1", (2, 1), "env.A must be a string", 'A = "..."'),
+        ("[env]\nA = 1", (2, 1), "'A' of env must be a string", 'NAME = "..."'),
         ('workdir = "x"', (1, 1), "not absolute", "slash"),
         ('driver = "xen"', (1, 1), "there is no driver 'xen'", "bwrap"),
         ('accelerator = "hvf"', (1, 1), "there is no accelerator 'hvf'", "tcg"),
@@ -269,6 +270,14 @@ def test_reset_forgets_weaker_files_and_not_its_own() -> None:
         "cpus": 2,
     }
     assert merged(weaker, said('reset = ["share"]'), said('share = ["/c"]'))["share"] == ("/c",)
+
+
+@given(st.text() | st.booleans() | st.integers(0, 2**40) | st.just("\x9b31m\u202e\x7f"))
+def test_what_is_shown_is_what_was_said_and_moves_no_cursor(value: bool | int | str) -> None:
+    """A listing's values are TOML of the same meaning, of printable characters alone."""
+    shown = in_toml(value)
+    assert shown.isprintable()
+    assert tomllib.loads(f"x = {shown}")["x"] == value
 
 
 TOML_VALUES = st.recursive(

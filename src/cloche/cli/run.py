@@ -49,14 +49,14 @@ def show_plan(parsed: Parsed) -> int:
     sys.stdout.write(describe_plan(plan, find_driver(plan.driver).why_not_saveable(plan, facts)))
     sys.stdout.write(f"pool        {_of_pool(parsed, request)}\n")
     if parsed.settings is not None:
-        from cloche.domain.settings import list_settings
+        from cloche.domain.settings import in_toml, list_settings
         from cloche.model.options import Level
         from cloche.model.settings import all_keys
 
         for line in list_settings(parsed.settings, all_keys()):
             if line.origin.level not in (Level.BUILT_IN, Level.COMMAND):
                 sys.stdout.write(
-                    f"settings    {line.key} = {line.value} ({line.origin.level}: {line.origin})\n"
+                    f"settings    {line.key} = {in_toml(line.value)} ({line.origin.level}: {line.origin})\n"
                 )
     return 0
 

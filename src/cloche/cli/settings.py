@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from cloche.domain.settings import Line, describe, list_settings, load, read_text, settle
+from cloche.domain.settings import Line, describe, in_toml, list_settings, load, read_text, settle
 from cloche.errors import SettingsError, UsageError
 from cloche.host import settings_files, xdg
 from cloche.model.options import Level
@@ -32,7 +32,7 @@ def show_lines(lines: list[Line], parsed: Parsed) -> None:
         rows = [
             {
                 "key": line.key,
-                "value": json.loads(line.value),
+                "value": line.value,
                 "level": line.origin.level,
                 "path": line.origin.path or None,
                 "line": line.origin.line or None,
@@ -42,7 +42,7 @@ def show_lines(lines: list[Line], parsed: Parsed) -> None:
         json.dump(rows, sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
     elif parsed.get("origin"):
-        shown = [f"{line.key} = {line.value}" for line in lines]
+        shown = [f"{line.key} = {in_toml(line.value)}" for line in lines]
         width = min(48, max(map(len, shown), default=0))
         for text, line in zip(shown, lines, strict=True):
             sys.stdout.write(f"{text:<{width}}  # {line.origin.level}{_where(line)}\n")
@@ -50,7 +50,7 @@ def show_lines(lines: list[Line], parsed: Parsed) -> None:
         lists = {name for name, key in all_keys().items() if key.is_list}
         words: dict[str, list[str]] = {}
         for line in lines:
-            words.setdefault(line.key, []).append(line.value)
+            words.setdefault(line.key, []).append(in_toml(line.value))
         for name, values in words.items():
             value = f"[{', '.join(values)}]" if name in lists else values[-1]
             sys.stdout.write(f"{name} = {value}\n")

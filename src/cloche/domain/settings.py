@@ -125,10 +125,10 @@ def settle(
 
 
 class Line(Record):
-    """One line of a listing of settings: a key, its value in TOML, and whose it is."""
+    """One line of a listing of settings: a key, its value or one of its list, and whose it is."""
 
     key: str
-    value: str
+    value: bool | int | float | str
     origin: Origin
 
 
@@ -138,14 +138,37 @@ def list_settings(settled: Settled, keys: dict[str, Key]) -> list[Line]:
     places = _Places()
     for key in keys.values():
         words = settled.chosen.get(key.name, [])
-        lines += [Line(key.name, format_word(key, one.entry.word), places.find(one)) for one in words]
+        lines += [Line(key.name, _value(key, one.entry.word), places.find(one)) for one in words]
         if key.name in settled.given:
             given = settled.given[key.name]
             members = given if isinstance(given, tuple) else (given,)
-            lines += [Line(key.name, _format(member), Origin(Level.COMMAND, "", 0)) for member in members]
+            lines += [Line(key.name, member, Origin(Level.COMMAND, "", 0)) for member in members]
         elif not words and key.default:
-            lines.append(Line(key.name, format_word(key, key.default), Origin(Level.BUILT_IN, "", 0)))
+            lines.append(Line(key.name, _value(key, key.default), Origin(Level.BUILT_IN, "", 0)))
     return lines
+
+
+def _value(key: Key, word: str) -> bool | int | str:
+    """Return a word as a file would have it."""
+    if key.kind == Kind.COUNT:
+        return int(word)
+    is_switch = key.kind in (Kind.SWITCH, Kind.SWITCH_OR_TEXT) and word in ("true", "false")
+    return word == "true" if is_switch else word
+
+
+def in_toml(value: bool | float | str) -> str:
+    """Return a value as it can be written; nothing in it moves a terminal's cursor."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + "".join(map(_escape, value)) + '"'
+    return str(value)
+
+
+def _escape(char: str) -> str:
+    if char in '"\\':
+        return f"\\{char}"
+    return char if char.isprintable() else f"\\U{ord(char):08x}"
 
 
 class _Places:
@@ -168,21 +191,3 @@ class _Places:
 def find_origin(one: Chosen) -> Origin:
     """Return where a word was said; its file is read again."""
     return _Places().find(one)
-
-
-def format_word(key: Key, word: str) -> str:
-    """Return a word as it would stand in a file."""
-    plain = key.kind == Kind.COUNT or (
-        key.kind in (Kind.SWITCH, Kind.SWITCH_OR_TEXT) and word in ("true", "false")
-    )
-    return word if plain else _format(word)
-
-
-def _format(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    import json
-
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -153,8 +153,8 @@ class _Reader:
                 else:
                     self._fault(
                         (key.name, name),
-                        f"{key.name}.{name} must be a string, not {_type_name(member)}",
-                        f"Write {name} = " + '"...".',
+                        f"{name!r} of {key.name} must be a string, not {_type_name(member)}",
+                        'Write NAME = "...".',
                     )
             return
         if not isinstance(value, list):
