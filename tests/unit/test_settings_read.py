@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from cloche.cli.parser import RESET, parse
 from cloche.cli.verbs import COMMON, RUN, VERBS
-from cloche.domain.settings import in_toml
+from cloche.domain.settings import in_toml, what_opens
 from cloche.errors import UsageError
 from cloche.model.options import NOT_IN_FILES, RUN_OPTIONS, Level
 from cloche.model.settings import (
     FILE_LEVELS,
+    HARMLESS,
     RESET_KEY,
     TYPES,
     VERSION_KEY,
@@ -238,6 +239,17 @@ def test_who_may_say_what() -> None:
         == "It belongs into the settings of system and user."
     )
     assert not read('command = "x"\nargs = ["y"]\nlabel = "z"', Level.PROFILE)[1]
+
+
+def test_settings_from_elsewhere_open_nothing_unsaid() -> None:
+    """Every key but the few known to be harmless is named; so is whatever key comes to be."""
+    assert set(KEYS) >= HARMLESS
+    text = 'command = "x"\nshare = ["~:rw"]\nnet = "user"\nmemory = "1G"\n[env]\nA = "x"\n'
+    assert what_opens(said(text, Level.PROFILE)) == ("env", "net", "share")
+    for key in KEYS.values():
+        if Level.PROFILE in key.levels:
+            opened = what_opens(said(f"{key.name} = {key.example}", Level.PROFILE))
+            assert opened == (() if key.name in HARMLESS else (key.name,))
 
 
 def test_a_colour_is_its_number() -> None:

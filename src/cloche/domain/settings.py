@@ -8,7 +8,7 @@ from cloche.domain.setting_words import check_word, identify
 from cloche.errors import SettingsError, UsageError
 from cloche.host import settings_cache, settings_files
 from cloche.model.options import Level
-from cloche.model.settings import Kind, Settings
+from cloche.model.settings import HARMLESS, Kind, Settings
 from cloche.profile.merge import merge, values_of
 from cloche.record import TYPE_CHECKING, Record
 
@@ -84,6 +84,11 @@ def describe(path: str, problem: Problem) -> str:
     """Return a problem in one line, as compilers do."""
     where = f":{problem.line}:{problem.column}" if problem.line else ""
     return f"{path}{where}: {problem.message}"
+
+
+def what_opens(settings: Settings) -> tuple[str, ...]:
+    """Return the keys of settings from elsewhere that would show a run something of the host's, or hold it less."""
+    return tuple(sorted({entry.key for entry in settings.entries} - HARMLESS))
 
 
 class Settled(Record):

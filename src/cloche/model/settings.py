@@ -169,6 +169,28 @@ _PAIRS = ("env", "include")
 #: What a profile cannot say, because it is asked before there is one.
 _BEFORE_PROFILES = ("temporary",)
 
+#: Keys that neither show a run anything of the host's nor weaken what holds it, whatever their values: a profile that
+#: comes from elsewhere may bring them. What is new is not among them until somebody has thought about it.
+HARMLESS = frozenset(
+    (
+        VERSION_KEY,
+        "args",
+        "boot_timeout",
+        "colour",
+        "command",
+        "cpus",
+        "hwrng",
+        "label",
+        "memory",
+        "pids",
+        "privileged",
+        "timeout",
+        "tty",
+        "user",
+        "workdir",
+    )
+)
+
 #: Names that can be given instead of a number.
 COLOURS = {
     "red": "#cc2222",
