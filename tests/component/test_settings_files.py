@@ -99,6 +99,21 @@ def test_check_tells_everything(home: Home) -> None:
     assert home("settings", "check", str(home.user)).returncode == 0
 
 
+def test_the_doctor_looks_at_settings(home: Home) -> None:
+    """`cloche doctor` names the files, or what is wrong with one and what mends it."""
+
+    def finding() -> tuple[str, str, str]:
+        rows = json.loads(home("doctor", "--json", XDG_CACHE_HOME="/proc/none").stdout)
+        (row,) = (row for row in rows if row["name"] == "settings")
+        return row["state"], row["detail"], row["remedy"]
+
+    assert finding()[0] == "ok"
+    home.user.write_text("cpus = 1\n")
+    assert finding() == ("ok", str(home.user), "")
+    home.user.write_text("cpu = 1\n")
+    assert finding() == ("bad", f"{home.user}:1:1: there is no setting 'cpu'", "Did you mean cpus?")
+
+
 def _is_refused(home: Home) -> str:
     done = home("settings", "show", "--json")
     assert "Traceback" not in done.stderr

@@ -45,7 +45,7 @@ def main(parsed: Parsed) -> int:
 
 def examine() -> list[Finding]:
     """Return the findings, the cheap ones first; what depends on a broken part is not tried."""
-    findings = [*_directories(), _namespaces(), _landlock(), _cgroups()]
+    findings = [*_directories(), _settings(), _namespaces(), _landlock(), _cgroups()]
     facts = collect_facts()
     if facts.user.uid == 0:
         findings.append(_ids(facts))
@@ -67,6 +67,20 @@ def _directories() -> list[Finding]:
         except ClocheError as error:
             findings.append(Finding(name, "bad", error.message, error.hint or ""))
     return findings
+
+
+def _settings() -> Finding:
+    from cloche.domain.settings import load
+    from cloche.host.settings_files import open_settings
+    from cloche.model.settings import all_keys
+
+    try:
+        files = load(open_settings(), all_keys())
+    except ClocheError as error:
+        return Finding("settings", "bad", error.message, error.hint or "")
+    return Finding(
+        "settings", "ok", ", ".join(one.path for one in files) or "no files: what is built in holds"
+    )
 
 
 def _namespaces() -> Finding:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
+from cloche.cli.listing import print_json
 from cloche.domain.settings import Line, describe, in_toml, list_settings, load, read_text, settle
 from cloche.errors import SettingsError, UsageError
 from cloche.host import settings_files, xdg
@@ -39,8 +39,7 @@ def show_lines(lines: list[Line], parsed: Parsed) -> None:
             }
             for line in lines
         ]
-        json.dump(rows, sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(rows)
     elif parsed.get("origin"):
         shown = [f"{line.key} = {in_toml(line.value)}" for line in lines]
         width = min(48, max(map(len, shown), default=0))
@@ -67,8 +66,7 @@ def path(parsed: Parsed) -> int:
         for level, path in xdg.settings_places()
     ]
     if parsed.get("json"):
-        json.dump(rows, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(rows)
     else:
         for row in rows:
             sys.stdout.write(f"{row['level']:<8}{row['path']}{'' if row['exists'] else ' (not there)'}\n")
@@ -82,8 +80,7 @@ def check(parsed: Parsed) -> int:
         fault for level, path in files for fault in _faults(level, path, is_named=bool(parsed.operands))
     ]
     if parsed.get("json"):
-        json.dump([fault._asdict() for fault in faults], sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json([fault._asdict() for fault in faults])
     else:
         for fault in faults:
             sys.stdout.write(f"{fault.message}\n" + (f"  hint: {fault.hint}\n" if fault.hint else ""))
