@@ -129,13 +129,15 @@ def as_value(value: Any, style: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6f}"
     if isinstance(value, str):
-        way = style(4)
+        way = style(5)
         if way == 0 and not set(value) & set("'\n\r") and value.isprintable():
             return f"'{value}'"
         if way == 1 and "'''" not in value and value.replace("\n", "").isprintable() and value[-1:] != "'":
             return f"'''\n{value}'''"
         if way == 2:
-            return f'"""\\\n  {as_text(value)}"""'
+            return f'"""\\\n  {as_text(value)}{chr(34) * style(3)}"""'
+        if way == 3:
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         return f'"{as_text(value)}"'
     between = (", ", ",\n  ", " , # c = 1\n")[style(3)]
     if isinstance(value, list):
