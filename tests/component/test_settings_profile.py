@@ -14,17 +14,17 @@ from support.homes import Home
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    """Provide a home with a profile called work."""
+    """Provide a home with a profile called job."""
     home = Home(tmp_path)
     kernels = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "cloche/kernels")
     (tmp_path / ".cache/cloche").mkdir(parents=True, mode=0o700)
     (tmp_path / ".cache/cloche/kernels").symlink_to(kernels)
-    assert home("profile", "new", "work").returncode == 0
+    assert home("profile", "new", "job").returncode == 0
     return home
 
 
 def _settings(home: Home, text: str) -> Path:
-    path = home.path / ".local/share/cloche/profiles/work/cloche.toml"
+    path = home.path / ".local/share/cloche/profiles/job/cloche.toml"
     path.write_text(text)
     return path
 
@@ -48,23 +48,23 @@ def test_a_profile_is_stronger_than_other_files(home: Home) -> None:
     home.system.write_text('memory = "512M"\n')
     home.user.write_text('memory = "256M"\nenv = ["A=1"]\ncpus = 2\n')
     path = _settings(home, 'label = "Work"\nmemory = "768M"\n\n[env]\nB = "2"\n')
-    rows = json.loads(home("profile", "show", "work", "--json").stdout)
+    rows = json.loads(home("profile", "show", "job", "--json").stdout)
     shown = {(row["key"], row["value"]): (row["level"], row["line"]) for row in rows}
     assert shown["memory", "768M"] == ("profile", 2)
     assert shown["env", "A=1"] == ("user", 2)
     assert shown["env", "B=2"] == ("profile", 5)
     assert shown["cpus", 2] == ("user", 3)
     assert shown["driver", "qemu"] == ("built-in", None)
-    assert f'label = "Work"       # profile: {path}:1' in home("profile", "show", "work", "--origin").stdout
+    assert f'label = "Work"       # profile: {path}:1' in home("profile", "show", "job", "--origin").stdout
     assert "768" not in home("settings", "show").stdout
 
 
 def test_a_profile_is_an_application(home: Home) -> None:
     """`cloche -p NAME` starts its command; words on the command line take the place of command and arguments."""
-    assert "the profile work names none" in home("-p", "work").stderr
+    assert "the profile job names none" in home("-p", "job").stderr
     _settings(home, 'command = "echo"\nargs = ["a b", "c"]\n')
-    assert _argv(_plan(home, "-p", "work")) == "echo 'a b' c"
-    assert _argv(_plan(home, "-p", "work", "true", "x")) == "true x"
+    assert _argv(_plan(home, "-p", "job")) == "echo 'a b' c"
+    assert _argv(_plan(home, "-p", "job", "true", "x")) == "true x"
     assert "no program was named" in home("run").stderr
 
 
@@ -72,16 +72,16 @@ def test_which_profile_a_run_has(home: Home) -> None:
     """The named one, else the default one; -t and `temporary` mean none, but a name is stronger than a file's."""
     _settings(home, "cpus = 3\n")
     assert _said(_plan(home, "true")) == []
-    assert _said(_plan(home, "-p", "work", "true")) == ["cpus = 3"]
-    home.user.write_text('default_profile = "work"\n')
-    assert _said(_plan(home, "true")) == ['default_profile = "work"', "cpus = 3"]
-    assert _said(_plan(home, "-t", "true")) == ['default_profile = "work"']
+    assert _said(_plan(home, "-p", "job", "true")) == ["cpus = 3"]
+    home.user.write_text('default_profile = "job"\n')
+    assert _said(_plan(home, "true")) == ['default_profile = "job"', "cpus = 3"]
+    assert _said(_plan(home, "-t", "true")) == ['default_profile = "job"']
     home.user.write_text("temporary = true\n")
     assert _said(_plan(home, "true")) == ["temporary = true"]
-    assert _said(_plan(home, "-p", "work", "true")) == ["cpus = 3", "temporary = true"]
+    assert _said(_plan(home, "-p", "job", "true")) == ["cpus = 3", "temporary = true"]
     assert (
-        "cannot" in home("run", "-p", "work", "-t", "true").stderr
-        or "Give one of them" in home("run", "-p", "work", "-t", "true").stderr
+        "cannot" in home("run", "-p", "job", "-t", "true").stderr
+        or "Give one of them" in home("run", "-p", "job", "-t", "true").stderr
     )
     home.user.write_text('default_profile = "gone"\n')
     assert f"\nhint: It is set in {home.user}:1. " in home("run", "--dry-run", "true").stderr
@@ -98,7 +98,7 @@ def test_which_profile_a_run_has(home: Home) -> None:
 def test_wrong_settings_of_a_profile_end_its_runs_and_no_others(home: Home, text: str, message: str) -> None:
     """What is wrong in a profile concerns its runs alone, and `settings check FILE` knows whose file it is."""
     path = _settings(home, text)
-    done = home("run", "--dry-run", "-p", "work", "true")
+    done = home("run", "--dry-run", "-p", "job", "true")
     assert (done.returncode, done.stderr.startswith(f"cloche: {path}:1:"), message in done.stderr) == (
         125,
         True,
@@ -109,7 +109,7 @@ def test_wrong_settings_of_a_profile_end_its_runs_and_no_others(home: Home, text
     assert checked.returncode == 125
     assert message in checked.stdout
     path.chmod(0o666)
-    assert "others than you can write" in home("profile", "show", "work").stderr
+    assert "others than you can write" in home("profile", "show", "job").stderr
 
 
 def test_a_profile_is_edited(home: Home) -> None:
@@ -120,11 +120,11 @@ def test_a_profile_is_edited(home: Home) -> None:
         "open(sys.argv[1], 'w').write(text.replace('#cpus', 'cpus'))\n"
     )
     editor = f"{sys.executable} {script}"
-    assert home("profile", "edit", "work", EDITOR=editor).stderr == ""
-    assert "cpus = 2\n" in home("profile", "show", "work").stdout
+    assert home("profile", "edit", "job", EDITOR=editor).stderr == ""
+    assert "cpus = 2\n" in home("profile", "show", "job").stdout
     script.write_text("import sys\nopen(sys.argv[1], 'w').write('default_profile = \"x\"')\n")
-    done = home("profile", "edit", "work", EDITOR=editor)
+    done = home("profile", "edit", "job", EDITOR=editor)
     assert "default_profile cannot be set here" in done.stderr
-    assert "cpus = 2\n" in home("profile", "show", "work").stdout
-    for words in (("edit", "none"), ("show", "none"), ("edit", "../work"), ("show",), ("edit", "a", "b")):
+    assert "cpus = 2\n" in home("profile", "show", "job").stdout
+    for words in (("edit", "none"), ("show", "none"), ("edit", "../job"), ("show",), ("edit", "a", "b")):
         assert home("profile", *words, EDITOR=editor).returncode == 125
