@@ -147,7 +147,7 @@ def list_settings(settled: Settled, keys: dict[str, Key]) -> list[Line]:
         if key.name in settled.given:
             given = settled.given[key.name]
             members = given if isinstance(given, tuple) else (given,)
-            lines += [Line(key.name, member, Origin(Level.COMMAND, "", 0)) for member in members]
+            lines += [Line(key.name, _plain(member), Origin(Level.COMMAND, "", 0)) for member in members]
         elif not words and key.default:
             lines.append(Line(key.name, _value(key, key.default), Origin(Level.BUILT_IN, "", 0)))
     return lines
@@ -159,6 +159,10 @@ def _value(key: Key, word: str) -> bool | int | str:
         return int(word)
     is_switch = key.kind in (Kind.SWITCH, Kind.SWITCH_OR_TEXT) and word in ("true", "false")
     return word == "true" if is_switch else word
+
+
+def _plain(value: object) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def in_toml(value: bool | float | str) -> str:
