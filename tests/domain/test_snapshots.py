@@ -184,6 +184,53 @@ def test_forks_go_on_apart(runner: Runner) -> None:
     assert [path.name for path in home(runner).glob(".*")] == []
 
 
+#: A line for every quarter of a second in which the program runs, written where nothing but the guest's memory is.
+TICKS = "while :; do echo tick; sleep 0.25; done"
+
+
+def test_a_paused_domain_is_saved_and_stays_paused(runner: Runner, room: Path) -> None:
+    """No line is written by a save; the copies are paused too, and say so; all go on when they are resumed."""
+    one, two, three = names = [f"{word}-{os.getpid()}" for word in ("still", "copy", "twin")]
+    with domains(runner, *names):
+        assert runner("run", "-d", "--name", one, "--", "sh", "-c", TICKS).returncode == 0
+        with runner.popen("logs", "-f", one) as following:
+            assert following.stdout is not None
+            assert following.stdout.readline() == b"tick\n"
+            following.kill()
+        assert runner("pause", one).returncode == 0
+        written = runner("logs", one).stdout
+        assert runner("pause", one).returncode == 125
+        assert "the domain is paused" in refused(runner, "disk", "add", one, f"a={room / 'image'}")
+        done = runner("snapshot", "save", one, one)
+        assert done.returncode == 0, done.stderr
+        try:
+            done = runner("snapshot", "restore", one, "--name", two)
+            assert (done.returncode, done.stdout.decode()) == (0, f"{two}\n"), done.stderr
+            assert f"{two} is paused, as what was saved" in done.stderr.decode()
+        finally:
+            assert runner("snapshot", "delete", one).returncode == 0
+        assert runner("fork", one, "--name", three).stdout.decode() == f"{three}\n"
+        states = {row["name"]: row["state"] for row in json.loads(runner("ps", "--json").stdout)}
+        assert {states[name] for name in names} == {"paused"}
+        assert (runner("logs", one).stdout, runner("logs", two).stdout) == (written, b"")
+        seen = []
+        for name in names:
+            assert "is paused" in refused(runner, "exec", name, "true")
+            assert runner("resume", name).returncode == 0
+            with runner.popen("logs", "-f", name) as following:
+                assert following.stdout is not None
+                lines = written.count(b"\n") if name == one else 0
+                assert [following.stdout.readline() for _ in range(lines + 2)] == [b"tick\n"] * (lines + 2)
+                following.kill()
+            seen.append(runner("exec", name, "cat", "/proc/sys/kernel/random/uuid", "/etc/machine-id").stdout)
+        assert len(set(seen)) == 3
+        # Two at once: one of them has done it, whatever the other is told.
+        with runner.popen("pause", one):
+            runner("pause", one)
+        assert runner("resume", one).returncode == 0
+        assert runner("exec", one, "true").returncode == 0
+
+
 def test_a_foreground_domain_is_saved_too(runner: Runner) -> None:
     """What a pipe had brought is there in the clone, then its input ends; `--stop` says what became of the domain."""
     name = f"pipe-{os.getpid()}"

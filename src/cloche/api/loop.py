@@ -6,6 +6,7 @@ import os
 import threading
 
 from cloche.domain.domain import Domain
+from cloche.domain.programs import Programs
 from cloche.domain.remote import RemoteLauncher
 from cloche.domain.states import State
 from cloche.errors import ClocheError, DomainError
@@ -26,6 +27,8 @@ class Loop:
         self._process = os.getpid()
         self._reactor = Reactor()
         self._domain = Domain(self._reactor, plan, launcher=RemoteLauncher, boot=boot)
+        self._programs = Programs(self._domain)
+        self._programs.lasting = True
         self._domain.on_open = self._opened
         self._domain.on_end = self._ended
         self._opened_or_over = threading.Event()

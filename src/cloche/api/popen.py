@@ -118,12 +118,16 @@ class Popen:
     def _start(self, domain: Domain, command: GuestCommand, ends: Ends) -> None:
         job = domain.execute(command, stdin=ends[0], stdout=ends[1], stderr=ends[2])
         self._job = job
+        assert domain.programs is not None
+        programs = domain.programs
+        programs.joined(job)
 
         def started(_: Job) -> None:
             self.pid = job.pid or 0
             self._started.set()
 
         def done(_: Job) -> None:
+            programs.over(job)
             if job.failure is not None:
                 self._error = failure(job, command)
             elif job.exited is not None:

@@ -14,7 +14,7 @@ from cloche.host.reactor import READ, Reactor
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from cloche.cli.parser import Parsed
@@ -66,6 +66,8 @@ class _Supervisor:
         self._launcher.ended = self._ended
         self._launcher.ask_guest = self._ask_guest
         self._launcher.ask_channel = self._ask_channel
+        self._launcher.ask_programs = self._ask_programs
+        self._launcher.hand_over = self._hand_over
         self._launcher.is_remote = True
         self._asked_guest: dict[int, Callable[[Any], None]] = {}
         self._questions = 0
@@ -100,7 +102,7 @@ class _Supervisor:
             self._tell(("console", self._launcher.console_tail(int(str(message[1])))))
         elif message[0] in ("pause", "resume"):
             self._control(str(message[0]))
-        elif message[0] in ("guest", "channel"):
+        elif message[0] in ("guest", "channel", "programs"):
             answer = self._asked_guest.pop(message[1], None)
             if answer is not None:
                 answer(message[2])
@@ -128,13 +130,23 @@ class _Supervisor:
         self._asked_guest[self._questions] = told
         self._tell(("channel", self._questions))
 
+    def _ask_programs(self, packet: bytes, answer: Callable[[bytes], None]) -> None:
+        """Let the host program answer what concerns its programs."""
+        self._questions += 1
+        self._asked_guest[self._questions] = answer
+        self._tell(("programs", self._questions, packet))
+
+    def _hand_over(self, packet: bytes, client: int, fds: list[int]) -> None:
+        """Let it run a program for somebody who has asked here."""
+        self._tell(("join", packet, client), fds)
+
     def _connect(self) -> None:
         try:
             agent = self._launcher.connect()
         except OSError as error:
             self._tell(("connected", error.errno or 0))
             return
-        self._tell(("connected", 0), agent.fileno())
+        self._tell(("connected", 0), [agent.fileno()])
         agent.close()
 
     def _control(self, what: str) -> None:
@@ -161,8 +173,8 @@ class _Supervisor:
         self._over = True
         self._tell(("ended", pack_error(error)))
 
-    def _tell(self, message: tuple[object, ...], fd: int | None = None) -> None:
+    def _tell(self, message: tuple[object, ...], fds: Sequence[int] = ()) -> None:
         try:
-            send_message(self._connection, message, fd)
+            send_message(self._connection, message, fds)
         except OSError:
             self._over = True  # the host program is gone: there is nobody to tell

@@ -70,6 +70,9 @@ def _add(
         return plan_again(launcher, change(current_request(launcher)), template)
 
     def begin(done: Callable[[], None], fail: Fail) -> None:
+        if launcher.programs is not None:
+            # A paused guest binds no device.
+            launcher.programs.domain.life.require_running()
         Reload(launcher, plan, done, fail)
 
     launcher.sharing.in_turn(begin, done, fail)

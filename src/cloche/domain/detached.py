@@ -109,7 +109,7 @@ class Detached:
             channel = self._saved.channel
             self._domain = Domain(self._reactor, self._plan, launcher=self._launcher, channel=channel)
             self._domain.on_adopt = self._ends
-            self._domain.on_open = lambda: self._started(None)
+            self._domain.on_open = self._goes_on
         self._programs = Programs(self._domain)
         self._programs.detached = True
         self._outlet: Outlet | None = None
@@ -208,6 +208,22 @@ class Detached:
             else:
                 self._programs.joined(job)
                 job.on_done = self._programs.over
+
+    def _goes_on(self) -> None:
+        """It is another guest now. What was paused has not run for that, and stays so."""
+        assert self._saved is not None
+        if self._saved.paused:
+            self._domain.pause(self._stands_still)
+        else:
+            self._started(None)
+
+    def _stands_still(self, error: ClocheError | None) -> None:
+        if error is not None:
+            self._domain.abort(error)
+            return
+        called = self._domain.name or self._domain.ident
+        log.notice(f"{called} is paused, as what was saved: `cloche resume {called}` lets it go on")
+        self._started(None)
 
     def _make_outlet(self, takes_input: bool, *, has_terminal: bool) -> Outlet:
         domain, options = self._domain, self._options

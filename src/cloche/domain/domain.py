@@ -21,6 +21,7 @@ from cloche.errors import (
     TemplateError,
 )
 from cloche.host.text import describe_errno, escape_untrusted
+from cloche.model.guest import Clock, Freeze, Thaw
 from cloche.model.plan import EndpointKind
 from cloche.record import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 _SYNC_TIMEOUT_S = 30.0
 #: How long the end of the agent's connection waits for a process's end that explains it, in seconds.
 _REASON_TIMEOUT_S = 0.5
+#: A guest that does not let its programs stand still within this time is paused all the same, in seconds.
+_FREEZE_TIMEOUT_S = 10.0
 #: What may be a template's fault when a machine does not come up from it.
 _OF_TEMPLATE = (TemplateError, MachineEndedError, BootTimeoutError, ProtocolError)
 
@@ -99,6 +102,8 @@ class Domain:
         self._console_sink: Callable[[bytes], None] | None = None
         self._session: AgentSession | None = None
         self._deadline: Timer | None = None
+        self._was_frozen = False
+        self.is_frozen = False
 
     @property
     def ident(self) -> str:
@@ -394,23 +399,44 @@ class Domain:
             self._session.close()
         self._launcher.close(wait=wait)
 
-    def pause(self, done: Callable[[ClocheError | None], None]) -> None:
+    def pause(self, done: Callable[[ClocheError | None], None], *, freeze: bool = True) -> None:
         """Stop the guest; ``done`` is called with None when it stands still, or with what went wrong.
+
+        Args:
+            done: Called once.
+            freeze: Have the agent let its programs stand still before. Only then can what is paused be saved: the
+                guest runs again for that, and its programs must not. A guest that does not answer is stopped as it is.
 
         Raises:
             DomainError: It does not run, or its driver cannot do that.
         """
         self.life.require_running()
+        control = self._launcher.control
 
         def paused(error: ClocheError | None) -> None:
             if error is None and self.state is State.RUNNING:
                 self.life.enter(State.PAUSED)
-            elif error is None:
+            elif error is None and self.state is not State.PAUSED:
                 # Its last program has ended meanwhile: it must hear what it is told at its end.
-                self._launcher.control.resume(lambda error: None)
+                control.resume(lambda error: None)
             done(error)
 
-        self._launcher.control.pause(paused)
+        if not freeze:
+            control.pause(paused)
+            return
+        self._was_frozen, self.is_frozen = True, False
+        asked = True
+
+        def frozen(*, is_frozen: bool) -> None:
+            nonlocal asked
+            if asked:
+                asked = False
+                timer.cancel()
+                self.is_frozen = is_frozen
+                control.pause(paused)
+
+        timer = self.reactor.call_later(_FREEZE_TIMEOUT_S, lambda: frozen(is_frozen=False))
+        self._ask_guest((Freeze(),), False, lambda answer: frozen(is_frozen=answer.errno == 0))
 
     def resume(self, done: Callable[[ClocheError | None], None]) -> None:
         """Let a guest that was paused go on; ``done`` is called likewise.
@@ -425,14 +451,22 @@ class Domain:
         def resumed(error: ClocheError | None) -> None:
             if error is None and self.state is State.PAUSED:
                 self.life.enter(State.RUNNING)
+                self._unfreeze()
             done(error)
 
         self._launcher.control.resume(resumed)
+
+    def _unfreeze(self) -> None:
+        """Let the programs go on, in a guest whose clock has stood still as well."""
+        if self._was_frozen and self._session is not None:
+            self._was_frozen = self.is_frozen = False
+            self._session.setup((Clock(), Thaw()), lambda answer: None)
 
     def thaw(self) -> None:
         """Let a paused guest hear what it is told at its end."""
         if self.state is State.PAUSED:
             self._launcher.control.resume(lambda error: None)
+            self._unfreeze()
 
     def abort(self, error: ClocheError) -> None:
         """End the domain now, as if it had ended by itself for this reason."""

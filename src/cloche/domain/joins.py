@@ -29,8 +29,8 @@ from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.domain.control.joining import Exec, Words
+    from cloche.domain.control.life import Governed
     from cloche.domain.control.talk import Link, Order
-    from cloche.domain.launcher import Launcher
     from cloche.guest.job import Job
     from cloche.model.guest import GuestCommand
     from cloche.model.plan import LaunchPlan
@@ -48,7 +48,7 @@ class Join:
         ClocheError: It cannot be started here, or the domain has ended.
     """
 
-    def __init__(self, launcher: Launcher, asked: Exec, words: Words, fds: list[int], link: Link) -> None:
+    def __init__(self, launcher: Governed, asked: Exec, words: Words, fds: list[int], link: Link) -> None:
         self._programs = programs_of(launcher)
         self._link = link
         # Asked and acted upon in one turn of the loop: nothing can end in between.

@@ -53,6 +53,8 @@ class Launcher:
         ask_guest: Does steps in the guest, after a sync if that is asked for, and calls back with the answer.
         ask_channel: Calls back with all that is known of the conversation with the agent, or why that is nothing.
         is_remote: Whether it works for a program that uses the API and has the guest to itself.
+        ask_programs: Where it does: passes a request on to it, and calls back with the packet of the answer.
+        hand_over: Likewise: gives it a request, the process id of who asks, the connection and the descriptors.
         programs: What runs in the guest; None where that is not this process's to know.
     """
 
@@ -78,6 +80,8 @@ class Launcher:
         self.ended: Callable[[ClocheError], None] = _raise
         self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
         self.ask_channel: Callable[[Callable[[ChannelState], None], Callable[[ClocheError], None]], None]
+        self.ask_programs: Callable[[bytes, Callable[[bytes], None]], None]
+        self.hand_over: Callable[[bytes, int, list[int]], None]
         self.is_remote = False
         self.programs: Programs | None = None
         self.reactor = reactor
@@ -172,6 +176,15 @@ class Launcher:
         self.machine.verify()
 
     # Shares that come and go
+
+    def in_turn(
+        self,
+        work: Callable[[Callable[[], None], Callable[[ClocheError], None]], None],
+        done: Callable[[], None],
+        fail: Callable[[ClocheError], None],
+    ) -> None:
+        """Do something while nothing else changes shares or machine (``Sharing.in_turn``)."""
+        self.sharing.in_turn(work, done, fail)
 
     @property
     def sharing(self) -> Sharing:

@@ -138,7 +138,8 @@ class Member:
 
     def _warmed(self, error: ClocheError | None) -> None:
         if error is None:
-            self._domain.pause(self._paused)
+            # There are no programs in it, and it is never saved while it waits.
+            self._domain.pause(self._paused, freeze=False)
         else:
             self._fail(error)
 

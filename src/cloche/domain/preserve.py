@@ -4,10 +4,10 @@
 
     waiting for its turn --> freezing --> saving --> describing --> going on --> on the disk, named --> over
 
-The guest's programs are frozen before, so that in a guest which goes on from the snapshot none runs before that has
-fresh randomness. The domain stands still while it is saved and described, and goes on before anything waits for the
-disk; one that is to end afterwards stands still until the snapshot has its name. Until then every failure lets it go
-on.
+The guest's programs are frozen before (a paused domain's are since then), so that in a guest which goes on from the
+snapshot none runs before that has fresh randomness. The domain stands still while it is saved and described, and goes
+on before anything waits for the disk; one that was paused stays so, and one that is to end afterwards stands still
+until the snapshot has its name. Until then every failure lets it go on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cloche.domain import snapshot
 from cloche.domain.adding import current_request, plan_again, require_saveable
 from cloche.domain.restore import checksum_of
 from cloche.domain.saving import Saved, Saving, Targets, no_room, resume
+from cloche.domain.states import State
 from cloche.errors import ClocheError, DomainError
 from cloche.host import snapshots
 from cloche.model.guest import Clock, Freeze, Thaw
@@ -56,8 +57,6 @@ def preserve(
         SnapshotError: The directory is not the caller's.
     """
     require_saveable(launcher)
-    if launcher.programs is not None:
-        launcher.programs.domain.life.require_running()
     snapshots.require_own(directory, stat.S_IFDIR)
 
     def begin(done: Callable[[], None], fail: Fail) -> None:
@@ -86,6 +85,7 @@ class _Preserving:
         self._fail = fail
         self._request: RunRequest
         self._plan: LaunchPlan
+        self._was_paused = False
         self._fds: list[int] = []
 
     def begin(self) -> None:
@@ -94,12 +94,34 @@ class _Preserving:
         self._request = current_request(self._launcher)
         template = Template("", "", OpenFile("/state", False, 0), 0, old.memory, len(old.slots), old.balloon)
         self._plan = plan_again(self._launcher, self._request, template)
-        self._launcher.sharing.ask_guest((Freeze(),), self._frozen)
+        domain = self._launcher.programs.domain if self._launcher.programs is not None else None
+        if domain is None or domain.state is not State.PAUSED:
+            if domain is not None:
+                domain.life.require_running()
+            self._launcher.sharing.ask_guest((Freeze(),), self._frozen)
+            return
+        if not domain.is_frozen:
+            raise DomainError(
+                "the domain is paused, and its guest did not answer when it was: programs might run while it is saved",
+                hint="`cloche resume` it first.",
+            )
+        # A machine that stands still would load as one that does; its programs go on standing still meanwhile.
+        self._was_paused = True
+        self._machine.control.resume(self._woken)
+
+    def _woken(self, error: ClocheError | None) -> None:
+        if error is not None:
+            self._failed(error)
+        else:
+            self._save()
 
     def _frozen(self, answer: GuestAnswer) -> None:
         if answer.errno:
             self._failed(DomainError(f"the domain could not be saved: the guest: {answer.reason()}"))
-            return
+        else:
+            self._save()
+
+    def _save(self) -> None:
         try:
             state, memory = self._make(snapshots.STATE), self._make(snapshots.MEMORY)
             disks = tuple(
@@ -119,7 +141,10 @@ class _Preserving:
         return fd
 
     def _failed(self, error: ClocheError) -> None:
-        self._thaw()
+        if self._was_paused:
+            self._machine.control.pause(_forget)
+        else:
+            self._thaw()
         self._close()
         self._fail(error)
 
@@ -128,8 +153,10 @@ class _Preserving:
         self._launcher.ask_guest((Clock(), Thaw()), False, _ignore)
 
     def _go_on(self) -> None:
-        resume(self._machine)
-        self._thaw()
+        # What was saved stands still, and stays so if it did before.
+        if not self._was_paused:
+            resume(self._machine)
+            self._thaw()
 
     def _saved(self, saved: Saved) -> None:
         def refused(error: ClocheError) -> None:
@@ -143,6 +170,9 @@ class _Preserving:
         main = programs.main.number if programs and programs.main and programs.status is None else 0
         outlet = programs.outlet if programs else None
         try:
+            if self._was_paused and programs is not None:
+                # Somebody has stopped it: it ran while it was copied.
+                programs.domain.life.require(State.PAUSED)
             snapshot.write(
                 self._directory,
                 snapshot.Description(
@@ -153,6 +183,7 @@ class _Preserving:
                     main=main,
                     takes_input=outlet is not None and outlet.takes_input,
                     lasting=programs is None or programs.lasting,
+                    paused=self._was_paused,
                     channel=channel,
                     devices=len(self._plan.slots),
                     balloon=self._plan.balloon,
@@ -196,6 +227,10 @@ class _Preserving:
 
 def _ignore(answer: GuestAnswer) -> None:
     """Take note of nothing."""
+
+
+def _forget(error: ClocheError | None) -> None:
+    """Likewise: a VMM that does not do so ends, and that is heard elsewhere."""
 
 
 def _images(plan: LaunchPlan) -> list[OpenFile]:

@@ -91,13 +91,15 @@ class Programs:
         """Send a signal to the main program or, once that has ended, to all others.
 
         Raises:
-            DomainError: The domain is paused, or has ended.
+            DomainError: The domain is paused, or has ended, or there is none.
         """
         if self.domain.state is not State.STOPPING:
             self.domain.life.require_running()
         if self.main is not None and self.status is None:
             self.main.signal(signo)
             return
+        if not self._joined:
+            raise DomainError("no program runs in the domain", hint="`cloche stop` ends it.")
         for job in self._joined:
             job.signal(signo)
 

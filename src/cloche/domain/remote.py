@@ -4,7 +4,7 @@ The host program plans and talks to the agent itself; only the processes of the 
 (``cloche supervise``), a fresh interpreter started by posix_spawn. Both sides of the socket are this very version of
 cloche, parent and child; nobody else can reach it.
 
-One message is ``length:u32`` and a pickled tuple whose first item is its name, with at most one descriptor.
+One message is ``length:u32`` and a pickled tuple whose first item is its name, with some descriptors.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from cloche.host.reactor import READ
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
+    from cloche.domain.control.talk import Link
     from cloche.domain.detached import Options
     from cloche.domain.programs import Programs
     from cloche.domain.sharing import GuestAnswer
@@ -43,30 +44,35 @@ SUPERVISOR_FD, WORDS_FD = 3, 4
 _GONE_HINT = "Somebody or the kernel (for want of memory?) has ended it; start the sandbox anew."
 _LENGTH = struct.Struct("<I")
 _MAX_MESSAGE = 64 << 20
+#: A client and what it has sent.
+_MOST_FDS = 5
+#: What the supervisor asks of the host program.
+_ASKED = ("guest", "channel", "programs", "join")
 #: The distribution's interpreter: a version manager's shim would cost more than the whole start.
 _INTERPRETER = "/usr/bin/python3"
 
 
-def send_message(connection: socket.socket, message: tuple[object, ...], fd: int | None = None) -> None:
-    """Send one message, with a descriptor if there is one."""
+def send_message(connection: socket.socket, message: tuple[object, ...], fds: Sequence[int] = ()) -> None:
+    """Send one message, with descriptors if there are any."""
     body = pickle.dumps(message, protocol=5)
-    socket.send_fds(connection, [_LENGTH.pack(len(body))], [fd] if fd is not None else [])
+    socket.send_fds(connection, [_LENGTH.pack(len(body))], fds)
     connection.sendall(body)
 
 
-def receive_message(connection: socket.socket) -> tuple[tuple[Any, ...] | None, int | None]:
-    """Receive one message and its descriptor; (None, None) at the end of the connection."""
-    head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, 1)
-    fd = fds[0] if fds else None
+def receive_message(connection: socket.socket) -> tuple[tuple[Any, ...] | None, list[int]]:
+    """Receive one message and its descriptors; None at the end of the connection."""
+    head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+    for fd in fds:
+        os.set_inheritable(fd, False)
     head += _receive_exactly(connection, _LENGTH.size - len(head)) if head else b""
     if len(head) < _LENGTH.size:
-        return None, None
+        return None, fds
     length = _LENGTH.unpack(head)[0]
     if length > _MAX_MESSAGE:
         raise DomainError("the supervisor's connection is damaged")
     body = _receive_exactly(connection, length)
     # The other end is this program's own parent or child, over a socket pair nobody else has.
-    return (pickle.loads(body), fd) if len(body) == length else (None, None)  # noqa: S301
+    return (pickle.loads(body), fds) if len(body) == length else (None, fds)  # noqa: S301
 
 
 def _receive_exactly(connection: socket.socket, size: int) -> bytes:
@@ -133,6 +139,7 @@ class RemoteLauncher:
         self._socket: socket.socket | None = None
         self._pid = 0
         self._tail: list[str] = []
+        self._links: set[Link] = set()
 
     def start(self) -> None:
         """Start the supervisor and let it start the domain.
@@ -171,10 +178,10 @@ class RemoteLauncher:
             # Not out of here: after a cut this is asked for by the loop, which nobody catches anything from.
             self._reactor.call_soon(partial(self._over, error))
             raise ConnectionRefusedError(111, error.message) from None
-        fd = answer[-1]
-        if not isinstance(fd, int):
+        fds: list[int] = answer[-1]
+        if not fds:
             raise OSError(int(str(answer[1])), os.strerror(int(str(answer[1]))))
-        return socket.socket(fileno=fd)
+        return socket.socket(fileno=fds[0])
 
     def verify(self) -> None:
         """Let the supervisor look whether every process has its filters (see ``Launcher.verify``).
@@ -210,25 +217,25 @@ class RemoteLauncher:
 
     def _ask(self, expected: str) -> tuple[Any, ...]:
         assert self._socket is not None
-        message, fd = receive_message(self._socket)
-        while message is not None and message[0] in ("guest", "channel"):
+        message, fds = receive_message(self._socket)
+        while message is not None and message[0] in _ASKED:
             # Asked for just before our own question came there.
-            self._reactor.call_soon(partial(self._serve, message))
-            message, fd = receive_message(self._socket)
+            self._reactor.call_soon(partial(self._serve, message, fds))
+            message, fds = receive_message(self._socket)
         if message is None:
             raise DomainError("the domain's supervisor is gone", hint=_GONE_HINT)
         if message[0] == "ended":
             raise unpack_error(message[1])
         if message[0] != expected:
             raise DomainError(f"the supervisor answered {message[0]!r}")
-        return (*message, fd)
+        return (*message, fds)
 
     def _hear(self, events: int) -> None:
         del events
         assert self._socket is not None
-        message, _ = receive_message(self._socket)
-        if message is not None and message[0] in ("guest", "channel"):
-            self._serve(message)
+        message, fds = receive_message(self._socket)
+        if message is not None and message[0] in _ASKED:
+            self._serve(message, fds)
             return
         error: ClocheError = DomainError("the domain's supervisor is gone", hint=_GONE_HINT)
         if message is not None and message[0] == "ended":
@@ -241,11 +248,23 @@ class RemoteLauncher:
             self.close()
             ended(error)  # type: ignore[arg-type]
 
-    def _serve(self, message: tuple[Any, ...]) -> None:
+    def in_turn(
+        self,
+        work: Callable[[Callable[[], None], Callable[[ClocheError], None]], None],
+        done: Callable[[], None],
+        fail: Callable[[ClocheError], None],
+    ) -> None:
+        """Do something: what has to be done one after the other the supervisor does."""
+        work(done, fail)
+
+    def _serve(self, message: tuple[Any, ...], fds: list[int]) -> None:
         """Do in the guest, or tell of it, what somebody has asked the supervisor for."""
         kind, number, *rest = message
+        if kind == "join":
+            self._join(number, rest[0], fds)
+            return
 
-        def answer(said: GuestAnswer | ChannelState | ClocheError) -> None:
+        def answer(said: GuestAnswer | ChannelState | ClocheError | bytes) -> None:
             packed = pack_error(said) if isinstance(said, ClocheError) else said
             if self._socket is not None:
                 with suppress(OSError):  # the supervisor is gone, which is heard elsewhere
@@ -253,12 +272,43 @@ class RemoteLauncher:
 
         if kind == "guest":
             self.ask_guest(rest[0], rest[1], answer)
-        else:
+        elif kind == "channel":
             self.ask_channel(answer, answer)
+        else:
+            self._ask_programs(rest[0], answer)
+
+    def _ask_programs(self, packet: bytes, answer: Callable[[bytes], None]) -> None:
+        """Answer what a client of the supervisor's has asked about the programs."""
+        from cloche.domain.control import wire
+
+        def fail(error: ClocheError) -> None:
+            answer(wire.encode_failure(error))
+
+        try:
+            request = wire.decode(packet, 0, wire.OF_PROGRAMS)
+            request.serve(self, [], lambda said: answer(wire.encode_answer(said)), fail)
+        except ClocheError as error:
+            fail(error)
+
+    def _join(self, packet: bytes, client: int, fds: list[int]) -> None:
+        """Run a program for a client of the supervisor's, whose connection and streams came along."""
+        from cloche.domain.control import talk, wire
+        from cloche.domain.control.joining import begin
+
+        connection, *streams = fds
+        link = talk.Link(self._reactor, socket.socket(fileno=connection), client, self._links.discard)
+        self._links.add(link)
+        try:
+            begin(wire.decode(packet, len(streams), wire.CONVERSATIONS), self, streams, link)
+        finally:
+            for fd in streams:
+                os.close(fd)
 
     def close(self, *, wait: bool = True) -> None:
         """End the supervisor and the domain, and wait until both are gone. May be called twice."""
         del wait  # the supervisor is this program's child and must be reaped
+        for link in list(self._links):
+            link.close()
         if self._socket is not None:
             self._reactor.unregister(self._socket.fileno())
             self._socket.close()

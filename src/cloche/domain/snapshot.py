@@ -66,6 +66,7 @@ class Description(Record):
         main: The job of the program that the domain was started for; 0 when it has ended, or there is none.
         takes_input: Whether somebody who attaches may give that program input.
         lasting: Whether the domain goes on without any program.
+        paused: Whether it was paused, and those that go on from it begin so.
         devices: How many the machine has.
         balloon: Whether the guest gives memory back.
         memory_bytes: The size of the guest's memory.
@@ -83,6 +84,7 @@ class Description(Record):
     main: int
     takes_input: bool
     lasting: bool
+    paused: bool
     channel: ChannelState
     devices: int
     balloon: bool
@@ -288,6 +290,7 @@ def prepare(directory: str, facts: HostFacts, name: str, *, whole: bool) -> tupl
     # What was a profile's is a copy here, and no profile's any more.
     plan = driver.plan(request._replace(disks=disks, name=name, layer=None), facts, kernel, template)
     check_surroundings(description.surroundings, plan)
-    steps = build_identity_steps(os.urandom(16).hex().encode(), os.urandom(16).hex().encode())
+    digits = (os.urandom(16).hex().encode() for _ in range(2))
+    steps = build_identity_steps(*digits, go_on=not description.paused)
     plan = plan._replace(command=description.command, name=name, setup=(*plan.setup, *steps), timeout_s=None)
     return plan, description

@@ -18,8 +18,8 @@ from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.domain.control.joining import Attach
+    from cloche.domain.control.life import Governed
     from cloche.domain.control.talk import Link, Order
-    from cloche.domain.launcher import Launcher
     from cloche.guest.fdio import FdWriter
     from cloche.guest.job import Job
     from cloche.host.reactor import Timer
@@ -35,7 +35,7 @@ class Visit:
         DomainError: The program has its caller's streams, or somebody is attached to it.
     """
 
-    def __init__(self, launcher: Launcher, asked: Attach, fds: list[int], link: Link) -> None:
+    def __init__(self, launcher: Governed, asked: Attach, fds: list[int], link: Link) -> None:
         programs = programs_of(launcher)
         programs.domain.life.require_running()
         outlet = programs.outlet

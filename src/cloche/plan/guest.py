@@ -90,18 +90,19 @@ FRESH: tuple[Step, ...] = (Clock(), Entropy())
 GENERATION = b"/run/cloche/generation"
 
 
-def build_identity_steps(machine_id: bytes, generation: bytes) -> tuple[Step, ...]:
-    """Return the steps that make a guest another one than that which was saved; its programs go on after the last.
+def build_identity_steps(machine_id: bytes, generation: bytes, *, go_on: bool) -> tuple[Step, ...]:
+    """Return the steps that make a guest another one than that which was saved.
 
     Args:
         machine_id: 32 fresh hexadecimal digits.
         generation: Likewise.
+        go_on: Whether its programs go on after the last of them.
     """
     return (
         WriteFile(b"/etc/machine-id", 0o444, 0, 0, machine_id + b"\n"),
         Mkdir(GENERATION.rpartition(b"/")[0]),
         WriteFile(GENERATION, 0o444, 0, 0, generation + b"\n"),
-        Thaw(),
+        *((Thaw(),) if go_on else ()),
     )
 
 

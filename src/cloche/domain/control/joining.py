@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from cloche.domain.control import wire
 from cloche.domain.control.fields import load
+from cloche.errors import ClocheError, DomainError
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from cloche.domain.control.fields import U16, U32
+    from cloche.domain.control.life import Governed
     from cloche.domain.control.talk import Link
-    from cloche.domain.launcher import Launcher
 
 
 class Exec(Record):
@@ -27,7 +29,7 @@ class Exec(Record):
     user: str
     workdir: str
 
-    def converse(self, launcher: Launcher, fds: list[int], link: Link) -> None:
+    def converse(self, launcher: Governed, fds: list[int], link: Link) -> None:
         """Begin it. The descriptors are closed afterwards.
 
         Raises:
@@ -50,7 +52,7 @@ class Attach(Record):
     rows: U16
     cols: U16
 
-    def converse(self, launcher: Launcher, fds: list[int], link: Link) -> None:
+    def converse(self, launcher: Governed, fds: list[int], link: Link) -> None:
         """Begin it. The descriptors are closed afterwards.
 
         Raises:
@@ -59,6 +61,17 @@ class Attach(Record):
         from cloche.domain.visits import Visit
 
         Visit(launcher, self, fds, link)
+
+
+def begin(request: Exec | Attach, launcher: Governed, fds: list[int], link: Link) -> None:
+    """Begin what a client has asked for; what keeps it from that is all it is told."""
+    try:
+        request.converse(launcher, fds, link)
+    except ClocheError as error:
+        link.send(wire.encode_failure(error), last=True)
+    except OSError as error:
+        failed = DomainError(f"the program's streams cannot be used: {error.strerror}")
+        link.send(wire.encode_failure(failed), last=True)
 
 
 class Started(Record):

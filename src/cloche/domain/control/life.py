@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cloche.domain.control.fields import Nothing
 from cloche.errors import DomainError
-from cloche.record import TYPE_CHECKING, Record
+from cloche.record import TYPE_CHECKING, Protocol, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,11 +13,36 @@ if TYPE_CHECKING:
     from cloche.domain.launcher import Launcher
     from cloche.domain.programs import Programs
     from cloche.errors import ClocheError
+    from cloche.model.plan import LaunchPlan
 
     Fail = Callable[[ClocheError], None]
+    Work = Callable[[Callable[[], None], Fail], None]
 
 
-def programs_of(launcher: Launcher) -> Programs:
+class Governed(Protocol):
+    """What has an account of a domain's programs: its launcher, or what stands for that in a host program."""
+
+    @property
+    def name(self) -> str:
+        """What its owner calls the domain."""
+        raise NotImplementedError
+
+    @property
+    def plan(self) -> LaunchPlan:
+        """What the domain was made of."""
+        raise NotImplementedError
+
+    @property
+    def programs(self) -> Programs | None:
+        """The account; None where somebody else has it."""
+        raise NotImplementedError
+
+    def in_turn(self, work: Work, done: Callable[[], None], fail: Fail) -> None:
+        """Do something while nothing else changes the machine."""
+        raise NotImplementedError
+
+
+def programs_of(launcher: Governed) -> Programs:
     """Return the account of a domain's programs.
 
     Raises:
@@ -35,14 +60,11 @@ class AskLife(Record):
     """How are you?"""
 
     def serve(
-        self, launcher: Launcher, fds: list[int], answer: Callable[[LifeNow], None], fail: Fail
+        self, launcher: Governed, fds: list[int], answer: Callable[[LifeNow], None], fail: Fail
     ) -> None:
         """Carry it out."""
         del fds, fail
-        programs = launcher.programs
-        if programs is None:
-            answer(LifeNow("running", launcher.name, 0, detached=False, terminal=False, interactive=False))
-            return
+        programs = programs_of(launcher)
         outlet = programs.outlet
         answer(
             LifeNow(
@@ -62,7 +84,7 @@ class LifeNow(Record):
     Attributes:
         state: A word of ``domain.states.Life.word``.
         called: What its owner calls it; empty for nothing.
-        programs: How many run in it; 0 where a host program keeps account of that.
+        programs: How many run in it.
         detached: Whether nobody waits for its program.
         terminal: Whether its detached program has a terminal.
         interactive: Whether whoever attaches may give it input.
@@ -102,7 +124,7 @@ class Kill(Record):
     signo: U32
 
     def serve(
-        self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
+        self, launcher: Governed, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
     ) -> None:
         """Carry it out."""
         del fds, fail
@@ -133,22 +155,36 @@ class Pause(Record):
     """Stand still."""
 
     def serve(
-        self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
+        self, launcher: Governed, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
     ) -> None:
         """Carry it out."""
         del fds
-        programs_of(launcher).domain.pause(lambda error: fail(error) if error else answer(Nothing()))
+        _in_turn(launcher, programs_of(launcher).domain.pause, answer, fail)
 
 
 class Resume(Record):
     """Go on."""
 
     def serve(
-        self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
+        self, launcher: Governed, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
     ) -> None:
         """Carry it out."""
         del fds
-        programs_of(launcher).domain.resume(lambda error: fail(error) if error else answer(Nothing()))
+        _in_turn(launcher, programs_of(launcher).domain.resume, answer, fail)
+
+
+def _in_turn(
+    launcher: Governed,
+    start: Callable[[Callable[[ClocheError | None], None]], None],
+    answer: Callable[[Nothing], None],
+    fail: Fail,
+) -> None:
+    """Do it when no save is under way: that stops the machine, and lets it go on, itself."""
+
+    def work(done: Callable[[], None], fail: Fail) -> None:
+        start(lambda error: fail(error) if error else done())
+
+    launcher.in_turn(work, lambda: answer(Nothing()), fail)
 
 
 class Rename(Record):

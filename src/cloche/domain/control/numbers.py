@@ -12,6 +12,7 @@ from cloche.record import TYPE_CHECKING, Record
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.domain.control.life import Governed
     from cloche.domain.launcher import Launcher
     from cloche.errors import ClocheError
     from cloche.guest.job import Job
@@ -30,7 +31,7 @@ class AskNumbers(Record):
     """What does your guest's kernel say of itself?"""
 
     def serve(
-        self, launcher: Launcher, fds: list[int], answer: Callable[[GuestText], None], fail: Fail
+        self, launcher: Governed, fds: list[int], answer: Callable[[GuestText], None], fail: Fail
     ) -> None:
         """Carry it out: by a program of which no account is kept, so that it keeps no domain alive."""
         del fds

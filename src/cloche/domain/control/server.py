@@ -12,7 +12,7 @@ import struct
 
 from cloche import log
 from cloche.domain.control import wire
-from cloche.domain.control.joining import Attach, Exec
+from cloche.domain.control.joining import Attach, Exec, begin
 from cloche.domain.control.talk import Link
 from cloche.errors import ClocheError, DomainError, ProtocolError
 from cloche.host.reactor import ERROR, HANGUP, READ, WRITE
@@ -150,15 +150,22 @@ class _Client:
                 raise ProtocolError("the request is too long")
             request = wire.decode_request(packet, len(self._fds))
             if isinstance(request, (Exec, Attach)):
-                self._converse(request)
+                self._converse(request, packet)
+            elif self._launcher.is_remote and wire.is_about_programs(request):
+                self._launcher.ask_programs(packet, self._finish)
             else:
                 request.serve(self._launcher, self._fds, self._answer, self._fail)
         except ClocheError as error:
             self._fail(error)
 
-    def _converse(self, request: Exec | Attach) -> None:
+    def _converse(self, request: Exec | Attach, packet: bytes) -> None:
         """Hand the connection over; what keeps the conversation from beginning is its only answer."""
         connection = self._socket
+        if self._launcher.is_remote and isinstance(request, Exec):
+            self._launcher.hand_over(packet, self._pid, [connection.fileno(), *self._fds])
+            self._busy = False
+            self.close()
+            return
         self._reactor.unregister(connection.fileno())
         try:
             link = self._server.begin_talk(self, connection, self._pid)
@@ -167,16 +174,9 @@ class _Client:
             raise
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.close()
-        try:
-            request.converse(self._launcher, self._fds, link)
-        except ClocheError as error:
-            link.send(wire.encode_failure(error), last=True)
-        except OSError as error:
-            failed = DomainError(f"the program's streams cannot be used: {error.strerror}")
-            link.send(wire.encode_failure(failed), last=True)
-        finally:
-            self._busy = False
-            self._close_fds()
+        begin(request, self._launcher, self._fds, link)
+        self._busy = False
+        self._close_fds()
 
     def _answer(self, answer: Message) -> None:
         try:

@@ -30,22 +30,27 @@ MAX_DESCRIPTORS = 4
 #: What an answer begins with.
 DONE, FAILED = 0, 1
 
-#: Every request: the module and the class that know it, and how many descriptors come with it.
-REQUESTS = {
-    "disk-add": ("adding", "DiskAdd", 0),
+#: What is asked about the programs of a domain, or needs its guest: the module and the class that know it, and how many
+#: descriptors come with it. Where a host program has the guest to itself, that answers.
+OF_PROGRAMS = {
     "kill": ("life", "Kill", 0),
     "life": ("life", "AskLife", 0),
+    "pause": ("life", "Pause", 0),
+    "resume": ("life", "Resume", 0),
+    "stats": ("numbers", "AskNumbers", 0),
+}
+
+#: Every request, likewise.
+REQUESTS = OF_PROGRAMS | {
+    "disk-add": ("adding", "DiskAdd", 0),
     "log-wait": ("life", "LogWait", 0),
     "inspect": ("numbers", "Inspect", 1),
     "net-add": ("adding", "NetAdd", 0),
-    "pause": ("life", "Pause", 0),
     "rename": ("life", "Rename", 0),
-    "resume": ("life", "Resume", 0),
     "share-add": ("share_add", "ShareAdd", 1),
     "share-list": ("share_list", "ShareList", 0),
     "share-remove": ("share_remove", "ShareRemove", 0),
     "snapshot-save": ("snapshot_save", "SnapshotSave", 0),
-    "stats": ("numbers", "AskNumbers", 0),
     "status": ("status", "Ask", 0),
     "stop": ("life", "Stop", 0),
     "wait": ("life", "Wait", 0),
@@ -109,6 +114,11 @@ def decode_request(packet: bytes, descriptors: int) -> Question | Exec | Attach:
     """
     request: Question | Exec | Attach = decode(packet, descriptors, REQUESTS | CONVERSATIONS)
     return request
+
+
+def is_about_programs(request: Question | Exec | Attach) -> bool:
+    """Tell whether a host program that has the guest to itself is to be asked."""
+    return _NAMES[type(request).__name__] in OF_PROGRAMS
 
 
 def decode(packet: bytes, descriptors: int, known: dict[str, tuple[str, str, int]]) -> Any:
