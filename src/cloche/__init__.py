@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Output,
         Popen,
         Sandbox,
+        Snapshot,
         TimeoutExpired,
         run,
     )
@@ -37,6 +38,7 @@ __all__ = [
     "Output",
     "Popen",
     "Sandbox",
+    "Snapshot",
     "TimeoutExpired",
     "__version__",
     "run",

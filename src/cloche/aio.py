@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from cloche.api.popen import File
     from cloche.api.programs import Word
+    from cloche.domain.control.share_list import Listed
     from cloche.domain.numbers import Numbers
 
 T = TypeVar("T")
@@ -132,12 +133,94 @@ class _Programs:
         return CompletedProcess(list(args), status, texts[0], texts[1])
 
 
-class Sandbox(_Programs):
+class _Machine(_Programs):
+    """What can be done with a machine that runs: the methods of ``cloche.api.machine.Machine``, with ``await``."""
+
+    def __init__(self, machine: api.Machine) -> None:
+        super().__init__(machine.popen)
+        self._machine = machine
+
+    @property
+    def ident(self) -> str:
+        """Its identity, which no other domain ever has.
+
+        Raises:
+            ClocheError: It does not run.
+        """
+        return self._machine.ident
+
+    async def state(self) -> str:
+        """Return ``starting``, ``running``, ``paused``, ``stopping`` or ``ended``."""
+        return await asyncio.to_thread(lambda: self._machine.state)
+
+    async def kill(self, signo: int = 9) -> None:
+        """Send a signal to the domain's own program, or to all others."""
+        await asyncio.to_thread(self._machine.kill, signo)
+
+    async def pause(self) -> None:
+        """Let it stand still."""
+        await asyncio.to_thread(self._machine.pause)
+
+    async def resume(self) -> None:
+        """Let it go on."""
+        await asyncio.to_thread(self._machine.resume)
+
+    async def rename(self, name: str) -> None:
+        """Call it something else."""
+        await asyncio.to_thread(self._machine.rename, name)
+
+    async def stats(self) -> Numbers:
+        """Return what it uses."""
+        return await asyncio.to_thread(self._machine.stats)
+
+    async def inspect(self) -> dict[str, Any]:
+        """Return state and plan."""
+        return await asyncio.to_thread(self._machine.inspect)
+
+    async def share(self, *words: Word) -> tuple[str, ...]:
+        """Share more directories while it runs; returns their places in the guest."""
+        return await asyncio.to_thread(self._machine.share, *words)
+
+    async def unshare(self, *places: Word, force: bool = False) -> None:
+        """Take shared directories away."""
+        await asyncio.to_thread(partial(self._machine.unshare, *places, force=force))
+
+    async def shares(self) -> tuple[Listed, ...]:
+        """Return what is shared with it."""
+        return await asyncio.to_thread(self._machine.shares)
+
+    async def add_disk(self, word: str) -> str:
+        """Give it a disk; returns its place in the guest."""
+        return await asyncio.to_thread(self._machine.add_disk, word)
+
+    async def add_network(self, word: str) -> str:
+        """Give it a network card; returns what the guest calls it."""
+        return await asyncio.to_thread(self._machine.add_network, word)
+
+    async def copy_in(self, source: Word, target: Word) -> None:
+        """Copy a file or a tree of the host into the guest."""
+        await asyncio.to_thread(self._machine.copy_in, source, target)
+
+    async def copy_out(self, source: Word, target: Word) -> tuple[str, ...]:
+        """Copy a file or a tree of the guest to the host; returns what was left out."""
+        return await asyncio.to_thread(self._machine.copy_out, source, target)
+
+    async def snapshot(self, name: str, *, stop: bool = False) -> None:
+        """Save memory, devices and disks."""
+        await asyncio.to_thread(partial(self._machine.snapshot, name, stop=stop))
+
+    async def fork(self, count: int = 1, *, names: Sequence[str] = ()) -> tuple[Domain, ...]:
+        """Start domains that go on from what this one is now."""
+        made = await asyncio.to_thread(partial(self._machine.fork, count, names=names))
+        return tuple(Domain(one) for one in made)
+
+
+class Sandbox(_Machine):
     """``cloche.Sandbox`` for asyncio: an asynchronous context manager with the same arguments."""
 
     def __init__(self, **options: Any) -> None:
         self._sandbox = api.Sandbox(**options)
-        super().__init__(self._sandbox.popen)
+        super().__init__(self._sandbox)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -160,53 +243,13 @@ class Sandbox(_Programs):
         """End the machine."""
         await asyncio.to_thread(self._sandbox.close)
 
-    async def share(self, *words: Word) -> tuple[str, ...]:
-        """Share more directories while the machine runs (``cloche.Sandbox.share``).
+    async def detach(self, *, name: str = "") -> Domain:
+        """Let the machine go on as a domain that outlives this program (``cloche.Sandbox.detach``).
 
         Raises:
-            ClocheError: One cannot be shared, or the sandbox does not run.
+            ClocheError: The machine cannot be saved; the sandbox goes on.
         """
-        return await asyncio.to_thread(self._sandbox.share, *words)
-
-    async def pause(self) -> None:
-        """Let the machine stand still (``cloche.Sandbox.pause``)."""
-        await asyncio.to_thread(self._sandbox.pause)
-
-    async def resume(self) -> None:
-        """Let the machine go on (``cloche.Sandbox.resume``)."""
-        await asyncio.to_thread(self._sandbox.resume)
-
-    async def copy_in(self, source: Word, target: Word) -> None:
-        """Copy into the guest (``cloche.Sandbox.copy_in``)."""
-        await asyncio.to_thread(self._sandbox.copy_in, source, target)
-
-    async def copy_out(self, source: Word, target: Word) -> tuple[str, ...]:
-        """Copy from the guest (``cloche.Sandbox.copy_out``)."""
-        return await asyncio.to_thread(self._sandbox.copy_out, source, target)
-
-    async def unshare(self, *places: Word, force: bool = False) -> None:
-        """Take shared directories away (``cloche.Sandbox.unshare``).
-
-        Raises:
-            ClocheError: Nothing is shared there, or it is in use, or the sandbox does not run.
-        """
-        await asyncio.to_thread(partial(self._sandbox.unshare, *places, force=force))
-
-    async def snapshot(self, name: str) -> None:
-        """Save the machine as it is, and go on (``cloche.Sandbox.snapshot``).
-
-        Raises:
-            ClocheError: There is a snapshot of that name, no room, or the machine cannot be saved.
-        """
-        await asyncio.to_thread(self._sandbox.snapshot, name)
-
-    async def fork(self, count: int = 1, *, names: Sequence[str] = ()) -> tuple[api.Domain, ...]:
-        """Start domains that go on from what the machine is now (``cloche.Sandbox.fork``).
-
-        Raises:
-            ClocheError: The machine cannot be saved, or a fork not started.
-        """
-        return await asyncio.to_thread(partial(self._sandbox.fork, count, names=names))
+        return Domain(await asyncio.to_thread(partial(self._sandbox.detach, name=name)))
 
 
 class Process:
@@ -338,17 +381,12 @@ async def _drain(reader: asyncio.StreamReader | None) -> bytes | None:
     return None if reader is None else await reader.read()
 
 
-class Domain(_Programs):
-    """``cloche.Domain`` for asyncio: the same arguments and results, with ``await``.
-
-    Attributes:
-        ident: Its identity, which no other domain ever has.
-    """
+class Domain(_Machine):
+    """``cloche.Domain`` for asyncio: the same arguments and results, with ``await``."""
 
     def __init__(self, domain: api.Domain) -> None:
-        super().__init__(domain.popen)
+        super().__init__(domain)
         self._domain = domain
-        self.ident = domain.ident
 
     @classmethod
     async def start(cls, args: Sequence[Word], **options: Any) -> Self:
@@ -360,6 +398,15 @@ class Domain(_Programs):
         return cls(await asyncio.to_thread(partial(api.Domain.start, args, **options)))
 
     @classmethod
+    async def restore(cls, snapshot: str, *, name: str = "") -> Self:
+        """Start a domain that goes on from a snapshot (``cloche.Domain.restore``).
+
+        Raises:
+            ClocheError: There is none of that name, or nothing here can go on from it.
+        """
+        return cls(await asyncio.to_thread(partial(api.Domain.restore, snapshot, name=name)))
+
+    @classmethod
     async def find(cls, name: str) -> Self:
         """Return the running domain that is meant (``cloche.Domain.find``).
 
@@ -369,13 +416,14 @@ class Domain(_Programs):
         return cls(await asyncio.to_thread(api.Domain.find, name))
 
     @classmethod
-    async def list(cls) -> tuple[Self, ...]:
-        """Return the caller's running domains."""
-        return tuple(cls(one) for one in await asyncio.to_thread(api.Domain.list))
+    async def list(cls, *, ended: bool = False) -> tuple[Self, ...]:
+        """Return the caller's running domains, and those that have ended."""
+        found = await asyncio.to_thread(partial(api.Domain.list, ended=ended))
+        return tuple(cls(one) for one in found)
 
-    async def state(self) -> str:
-        """Return where it is in its life (``cloche.Domain.state``)."""
-        return await asyncio.to_thread(lambda: self._domain.state)
+    async def name(self) -> str:
+        """Return what it is called; empty for nothing."""
+        return await asyncio.to_thread(lambda: self._domain.name)
 
     async def wait(self, timeout: float | None = None) -> int:
         """Wait for the domain's own program and return its status (``cloche.Domain.wait``)."""
@@ -384,34 +432,6 @@ class Domain(_Programs):
     async def stop(self, grace: float = 10.0) -> None:
         """End the domain (``cloche.Domain.stop``)."""
         await asyncio.to_thread(self._domain.stop, grace)
-
-    async def kill(self, signo: int = 9) -> None:
-        """Send a signal to the domain's own program."""
-        await asyncio.to_thread(self._domain.kill, signo)
-
-    async def pause(self) -> None:
-        """Let it stand still."""
-        await asyncio.to_thread(self._domain.pause)
-
-    async def resume(self) -> None:
-        """Let it go on."""
-        await asyncio.to_thread(self._domain.resume)
-
-    async def stats(self) -> Numbers:
-        """Return what it uses."""
-        return await asyncio.to_thread(self._domain.stats)
-
-    async def copy_in(self, source: Word, target: Word) -> None:
-        """Copy into the guest (``cloche.Domain.copy_in``)."""
-        await asyncio.to_thread(self._domain.copy_in, source, target)
-
-    async def copy_out(self, source: Word, target: Word) -> tuple[str, ...]:
-        """Copy from the guest (``cloche.Domain.copy_out``)."""
-        return await asyncio.to_thread(self._domain.copy_out, source, target)
-
-    async def rename(self, name: str) -> None:
-        """Call it something else."""
-        await asyncio.to_thread(self._domain.rename, name)
 
     async def remove(self) -> None:
         """Forget a detached domain that has ended."""

@@ -7,9 +7,11 @@ supervisor started by posix_spawn, and one thread of the host program per sandbo
 from __future__ import annotations
 
 from cloche.api.domain import Domain, Output
+from cloche.api.machine import Machine
 from cloche.api.popen import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
 from cloche.api.programs import RUN_OPTIONS, CalledProcessError, CompletedProcess
 from cloche.api.sandbox import Sandbox, run
+from cloche.api.snapshots import Snapshot
 
 __all__ = [
     "DEVNULL",
@@ -19,9 +21,11 @@ __all__ = [
     "CalledProcessError",
     "CompletedProcess",
     "Domain",
+    "Machine",
     "Output",
     "Popen",
     "Sandbox",
+    "Snapshot",
     "TimeoutExpired",
     "run",
 ]

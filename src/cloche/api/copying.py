@@ -21,10 +21,9 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import IO, Self
 
-    from cloche.api.domain import Domain
+    from cloche.api.machine import Machine
     from cloche.api.popen import File, Popen
     from cloche.api.programs import Word
-    from cloche.api.sandbox import Sandbox
 
 _TAR = "/usr/bin/tar"
 _CREATE = ("-c", "--format=posix", "--sparse", "--xattrs", "--numeric-owner", "--no-unquote", "-f", "-")
@@ -34,7 +33,7 @@ _CHUNK = 256 * 1024
 _MOST_SAID = 16 * 1024
 
 
-def copy_out(domain: Domain | Sandbox, source: bytes, target: bytes) -> tuple[str, ...]:
+def copy_out(domain: Machine, source: bytes, target: bytes) -> tuple[str, ...]:
     """Copy from the guest; see ``Domain.copy_out``.
 
     Raises:
@@ -57,7 +56,7 @@ def copy_out(domain: Domain | Sandbox, source: bytes, target: bytes) -> tuple[st
     return told
 
 
-def copy_in(domain: Domain | Sandbox, source: bytes, target: bytes) -> None:
+def copy_in(domain: Machine, source: bytes, target: bytes) -> None:
     """Copy into the guest; see ``Domain.copy_in``.
 
     Raises:
@@ -89,7 +88,7 @@ def copy_in(domain: Domain | Sandbox, source: bytes, target: bytes) -> None:
         packing.finish()
 
 
-def stream_out(domain: Domain | Sandbox, source: bytes, stdout: File) -> None:
+def stream_out(domain: Machine, source: bytes, stdout: File) -> None:
     """Write what is at ``source`` in the guest as a tar archive, as the guest makes it.
 
     Raises:
@@ -100,7 +99,7 @@ def stream_out(domain: Domain | Sandbox, source: bytes, stdout: File) -> None:
         packing.finish(escape_untrusted(source, 200))
 
 
-def stream_in(domain: Domain | Sandbox, target: bytes, stdin: File) -> None:
+def stream_in(domain: Machine, target: bytes, stdin: File) -> None:
     """Unpack a tar archive in a directory of the guest.
 
     Raises:
@@ -149,12 +148,12 @@ class _Tar:
             log.notice(f"in the guest: {line}")
 
 
-def _pack(domain: Domain | Sandbox, directory: bytes, name: bytes, stdout: File) -> _Tar:
+def _pack(domain: Machine, directory: bytes, name: bytes, stdout: File) -> _Tar:
     argv: list[Word] = ["tar", *_CREATE, "-C", directory, "--", name]
     return _Tar(domain.popen(argv, stdin=DEVNULL, stdout=stdout, stderr=PIPE, user="root", cwd="/"))
 
 
-def _extract(domain: Domain | Sandbox, script: str, where: bytes, stdin: File) -> None:
+def _extract(domain: Machine, script: str, where: bytes, stdin: File) -> None:
     argv: list[Word] = ["sh", "-c", script, "sh", where]
     with _Tar(
         domain.popen(argv, stdin=stdin, stdout=DEVNULL, stderr=PIPE, user="root", cwd="/")
@@ -162,7 +161,7 @@ def _extract(domain: Domain | Sandbox, script: str, where: bytes, stdin: File) -
         extracting.finish(f"to {escape_untrusted(where, 200)}")
 
 
-def _is_directory(domain: Domain | Sandbox, path: bytes) -> bool:
+def _is_directory(domain: Machine, path: bytes) -> bool:
     argv: list[Word] = ["sh", "-c", 'test -d "$1"', "sh", path]
     return (
         domain.run(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, user="root", cwd="/").returncode == 0

@@ -5,25 +5,21 @@ from __future__ import annotations
 import os
 import threading
 
+from cloche.api.machine import Machine
 from cloche.api.popen import Popen
-from cloche.api.programs import Programs, encode_variables, encode_words
+from cloche.api.programs import encode_variables, encode_words
 from cloche.api.sandbox import Sandbox
 from cloche.domain.control import talk, wire
 from cloche.domain.control.client import Control
-from cloche.domain.control.devices import add_disk, add_network
-from cloche.domain.control.fields import Nothing, store
+from cloche.domain.control.fields import store
 from cloche.domain.control.joining import Exec, Started, Words
-from cloche.domain.control.life import AskLife, Kill, LifeNow, Rename
 from cloche.domain.find import find_any, find_domain
 from cloche.domain.following import (
-    pause_domain,
     read_output,
-    resume_domain,
     stop_domain,
     wait_for_program,
 )
-from cloche.domain.numbers import Numbers, read_numbers
-from cloche.domain.snapshotting import begin_again, fork, restore, save
+from cloche.domain.snapshotting import begin_again, restore
 from cloche.errors import ClocheError, DomainError, ProtocolError
 from cloche.host import records, rundir
 from cloche.host.facts import collect_facts
@@ -53,17 +49,19 @@ class Output(Record):
     data: bytes
 
 
-class Domain(Programs):
+class Domain(Machine):
     """A domain of the caller's, found by its name or made to outlive this program. It holds nothing open.
 
     Every method raises a ``ClocheError`` when the domain has ended, or cannot do what is asked.
-
-    Attributes:
-        ident: Its identity, which no other domain ever has.
     """
 
     def __init__(self, ident: str) -> None:
-        self.ident = ident
+        self._ident = ident
+
+    @property
+    def ident(self) -> str:
+        """Its identity, which no other domain ever has."""
+        return self._ident
 
     def __repr__(self) -> str:
         return f"Domain({self.ident!r})"
@@ -123,24 +121,17 @@ class Domain(Programs):
         return cls(find_domain(name).ident)
 
     @classmethod
-    def list(cls) -> tuple[Self, ...]:
-        """Return the caller's running domains."""
-        return tuple(cls(running.ident) for running in rundir.find_running())
+    def list(cls, *, ended: bool = False) -> tuple[Self, ...]:
+        """Return the caller's running domains; with ``ended`` also detached ones that have ended (``cloche ps -a``)."""
+        running = [one.ident for one in rundir.find_running()]
+        kept = [one.ident for one in records.read_all() if one.ident not in running] if ended else []
+        return tuple(cls(ident) for ident in (*running, *kept))
 
     @property
     def name(self) -> str:
         """What it is called; empty for nothing."""
         _, running, kept = find_any(self.ident)
         return running.name if running is not None else kept.name if kept is not None else ""
-
-    @property
-    def state(self) -> str:
-        """``starting``, ``running``, ``paused``, ``stopping`` or ``ended``."""
-        try:
-            with Control(self.ident) as control:
-                return control.ask(AskLife(), LifeNow).state
-        except DomainError:
-            return "ended"
 
     def _popen(self, wanted: Wanted) -> Popen:
         asked = Exec(False, 0, 0, wanted.user or "", wanted.cwd or "")
@@ -170,62 +161,6 @@ class Domain(Programs):
         """End the domain and return when it has ended: SIGTERM first, and after ``grace`` seconds its machine."""
         stop_domain(self.ident, grace)
 
-    def kill(self, signo: int = 9) -> None:
-        """Send a signal to the domain's own program or, when that has ended, to the others."""
-        with Control(self.ident) as control:
-            control.ask(Kill(signo), Nothing)
-
-    def pause(self) -> None:
-        """Let it stand still: it keeps its memory and takes no CPU."""
-        pause_domain(self.ident)
-
-    def resume(self) -> None:
-        """Let it go on after ``pause``."""
-        resume_domain(self.ident)
-
-    def stats(self) -> Numbers:
-        """Return what it uses: CPU time, memory, traffic, and what its guest says of itself."""
-        for running in rundir.find_running():
-            if running.ident == self.ident:
-                return read_numbers(running)
-        raise DomainError(f"the domain {self.ident} has ended")
-
-    def copy_in(self, source: Word, target: Word) -> None:
-        """Copy a file or a tree of the host into the guest (``cloche cp SOURCE DOMAIN:TARGET``).
-
-        Args:
-            source: What is copied; a link is copied as the link it is.
-            target: An absolute path of the guest; in a directory that is there it gets its own name.
-        """
-        from cloche.api.copying import copy_in
-
-        copy_in(self, os.fsencode(source), os.fsencode(target))
-
-    def copy_out(self, source: Word, target: Word) -> tuple[str, ...]:
-        """Copy a file or a tree of the guest to the host (``cloche cp DOMAIN:SOURCE TARGET``).
-
-        Nothing the guest says leads outside of ``target``: devices and links that lead elsewhere are left out.
-
-        Args:
-            source: An absolute path of the guest.
-            target: Where to; in a directory that is there it gets its own name.
-
-        Returns:
-            What was left out, a sentence each.
-        """
-        from cloche.api.copying import copy_out
-
-        return copy_out(self, os.fsencode(source), os.fsencode(target))
-
-    def snapshot(self, name: str, *, stop: bool = False) -> None:
-        """Save memory, devices and disks; the domain goes on, or with ``stop`` ends (``cloche snapshot save``).
-
-        Raises:
-            SnapshotError: There is one of that name, or no room; the domain goes on.
-            DomainError: It cannot be saved.
-        """
-        save(self.ident, name, stop=stop)
-
     @classmethod
     def restore(cls, snapshot: str, *, name: str = "") -> Self:
         """Start a domain that goes on from a snapshot and outlives this program (``cloche snapshot restore``).
@@ -235,36 +170,6 @@ class Domain(Programs):
             ShareError: What was shared is not there any more.
         """
         return cls(restore(snapshot, name, begin_again)[0])
-
-    def fork(self, count: int = 1, *, names: Sequence[str] = ()) -> tuple[Self, ...]:
-        """Start ``count`` domains that go on from what this one is now, and outlive this program (``cloche fork``).
-
-        Raises:
-            DomainError: The domain cannot be saved; it goes on.
-        """
-        kind = type(self)
-        return tuple(kind(ident) for ident, _ in fork(self.ident, count, tuple(names), begin_again))
-
-    def add_disk(self, word: str) -> str:
-        """Give it the disk ``TAG=FILE[,format=raw|qcow2][,ro]``; returns its place in the guest (``cloche disk add``).
-
-        Raises:
-            DiskError: It cannot have it; it goes on as it was.
-        """
-        return add_disk(self.ident, word)
-
-    def add_network(self, word: str) -> str:
-        """Give it a network card: ``user`` or ``socket:PATH``; returns what the guest calls it (``cloche net add``).
-
-        Raises:
-            NetworkError: It cannot have it; it goes on as it was.
-        """
-        return add_network(self.ident, word)
-
-    def rename(self, name: str) -> None:
-        """Call it something else."""
-        with Control(self.ident) as control:
-            control.ask(Rename(check_name(name)), Nothing)
 
     def remove(self) -> None:
         """Forget a detached domain that has ended: its log, and how it ended.

@@ -7,8 +7,9 @@ import warnings
 import weakref
 
 from cloche.api.loop import Loop
+from cloche.api.machine import Machine
 from cloche.api.popen import Popen
-from cloche.api.programs import RUN_OPTIONS, Programs
+from cloche.api.programs import RUN_OPTIONS
 from cloche.domain.prepare import prepare_plan
 from cloche.errors import DomainError, UsageError
 from cloche.host.facts import collect_facts
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cloche.api.domain import Domain
     from cloche.api.programs import CompletedProcess, Wanted, Word
     from cloche.model.facts import HostFacts
-    from cloche.model.request import Include, Network, Share
+    from cloche.model.request import Disk, Include, Network, Share
 
 
 def run(
@@ -52,7 +53,7 @@ def run(
         return fresh.run(args, timeout=timeout, **running)
 
 
-class Sandbox(Programs):
+class Sandbox(Machine):
     """A machine in which programs are run. A context manager: leaving it ends the machine and everything in it.
 
     One that nothing holds any more ends as well, with a ResourceWarning, whatever programs still run in it.
@@ -63,7 +64,8 @@ class Sandbox(Programs):
         include: Host files copied into the guest: a mapping of guest path to host path.
         memory_mib: The most memory it may use, in MiB; None for the default.
         cpus: Virtual CPUs; None for one.
-        net: Its network card: ``"socket:PATH"`` or ``"socket:PATH,mac=MAC"`` as on the command line; None for no card.
+        disks: Its disks, kept in files of the host: ``"TAG=FILE[,format=raw|qcow2][,ro]"``.
+        net: Its network card: ``"user"`` or ``"socket:PATH"`` as on the command line; None for no card.
         hwrng: Whether it has a device that gives random numbers of the host.
         devices: Where the work of its devices is done: ``process`` (each apart), ``bundled`` or ``vmm``. With the other
             two a hole in one device is a hole in all.
@@ -91,6 +93,7 @@ class Sandbox(Programs):
         include: Mapping[str, Word] | None = None,
         memory_mib: int | None = None,
         cpus: int | None = None,
+        disks: Sequence[str] = (),
         net: str | None = None,
         hwrng: bool = False,
         devices: str = Devices.PROCESS,
@@ -109,6 +112,7 @@ class Sandbox(Programs):
             includes=_includes(include or {}),
             memory_mib=memory_mib,
             cpus=cpus,
+            disks=_disks(disks),
             network=_network(net),
             hwrng=hwrng,
             devices=devices,
@@ -160,97 +164,30 @@ class Sandbox(Programs):
             self._finalizer.detach()
             self._loop.close()
 
-    def share(self, *words: Word) -> tuple[str, ...]:
-        """Share more directories while the machine runs; returns their places in the guest.
+    @property
+    def ident(self) -> str:
+        """The name by which others find the domain: ``cloche exec``, ``cloche ps``, ``Domain.find``.
+
+        Raises:
+            ClocheError: The sandbox does not run.
+        """
+        return str(self._require_loop().call(lambda domain: domain.ident))
+
+    def detach(self, *, name: str = "") -> Domain:
+        """Let the machine go on as a domain that outlives this program; this sandbox has ended then.
+
+        The domain is a fork of it (``Machine.fork``): memory, files and programs go on, with an identity of its own. Of
+        programs that this one has started the input ends, and nobody hears them. It goes on until it is stopped.
 
         Args:
-            words: As for the option ``share``: paths, ``"DIR:rw"``, ``"DIR:ro:at=PATH"``.
+            name: What the domain is to be called; empty for nothing.
 
         Raises:
-            ShareError: One cannot be shared; those before it are. Or the sandbox was started without any share and
-                without ``share_later``.
-            ClocheError: The sandbox does not run.
+            ClocheError: The machine cannot be saved; the sandbox goes on.
         """
-        from cloche.domain.control.shares import add_share
-
-        ident = self._ident()
-        return tuple(add_share(ident, os.fsdecode(word)) for word in words)
-
-    def unshare(self, *places: Word, force: bool = False) -> None:
-        """Take shared directories away, named by their place in the guest or on the host.
-
-        Raises:
-            ShareError: Nothing is shared there, or a program uses it and ``force`` was not given.
-            ClocheError: The sandbox does not run.
-        """
-        from cloche.domain.control.shares import remove_share
-
-        ident = self._ident()
-        for place in places:
-            remove_share(ident, os.fsdecode(place), force=force)
-
-    def pause(self) -> None:
-        """Let the machine stand still: it keeps its memory and takes no CPU; its programs are not asked.
-
-        Raises:
-            ClocheError: It does not run, or its driver cannot do that.
-        """
-        self._require_loop().ask(lambda domain, done: domain.pause(done))
-
-    def resume(self) -> None:
-        """Let the machine go on after ``pause``.
-
-        Raises:
-            ClocheError: It is not paused.
-        """
-        self._require_loop().ask(lambda domain, done: domain.resume(done))
-
-    def copy_in(self, source: Word, target: Word) -> None:
-        """Copy a file or a tree of the host into the guest (``Domain.copy_in``).
-
-        Raises:
-            ClocheError: It is not there, or cannot be written there.
-        """
-        from cloche.api.copying import copy_in
-
-        copy_in(self, os.fsencode(source), os.fsencode(target))
-
-    def copy_out(self, source: Word, target: Word) -> tuple[str, ...]:
-        """Copy a file or a tree of the guest to the host; return what was left out (``Domain.copy_out``).
-
-        Raises:
-            ClocheError: It is not there, or cannot be written here.
-        """
-        from cloche.api.copying import copy_out
-
-        return copy_out(self, os.fsencode(source), os.fsencode(target))
-
-    def snapshot(self, name: str) -> None:
-        """Save the machine as it is, and go on (``Domain.snapshot``).
-
-        Raises:
-            SnapshotError: There is one of that name, or no room.
-            ClocheError: The sandbox does not run, or its machine cannot be saved.
-        """
-        from cloche.domain.snapshotting import save
-
-        save(self._ident(), name, stop=False)
-
-    def fork(self, count: int = 1, *, names: Sequence[str] = ()) -> tuple[Domain, ...]:
-        """Start ``count`` domains that go on from what the machine is now; they outlive this program (``Domain.fork``).
-
-        Programs that this one has started go on in them, too, without it: their input ends, and nobody hears them.
-
-        Raises:
-            ClocheError: The sandbox does not run, or its machine cannot be saved.
-        """
-        from cloche.api.domain import Domain
-
-        return Domain(self._ident()).fork(count, names=names)
-
-    def _ident(self) -> str:
-        """Return the name by which the domain is found, as any other process would."""
-        return str(self._require_loop().call(lambda domain: domain.ident))
+        (domain,) = self.fork(names=(name,) if name else ())
+        self.close()
+        return domain
 
     def _popen(self, wanted: Wanted) -> Popen:
         from cloche.plan.guest import build_command, resolve_user, shown_trees
@@ -288,6 +225,14 @@ def _network(word: str | None) -> Network | None:
     from cloche.host.networks import resolve_network
 
     return resolve_network(word)
+
+
+def _disks(words: Sequence[str]) -> tuple[Disk, ...]:
+    from cloche.host.paths import resolve_disk
+
+    if isinstance(words, str):
+        raise UsageError("disks takes a list of disks", hint='Write disks=["TAG=FILE"].')
+    return tuple(resolve_disk(word) for word in words)
 
 
 def _shares(words: Sequence[Word]) -> tuple[Share, ...]:
