@@ -231,6 +231,39 @@ def test_a_paused_domain_is_saved_and_stays_paused(runner: Runner, room: Path) -
         assert runner("exec", one, "true").returncode == 0
 
 
+#: Sleeps until it is told (docs/snapshots.md), and says what it finds then.
+TOLD = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+watch = libc.inotify_init1(0)
+assert libc.inotify_add_watch(watch, b"/run", 0x100) > 0  # IN_CREATE
+print("watching", flush=True)
+os.read(watch, 4096)
+print(open("/run/cloche/generation").read(), flush=True)
+os.read(watch, 4096)
+"""
+
+
+def test_a_program_that_asks_is_told_in_a_fork_and_nowhere_else(cloche: Runner) -> None:
+    """It is woken before it does anything else, and what it finds is whole; the one that was forked sleeps on."""
+    one, two = (f"{word}-{os.getpid()}" for word in ("asks", "told"))
+    with domains(cloche, one, two):
+        done = cloche("run", "-d", "--name", one, "--privileged", "--", "python3", "-c", TOLD)
+        assert done.returncode == 0, done.stderr
+        with cloche.popen("logs", "-f", one) as following:
+            assert following.stdout is not None
+            assert following.stdout.readline() == b"watching\n"
+            following.kill()
+        assert cloche("fork", one, "--name", two).returncode == 0
+        with cloche.popen("logs", "-f", two) as following:
+            assert following.stdout is not None
+            digits = following.stdout.readline().strip()
+            following.kill()
+        assert len(digits) == 32
+        assert int(digits, 16)
+        assert cloche("logs", one).stdout == b"watching\n"
+
+
 def test_a_foreground_domain_is_saved_too(runner: Runner) -> None:
     """What a pipe had brought is there in the clone, then its input ends; `--stop` says what became of the domain."""
     name = f"pipe-{os.getpid()}"

@@ -11,7 +11,9 @@ import pytest
 
 from cloche.cli import doctor, drivers
 from cloche.cli.main import main
+from cloche.cli.pool import unit_word
 from cloche.drivers.contract import Capabilities
+from cloche.errors import UsageError
 from support.plans import TOOLS, facts
 
 if TYPE_CHECKING:
@@ -121,3 +123,11 @@ def test_what_the_doctor_says_of_missing_programs(field: str, name: str) -> None
     assert finding.state == ("note" if name == "bwrap" else "bad")
     assert finding.remedy
     assert all(other.state == "ok" for other in findings if other.name != name)
+
+
+def test_the_unit_of_the_pool_has_its_path_in_one_word() -> None:
+    """Whatever the path of cloche holds; a line's end it cannot hold."""
+    assert unit_word("/usr/bin/cloche") == '"/usr/bin/cloche"'
+    assert unit_word('/a b/100%/"c"\\d') == '"/a b/100%%/\\"c\\"\\\\d"'
+    with pytest.raises(UsageError):
+        unit_word("/a\nExecStart=/bin/sh")

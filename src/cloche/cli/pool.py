@@ -192,5 +192,18 @@ def _describe(setting: Setting) -> str:
 def unit(parsed: Parsed) -> int:
     """Handle ``cloche pool unit``: print a systemd user unit that fills the pool at login."""
     del parsed
-    sys.stdout.write(_UNIT.format(cloche=os.path.realpath(sys.argv[0])))
+    sys.stdout.write(_UNIT.format(cloche=unit_word(os.path.realpath(sys.argv[0]))))
     return 0
+
+
+def unit_word(path: str) -> str:
+    """Return a program's path as a systemd unit writes it (systemd.service(5), "Command lines").
+
+    Raises:
+        UsageError: It holds a line's end, which no unit can.
+    """
+    if not path.isprintable():
+        raise UsageError("the path of cloche cannot stand in a unit", hint="Install it elsewhere.")
+    for special, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%")):
+        path = path.replace(special, escaped)
+    return f'"{path}"'
