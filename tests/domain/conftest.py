@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ import pytest
 from cloche.kernel.packages import PackageSource, unpack_package
 from cloche.kernel.tools import run_tool
 from support.hosts import ChangedHost
+from support.pools import Isolated, Pool
 from support.runs import Runner
 from support.users import ROOT, OrdinaryUser
 
@@ -78,3 +81,21 @@ def qemu_7_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.owner() == Path("/proc/self").owner() and path != Path("/tmp"):
             path.chmod(path.stat().st_mode | 0o055)
     return directory / "tree" / "usr"
+
+
+@pytest.fixture(params=["ordinary", "caller"])
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """Provide the pool of both kinds of users."""
+    runner: Runner = request.getfixturevalue("cloche" if request.param == "ordinary" else "cloche_as_caller")
+    user = runner.user
+    home = Path(tempfile.mkdtemp(dir=user.home, prefix="pool-"))
+    for part in ("", "xdg", "xdg/run", "xdg/config", "xdg/state"):
+        (home / part).mkdir(mode=0o700, exist_ok=True)
+        if user.entry.pw_uid != os.geteuid():
+            os.chown(home / part, user.entry.pw_uid, user.entry.pw_gid)
+    made = Pool(Runner(Isolated(user.entry, home, user.project)))
+    try:
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(home, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -15,89 +14,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.domains import domain_processes
+from support.pools import FROM_POOL
 from support.pty import TerminalProgram
-from support.runs import Runner
-from support.users import OrdinaryUser
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
-_FROM_POOL = b"of the pool\n"
-
-
-class Isolated(OrdinaryUser):
-    """A user whose pool, and what is set for it, is this test's alone."""
-
-    __slots__ = ()
-
-    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return what a login gives this user, with the directories of the test."""
-        base = str(self.home / "xdg")
-        own = {
-            "XDG_RUNTIME_DIR": f"{base}/run",
-            "XDG_CONFIG_HOME": f"{base}/config",
-            "XDG_STATE_HOME": f"{base}/state",
-            "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(self.home.parent / ".cache")),
-        }
-        return super().environment({**own, **(more or {})})
-
-
-class Pool:
-    """Somebody's pool."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.cloche = runner
-
-    def set(self, keep: int, *options: str) -> None:
-        """Have so many machines wait, and no others be made for a while."""
-        done = self.cloche("pool", "set", "--keep", str(keep), *options)
-        assert done.returncode == 0, done.stderr
-        self.stop_refilling()
-
-    def waiting(self) -> list[str]:
-        """Return the identities of those that wait."""
-        rows = json.loads(self.cloche("pool", "list", "--json").stdout)["machines"]
-        return [row["domain"] for row in rows if row["state"] == "waiting"]
-
-    def entries(self) -> list[str]:
-        """Return the entries of the directory."""
-        home = Path(self.cloche.user.environment()["XDG_RUNTIME_DIR"]) / "cloche-pool"
-        return sorted(entry for entry in os.listdir(home) if "," in entry)
-
-    def stop_refilling(self) -> None:
-        """Keep those there are: after a failure nobody makes any in the background for a while."""
-        home = Path(self.cloche.user.environment()["XDG_RUNTIME_DIR"]) / "cloche-pool"
-        assert self.cloche.user.run(["touch", str(home / "failed")]).returncode == 0
-
-    def supervisor(self, ident: str) -> int:
-        """Return the process id of a machine's supervisor."""
-        rows = json.loads(self.cloche("ps", "--all", "--json").stdout)
-        warden = next(row["warden"] for row in rows if row["domain"] == ident)
-        status = Path(f"/proc/{warden}/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
-
-    def close(self) -> None:
-        """End all of it."""
-        self.cloche("pool", "set", "--keep", "0")
-        self.cloche("pool", "clear", "--forget")
-
-
-@pytest.fixture(params=["ordinary", "caller"])
-def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    """Provide the pool of both kinds of users."""
-    runner: Runner = request.getfixturevalue("cloche" if request.param == "ordinary" else "cloche_as_caller")
-    user = runner.user
-    home = Path(tempfile.mkdtemp(dir=user.home, prefix="pool-"))
-    for part in ("", "xdg", "xdg/run", "xdg/config", "xdg/state"):
-        (home / part).mkdir(mode=0o700, exist_ok=True)
-        if user.entry.pw_uid != os.geteuid():
-            os.chown(home / part, user.entry.pw_uid, user.entry.pw_gid)
-    made = Pool(Runner(Isolated(user.entry, home, user.project)))
-    try:
-        yield made
-    finally:
-        made.close()
-        shutil.rmtree(home, ignore_errors=True)
+    from support.pools import Pool
+    from support.runs import Runner
 
 
 def both(pool: Pool, *words: str | bytes, input: bytes | None = None) -> Sequence[tuple[int, bytes, bytes]]:
@@ -105,7 +29,7 @@ def both(pool: Pool, *words: str | bytes, input: bytes | None = None) -> Sequenc
     pool.set(1)
     taken = pool.cloche("run", "-v", *words, input=input)
     own = pool.cloche("run", "--no-pool", *words, input=input)
-    assert taken.stderr.endswith(_FROM_POOL), taken.stderr
+    assert taken.stderr.endswith(FROM_POOL), taken.stderr
     said = b"\n".join(line for line in taken.stderr.split(b"\n")[:-1] if not line.endswith(b"of the pool"))
     return (taken.returncode, taken.stdout, said), (own.returncode, own.stdout, own.stderr)
 
@@ -122,7 +46,7 @@ def test_a_run_from_the_pool_is_a_run(pool: Pool) -> None:
     pool.set(1)
     taken = pool.cloche("run", "-v", *words, input=b"x" * 300000)
     own = pool.cloche("run", "--no-pool", *words, input=b"x" * 300000)
-    assert _FROM_POOL in taken.stderr
+    assert FROM_POOL in taken.stderr
     assert (taken.returncode, taken.stdout) == (7, own.stdout)
     assert own.returncode == 7
     assert b"e\n" in taken.stderr
@@ -137,7 +61,7 @@ def test_a_run_from_the_pool_is_a_run(pool: Pool) -> None:
         done = pool.cloche("run", "-v", *more)
         assert done.returncode == status, (more, done)
         assert said in done.stderr
-        assert (_FROM_POOL in done.stderr) is True, (more, done.stderr)
+        assert (FROM_POOL in done.stderr) is True, (more, done.stderr)
 
 
 def test_two_runs_never_get_the_same_machine(pool: Pool) -> None:
@@ -150,7 +74,7 @@ def test_two_runs_never_get_the_same_machine(pool: Pool) -> None:
     assert [run.returncode for run in runs] == [0] * 8, said
     for line in range(3):
         assert len({out.split(b"\n")[line] for out, _ in said}) == 8, said
-    assert sum(_FROM_POOL in err for _, err in said) == 3
+    assert sum(FROM_POOL in err for _, err in said) == 3
     assert pool.entries() == []
 
 
@@ -267,7 +191,7 @@ def test_a_broken_machine_costs_nobody_the_run(pool: Pool, part: str) -> None:
     os.kill(victim, signal.SIGSTOP if part == "stopped" else signal.SIGKILL)
     done = pool.cloche("run", "-v", "--", "echo", "all is well")
     assert (done.returncode, done.stdout) == (0, b"all is well\n"), done.stderr
-    assert _FROM_POOL not in done.stderr
+    assert FROM_POOL not in done.stderr
     assert _has_ended(ended)
     os.close(ended)
     assert pool.waiting() == []
@@ -283,7 +207,7 @@ def test_shares_come_with_the_run(pool: Pool) -> None:
     words = ("--share", f"{folder}/ro", "--share", f"{folder}/rw:rw", "-w", f"{folder}/rw")
     pool.set(1, "--share-later")
     done = pool.cloche("run", "-v", *words, "--", "sh", "-c", script)
-    assert _FROM_POOL in done.stderr, done
+    assert FROM_POOL in done.stderr, done
     assert done.stdout == f"from the host\n{folder}/rw\n".encode()
     assert b"Read-only file system" in done.stderr
     assert (folder / "rw" / "file").read_text() == "written\n"
@@ -292,7 +216,7 @@ def test_shares_come_with_the_run(pool: Pool) -> None:
     # Root's server of shares that can be written to is not given to a run that has none.
     pool.set(1, "--share-later")
     plain = pool.cloche("run", "-v", "--", "true")
-    assert (_FROM_POOL in plain.stderr) is (pool.cloche.user.entry.pw_uid != 0)
+    assert (FROM_POOL in plain.stderr) is (pool.cloche.user.entry.pw_uid != 0)
 
 
 def test_a_terminal_is_the_programs(pool: Pool) -> None:
@@ -355,73 +279,6 @@ _DIRTY = (
 )
 
 
-def test_control_z_and_fg(pool: Pool) -> None:
-    """A run from the pool is a job of its shell's: Ctrl-Z stops it, the terminal is the shell's, and fg goes on."""
-    pool.set(1)
-    script = "echo rea''dy; read x; echo got $x"
-    with TerminalProgram(pool.cloche.user, ["bash", "--norc", "-i"]) as on:
-        on.expect(b"$ ")
-        on.type(f'{pool.cloche.program} -v sh -c "{script}"\r'.encode())
-        on.expect(b"of the pool")
-        on.expect(b"ready\r\n")
-        on.type(b"\x1a")
-        on.expect(b"Stopped")
-        on.expect(b"$ ")
-        on.type(b"stty | grep -c -- -echo; echo $((40 + 2)) in the shell\r")
-        on.expect(b"0\r\n42 in the shell")
-        on.expect(b"$ ")
-        on.type(b"fg\r")
-        on.expect(b"sh -c")
-        on.type(b"word\r")
-        on.expect(b"got word")
-        on.expect(b"$ ")
-        on.type(b"exit\r")
-        assert on.wait() == 0
-
-
-#: Counts in a file of a share, and in memory.
-_COUNT = "n=0; while :; do n=$((n+1)); echo $n; echo $n >> /mnt/count; sleep 0.1; done"
-
-
-def test_a_run_from_the_pool_is_saved_and_forked(pool: Pool) -> None:
-    """Its program goes on in both with what was shared for it; a share comes and goes in the copies, too."""
-    cloche = pool.cloche
-    names = ("taken", "again", "fork")
-    shared = cloche.user.home / "shared"
-    assert cloche.user.run(["mkdir", str(shared)]).returncode == 0
-    pool.set(1, "--share-later")
-    words = ("--name", "taken", "--share", f"{shared}:rw:at=/mnt", "--", "sh", "-c", _COUNT)
-    with cloche.popen("run", "-v", *words) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            assert process.stdout.readline() == b"1\n"
-            assert process.stderr.readline().endswith(_FROM_POOL)
-            done = cloche("snapshot", "save", "taken", "pooled")
-            assert done.returncode == 0, done.stderr
-            # It goes on by itself, each number once.
-            assert [int(process.stdout.readline()) for _ in range(30)] == list(range(2, 32))
-            done = cloche("snapshot", "restore", "pooled", "--name", "again")
-            assert done.stdout == b"again\n", done.stderr
-            done = cloche("fork", "taken", "--name", "fork")
-            assert done.stdout == b"fork\n", done.stderr
-            for name in ("again", "fork"):
-                with cloche.popen("logs", "-f", name) as following:
-                    assert following.stdout is not None
-                    numbers = [int(following.stdout.readline()) for _ in range(5)]
-                    following.kill()
-                assert numbers == list(range(numbers[0], numbers[0] + 5))
-                added = cloche("share", "add", name, f"{shared}:at=/srv")
-                assert added.returncode == 0, added.stderr
-                assert cloche("exec", name, "head", "-1", "/srv/count").stdout == b"1\n"
-        finally:
-            for name in names:
-                cloche("stop", "-t", "0", name)
-                cloche("rm", name)
-            cloche("snapshot", "delete", "pooled")
-            process.kill()
-
-
 def test_nothing_is_left_of_the_warm_up(pool: Pool) -> None:
     """Files, mounts, processes, environment, sysctl, IPC and control groups are those of a machine of its own."""
     # As root it sees all there is to be seen.
@@ -458,7 +315,7 @@ def test_what_a_warm_up_would_leave_is_seen(pool: Pool) -> None:
     for changes, same in (((_WRITES,), True), ((_WRITES, _OPEN), False)):
         _set_changed(pool, *changes)
         done = pool.cloche(*look)
-        assert _FROM_POOL in done.stderr
+        assert FROM_POOL in done.stderr
         assert (done.stdout == own) is same
         assert (b"/tmp/left" in done.stdout and b".left" in done.stdout) is not same
         pool.cloche("pool", "clear", "--forget")
@@ -470,7 +327,7 @@ def _tell_time(pool: Pool) -> float:
     assert pool.cloche("run", "--no-pool", "--", "sleep", "1.5").returncode == 0
     before = time.time()
     done = pool.cloche("run", "-v", "--", "date", "+%s.%N")
-    assert _FROM_POOL in done.stderr
+    assert FROM_POOL in done.stderr
     return before - float(done.stdout)
 
 
@@ -496,7 +353,7 @@ def test_what_is_out_of_date_is_thrown_away(pool: Pool) -> None:
     ended = os.pidfd_open(supervisor)
     done = pool.cloche("run", "-v", "--", "echo", "well")
     assert (done.returncode, done.stdout) == (0, b"well\n")
-    assert _FROM_POOL not in done.stderr
+    assert FROM_POOL not in done.stderr
     assert _has_ended(ended)
     os.close(ended)
 
@@ -520,7 +377,7 @@ def test_another_one_is_made_afterwards(pool: Pool) -> None:
     assert first != second
     pool.stop_refilling()
     nice = pool.cloche.user.run(["nice", "-n", "5", pool.cloche.program, "run", "-v", "--", "nice"])
-    assert (nice.returncode, nice.stdout, _FROM_POOL in nice.stderr) == (0, b"5\n", True)
+    assert (nice.returncode, nice.stdout, FROM_POOL in nice.stderr) == (0, b"5\n", True)
 
 
 def test_two_users_do_not_see_each_others(cloche: Runner, cloche_as_caller: Runner) -> None:
@@ -532,9 +389,9 @@ def test_two_users_do_not_see_each_others(cloche: Runner, cloche_as_caller: Runn
             rows = json.loads(cloche("pool", "list", "--json", env={"XDG_RUNTIME_DIR": home}).stdout)
             assert rows["machines"] == []
             done = cloche("run", "-v", "--", "true", env={"XDG_RUNTIME_DIR": home})
-            assert (done.returncode, _FROM_POOL in done.stderr) == (0, False)
+            assert (done.returncode, FROM_POOL in done.stderr) == (0, False)
             # It is still there, for its owner.
             mine = cloche_as_caller("run", "-v", "--", "true", env=env)
-            assert (mine.returncode, _FROM_POOL in mine.stderr) == (0, True)
+            assert (mine.returncode, FROM_POOL in mine.stderr) == (0, True)
         finally:
             cloche_as_caller("pool", "clear", "--forget", env=env)
