@@ -158,7 +158,11 @@ impl Frontend {
             match self.device.process(index, vring) {
                 Ok(Progress::Idle) => {}
                 Ok(Progress::More) => self.pending[index] = true,
-                Err(error) => log::warn!("queue {index}: {error}"),
+                Err(error) => {
+                    log::warn!("queue {index}: {error}");
+                    // A queue without rings in memory is not asked for anything: nobody could answer.
+                    self.pending[index] = vring.want_another().unwrap_or(false);
+                }
             }
         }
     }

@@ -3,18 +3,19 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{fence, Ordering};
 use std::sync::Arc;
 
 use thiserror::Error;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::inflight::{Inflight, InflightError};
 use crate::lent::Lent;
 use crate::memory::{Chain, DirtyLog, Memory};
 
-/// What a guest that breaks its own queue is answered with: the queue is left alone until it kicks again.
+/// What a guest that breaks its own queue is answered with: the queue is left alone until the guest puts something in again, and
+/// kicks ([`Vring::want_another`]).
 #[derive(Debug, Error)]
 pub enum Broken {
     /// The rings make no sense.
@@ -200,6 +201,29 @@ impl Vring {
         let told = self.queue.enable_notification(&*memory);
         self.log_used();
         Ok(told?)
+    }
+
+    /// Tells the guest to kick for the next thing it puts in, whatever is in it: what it broke its queue with is not looked at again
+    /// before. Returns whether something was put in meanwhile, for which it may not have kicked.
+    ///
+    /// # Errors
+    /// As for [`Vring::serve`].
+    pub(crate) fn want_another(&mut self) -> Result<bool, Broken> {
+        let memory = self.memory.clone();
+        let before = self.queue.avail_idx(&*memory, Ordering::Acquire)?;
+        if self.queue.event_idx_enabled() {
+            // The library would write the index of the next request to be taken, which a guest that is ahead of it has passed.
+            let offset = 4 + 8 * u64::from(self.queue.size());
+            let place = GuestAddress(self.queue.used_ring().wrapping_add(offset));
+            memory
+                .store(before.0.to_le(), place, Ordering::Relaxed)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            self.log_used();
+            fence(Ordering::SeqCst);
+        } else {
+            self.want_kicks()?;
+        }
+        Ok(self.queue.avail_idx(&*memory, Ordering::Relaxed)? != before)
     }
 
     /// How many entries it has.

@@ -142,6 +142,48 @@ fn a_head_may_be_used_again_and_one_that_is_not_there_breaks_the_queue() {
     }
 }
 
+/// Whether a guest that keeps to the rules kicks when it puts something in at this index.
+fn kicks(guest: &Guest, at: u16, has_event_idx: bool) -> bool {
+    if has_event_idx {
+        let event = USED + 4 + 8 * u64::from(SIZE);
+        let wanted: u16 = guest.memory.read_obj(GuestAddress(event)).unwrap();
+        wanted == at
+    } else {
+        let flags: u16 = guest.memory.read_obj(GuestAddress(USED)).unwrap();
+        flags == 0
+    }
+}
+
+#[test]
+fn a_queue_that_was_broken_is_kicked_for_the_next_request() {
+    for has_event_idx in [false, true] {
+        let mut guest = Guest::new();
+        guest.vring.set_event_idx(has_event_idx);
+        for head in 0..4 {
+            guest.put_buffer(head);
+            guest.offer(head, if head == 1 { SIZE } else { head });
+        }
+        assert!(matches!(guest.serve(), (1, Err(Broken::Head(SIZE)))));
+        assert!(!kicks(&guest, 4, has_event_idx), "or this shows nothing");
+        assert!(!guest.vring.want_another().unwrap());
+        assert!(kicks(&guest, 4, has_event_idx), "{has_event_idx}");
+        guest.put_buffer(4);
+        guest.offer(4, 4);
+        assert!(matches!(guest.serve(), (3, Ok(Progress::Idle))));
+        assert!(kicks(&guest, 5, has_event_idx));
+    }
+}
+
+#[test]
+fn a_broken_queue_without_rings_in_memory_is_asked_for_nothing() {
+    let end = MEMORY as u64 - 16;
+    let mut guest = Guest::with_rings(TABLE, AVAILABLE, end);
+    guest.vring.set_event_idx(true);
+    assert!(guest.vring.want_another().is_err());
+    let mut guest = Guest::with_rings(TABLE, MEMORY as u64, USED);
+    assert!(guest.vring.want_another().is_err());
+}
+
 #[test]
 fn rings_that_end_outside_of_memory_break_the_queue() {
     let end = MEMORY as u64 - 16;
