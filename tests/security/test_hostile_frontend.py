@@ -12,13 +12,12 @@ import random
 import signal
 import socket
 import struct
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from support import vhost
-from support.disks import empty_qcow2
+from support.liars import ALL_PROTOCOL, DEVICES, DISK, is_alive, liar, started
 from support.vhost import (
     INDIRECT,
     MEMORY,
@@ -30,95 +29,17 @@ from support.vhost import (
     Descriptor,
     DeviceProcess,
     Frontend,
-    device,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 #: Of a block request: where its header, its status and its data are in the guest.
 HEADER, STATUS, DATA = 0x10_0000, 0x20_0000, 0x30_0000
 IN, OUT, DISCARD, ZEROES = 0, 1, 11, 13
 F_DISCARD, F_ZEROES = 1 << 13, 1 << 14
-#: Bytes of each disk.
-DISK = 1 << 20
-#: Program, number of queues, arguments.
-DEVICES = {
-    "rng": ("cloche-rng", 1, ()),
-    "fs-tree": ("cloche-fs", 2, ("--cache", "forever", "--ids", "host", "--readonly")),
-    "fs-share": ("cloche-fs", 2, ("--cache", "coherent", "--ids", "host")),
-    "disk": ("cloche-disk", 1, ("--format", "raw")),
-    "disk-qcow2": ("cloche-disk", 1, ("--format", "qcow2")),
-    "net": ("cloche-net", 2, ("--mac", "02:00:00:00:00:01")),
-}
 DISKS = pytest.mark.parametrize("victim", ["disk", "disk-qcow2"], indirect=True)
-ALL_PROTOCOL = 1 << vhost.P_MQ | 1 << vhost.P_LOG_SHMFD | 1 << vhost.P_RESET | 1 << vhost.P_SLOTS
-#: How much a process may grow while it is lied to, in KiB: buffers of a request or two.
-GROWTH_KIB = 4096
-#: Ended because it was told to, or by its own decision with a sentence (1: bad frontend, 3: memory taken away).
-HARMLESS = {0, 1, 3}
-
-
-@pytest.fixture(params=DEVICES)
-def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[DeviceProcess, int]]:
-    """Provide each kind of device process, and how many queues it has."""
-    with started(request.param, tmp_path) as found:
-        yield found
-
-
-@contextmanager
-def started(
-    kind: str, tmp_path: Path, *more: str, built_in: Path | None = None
-) -> Iterator[tuple[DeviceProcess, int]]:
-    """Provide a device process of this kind, with more arguments or of another build if need be."""
-    program, queues, words = DEVICES[kind]
-    words = (*words, *more)
-    if program == "cloche-fs":
-        (tmp_path / "served").mkdir()
-        words = (*words, "--root", str(tmp_path / "served"))
-    with ExitStack() as stack:
-        fds = []
-        if program == "cloche-disk":
-            image = tmp_path / "image"
-            image.write_bytes(empty_qcow2(DISK) if "qcow2" in words else bytes(DISK))
-            fds = [stack.enter_context(image.open("r+b")).fileno()]
-            words = (*words, "--image-fd", str(fds[0]))
-        if program == "cloche-net":
-            # Its peer hears nothing and says nothing.
-            _, theirs = (stack.enter_context(end) for end in socket.socketpair())
-            fds = [theirs.fileno()]
-            words = (*words, "--peer-fd", str(fds[0]))
-        yield stack.enter_context(device(program, *words, pass_fds=fds, built_in=built_in)), queues
-
-
-@contextmanager
-def liar(
-    victim: tuple[DeviceProcess, int], *, features: int = 0, protocol: int = ALL_PROTOCOL
-) -> Iterator[Frontend]:
-    """Provide a frontend that has been honest until now; afterwards the device must have come to no harm."""
-    running, queues = victim
-    frontend = Frontend(running.connection, queues)
-    frontend.shake_hands(features, protocol)
-    before = running.memory_kib()
-    yield frontend
-    assert running.memory_kib() <= before + GROWTH_KIB
-    frontend.close()
-    status, said = running.ended()
-    assert status in HARMLESS, (status, said)
-    assert "panicked" not in said
-    assert "a fault in the program" not in said
-    if status:
-        assert said.count("\n") >= 1
-
-
-def is_alive(frontend: Frontend) -> bool:
-    """Whether the device still answers its frontend."""
-    try:
-        frontend.send(vhost.GET_FEATURES)
-        return bool(frontend.receive())
-    except BrokenPipeError:
-        return False
 
 
 def try_chains(frontend: Frontend, *chains: list[Descriptor]) -> None:
@@ -193,33 +114,6 @@ def test_heads_used_again_and_indexes_that_jump(victim: tuple[DeviceProcess, int
             frontend.set_available(frontend.used(queue) + jump, queue)
             frontend.kick(queue)
             assert is_alive(frontend)
-
-
-@pytest.mark.parametrize("features", [0, vhost.EVENT_IDX])
-def test_a_broken_queue_is_kicked_again(victim: tuple[DeviceProcess, int], features: int) -> None:
-    """After a head that does not exist the device asks to be told of the next request, and answers what lies behind that head."""
-    queue = victim[1] - 1
-    with liar(victim, features=features) as frontend:
-        frontend.put_descriptor(0, Descriptor(0x10_0000, 16, WRITABLE, 0), queue)
-        # The good one behind the broken one is in the ring before the device looks.
-        frontend.put_available(0, QUEUE_SIZE, queue)
-        frontend.put_available(1, 0, queue)
-        frontend.set_available(2, queue)
-        frontend.kick(queue)
-        # The second answer comes after the look that the first kick was for.
-        assert is_alive(frontend)
-        assert is_alive(frontend)
-        used = queue * QUEUE_BYTES + 0x2000
-        if features:
-            assert frontend.read_half(used + 4 + 8 * QUEUE_SIZE) == 2
-        else:
-            assert frontend.read_half(used) == 0
-        frontend.put_available(2, 0, queue)
-        frontend.set_available(3, queue)
-        frontend.kick(queue)
-        assert is_alive(frontend)
-        assert is_alive(frontend)
-        assert frontend.used(queue) == 2
 
 
 @pytest.mark.parametrize("bit", [0, 5, 24, 27, 31, 33, 34, 40, 63])

@@ -41,6 +41,10 @@ ONLY_FOR_ROOT = {"setresuid", "setresgid", "capget", "capset", "fchownat", "gett
 _CALL = re.compile(r"\d+ +(?:<\.\.\. )?(\w+)(?:\(| resumed)")
 
 
+#: Every number that a system call of x86-64 may have counts as one.
+NUMBERS = 1024
+
+
 def entries(project: Path, program: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the entries of a policy: the list each is in, and its fields."""
     policy = tomllib.loads((project / "policies" / f"{program}.toml").read_text())
@@ -291,6 +295,11 @@ def test_calls_are_counted_as_the_policies_name_them(project: Path) -> None:
     """What an audit reads out of the compiled filters is the number of calls that the policies name."""
     for path in (project / "policies").glob("*.toml"):
         policies = [tomllib.loads(path.read_text())]
+        if "never" in policies[0]:
+            # Only those calls count as not allowed that are not whatever their arguments are.
+            never = {call for entry in policies[0]["never"] if "args" not in entry for call in entry["calls"]}
+            assert count_allowed(read_filter(path.stem)) == NUMBERS - len(never)
+            continue
         bases = policies[0].get("extends", [])
         for base in [bases] if isinstance(bases, str) else bases:
             policies.append(tomllib.loads(path.with_name(f"{base}.toml").read_text()))

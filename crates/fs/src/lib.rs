@@ -15,6 +15,7 @@ pub mod recent;
 pub mod request;
 pub mod share;
 mod share_ops;
+mod share_state;
 pub mod stat;
 pub mod tree;
 pub mod tree_state;

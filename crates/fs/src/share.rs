@@ -27,6 +27,7 @@ use crate::ids::{Ids, NOBODY};
 use crate::limits::RESERVED_FDS;
 use crate::nodes::{stale, ROOT};
 use crate::request::check_name;
+use crate::share_state::Vessel;
 
 /// How long the guest may believe what it was told about a share.
 const LIFETIME: Duration = Duration::from_secs(1);
@@ -52,6 +53,9 @@ pub(crate) struct Inner {
     pub(crate) files: PassthroughFs,
     pub(crate) budget: Budget,
     pub(crate) session: Mutex<()>,
+    /// For the one saved state that can be loaded.
+    pub(crate) vessel: Mutex<Option<Vessel>>,
+    pub(crate) guest_fds: u64,
     ids: Ids,
     is_readonly: bool,
 }
@@ -87,6 +91,8 @@ impl ShareFs {
             files,
             budget,
             session: Mutex::new(()),
+            vessel: Mutex::new(Some(Vessel::new()?)),
+            guest_fds,
             ids: config.ids,
             is_readonly: config.is_readonly,
         })))

@@ -16,6 +16,7 @@ use virtiofsd::passthrough::PassthroughFs;
 
 use crate::request::{check_name, check_range, is_for_a_listing};
 use crate::share::{check_mknod, check_xattr, known_names, missing, unnamed, ShareFs};
+use crate::tree_state::invalid;
 
 type Inode = u64;
 type Handle = u64;
@@ -472,7 +473,13 @@ impl SerializableFileSystem for ShareFs {
     }
 
     fn deserialize_and_apply(&self, state: File) -> io::Result<()> {
-        let before = open_fds()?;
+        let vessel = (self.0.vessel.lock())
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+            .ok_or_else(|| invalid("a second state"))?;
+        let state = vessel.fill(state, self.0.guest_fds)?;
+        // All but the state's own, which the library closes.
+        let before = open_fds()?.saturating_sub(1);
         self.0.files.deserialize_and_apply(state)?;
         self.0.budget.restart(open_fds()?.saturating_sub(before));
         Ok(())

@@ -4,13 +4,16 @@
 //! only until it is ready. Two filters are made of them: the outer one allows both and is put on by the warden before the
 //! exec; the inner one allows `always` alone and is put on by the process itself once it is ready. Every other call, and
 //! every call of another architecture, kills the process. This runs when cloche is built, never when it starts something.
+//!
+//! A program whose calls cannot be listed (an interpreter that the user's own words drive) has one list instead, `never`: what
+//! it never needs. Its one filter answers these as a kernel does that has no such call, and allows the rest.
 
 mod constants;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use seccompiler::{compile_from_json, TargetArch};
+use seccompiler::{compile_from_json, sock_filter, BpfProgram, TargetArch};
 use serde::Deserialize;
 use serde_json::{json, Value};
 use thiserror::Error;
@@ -51,6 +54,9 @@ pub enum PolicyError {
     /// There is no such call, or the filter would be too long.
     #[error("{0}")]
     Compile(#[from] seccompiler::Error),
+    /// Calls that are never made stand beside calls that are allowed, or a policy extends another that has such.
+    #[error("a policy names either the calls it allows or those that are never made")]
+    Mixed,
     /// The compiler of filters gave nothing back.
     #[error("the compiler gave no filter")]
     Nothing,
@@ -74,6 +80,9 @@ struct Policy {
     always: Vec<Entry>,
     #[serde(default)]
     start: Vec<Entry>,
+    /// In place of the other two: calls that fail as on a kernel that does not have them, where all others are allowed.
+    #[serde(default)]
+    never: Vec<Entry>,
 }
 
 /// The names of the policies that one extends.
@@ -108,7 +117,7 @@ enum Unknown {
     NoSuchCall,
 }
 
-/// Calls that are allowed for one reason.
+/// Calls that are allowed, or never made, for one reason.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -136,6 +145,12 @@ struct Condition {
     /// All of these bits.
     #[serde(default)]
     with: Vec<Constant>,
+    /// Any of these bits.
+    #[serde(default)]
+    any: Vec<Constant>,
+    /// None of these values.
+    #[serde(default)]
+    none_of: Vec<Constant>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -258,6 +273,13 @@ fn compile_policy(
     bases: &[Policy],
     filter: Filter,
 ) -> Result<Vec<u8>, PolicyError> {
+    if bases
+        .iter()
+        .chain([policy])
+        .any(|one| !one.never.is_empty())
+    {
+        return compile_never(policy, bases);
+    }
     let mut rules = Rules::default();
     let mut starts = Rules::default();
     for one in bases.iter().chain([policy]) {
@@ -290,13 +312,57 @@ fn compile_policy(
         Unknown::Kill => json!("kill_process"),
         Unknown::NoSuchCall => json!({ "errno": libc::ENOSYS }),
     };
+    let program = generate(&rules, &unknown, &json!("allow"))?;
+    Ok(bytes_of(&program))
+}
+
+/// Compiles the one filter of a policy that names what is never called.
+fn compile_never(policy: &Policy, bases: &[Policy]) -> Result<Vec<u8>, PolicyError> {
+    if !bases.is_empty() || !policy.always.is_empty() || !policy.start.is_empty() {
+        return Err(PolicyError::Mixed);
+    }
+    let mut rules = Rules::default();
+    rules.add(&policy.never)?;
+    let refused = json!({ "errno": libc::ENOSYS });
+    let mut program = generate(&rules.described(), &json!("allow"), &refused)?;
+    let [.., _, number] = program.get(..HEAD).ok_or(PolicyError::Nothing)? else {
+        return Err(PolicyError::Nothing);
+    };
+    if (number.code, number.k) != (LOAD_WORD, 0) {
+        return Err(PolicyError::Nothing);
+    }
+    // The same calls have second numbers, those of x32: a list of what is allowed does not have them, and this one must not.
+    let second = [
+        instruction(JUMP_IF_AT_LEAST, 0, 1, X32),
+        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+    ];
+    program.splice(HEAD..HEAD, second);
+    Ok(bytes_of(&program))
+}
+
+/// Instructions in front of the rules: they look at the architecture and load the call's number.
+const HEAD: usize = 4;
+const LOAD_WORD: u16 = 0x20;
+const JUMP_IF_AT_LEAST: u16 = 0x35;
+const RETURN: u16 = 0x06;
+/// The first number of x32.
+const X32: u32 = 0x4000_0000;
+
+fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> sock_filter {
+    sock_filter { code, jt, jf, k }
+}
+
+fn generate(rules: &[Value], others: &Value, named: &Value) -> Result<BpfProgram, PolicyError> {
     let description = json!({
-        "main": { "mismatch_action": unknown, "match_action": "allow", "filter": rules }
+        "main": { "mismatch_action": others, "match_action": named, "filter": rules }
     })
     .to_string();
     let mut compiled = compile_from_json(description.as_bytes(), TargetArch::x86_64)?;
-    let program = compiled.remove("main").ok_or(PolicyError::Nothing)?;
-    Ok(program
+    compiled.remove("main").ok_or(PolicyError::Nothing)
+}
+
+fn bytes_of(program: &BpfProgram) -> Vec<u8> {
+    program
         .iter()
         .flat_map(|instruction| {
             let [code_0, code_1] = instruction.code.to_ne_bytes();
@@ -312,7 +378,7 @@ fn compile_policy(
                 k_3,
             ]
         })
-        .collect())
+        .collect()
 }
 
 /// For the build script of a program: compiles `policies/NAME.toml`, and writes the inner filter to `OUT_DIR`.
@@ -349,8 +415,25 @@ fn alternatives(conditions: &[Condition]) -> Result<Vec<Vec<Value>>, PolicyError
         for value in &condition.one_of {
             options.push(comparison(condition.index, json!("eq"), value.value()?));
         }
+        for bits in &condition.any {
+            let value = bits.value()?;
+            if value == 0 {
+                return Err(PolicyError::Condition(condition.index));
+            }
+            options.push(comparison(
+                condition.index,
+                json!({ "masked_eq": value }),
+                value,
+            ));
+        }
+        for other in &condition.none_of {
+            let other = comparison(condition.index, json!("ne"), other.value()?);
+            for known in &mut found {
+                known.push(other.clone());
+            }
+        }
         let mask = forbidden | needed;
-        let says_nothing = mask == 0 && options.is_empty();
+        let says_nothing = mask == 0 && options.is_empty() && condition.none_of.is_empty();
         if says_nothing || forbidden & needed != 0 || condition.index > LAST_ARGUMENT {
             return Err(PolicyError::Condition(condition.index));
         }
@@ -475,6 +558,92 @@ mod tests {
             compile(&text, Filter::Inner),
             Err(PolicyError::TooMany)
         ));
+    }
+
+    /// What a filter answers to a call with these arguments.
+    fn answer(program: &[u8], number: u32, arguments: [u32; 6]) -> u32 {
+        let word = |at: u32| match at {
+            0 => number,
+            4 => 0xC000_003E,
+            _ if at % 8 == 0 => arguments[(at as usize - 16) / 8],
+            _ => 0,
+        };
+        let (mut at, mut value) = (0, 0);
+        loop {
+            let bytes = &program[8 * at..8 * at + 8];
+            let code = u16::from_ne_bytes([bytes[0], bytes[1]]);
+            let k = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+            let holds = match code {
+                0x15 => value == k,
+                0x25 => value > k,
+                0x35 => value >= k,
+                _ => false,
+            };
+            at += 1;
+            match code {
+                LOAD_WORD => value = word(k),
+                0x54 => value &= k,
+                0x05 => at += k as usize,
+                RETURN => return k,
+                0x15 | 0x25 | 0x35 => at += usize::from(if holds { bytes[2] } else { bytes[3] }),
+                other => panic!("{other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_never_called_fails_and_all_else_is_allowed() {
+        let policy = r#"
+            [[never]]
+            calls = ["ptrace"]
+            why = "others"
+            [[never]]
+            calls = ["socket"]
+            args = [{ index = 0, none_of = ["AF_UNIX"] }]
+            why = "networks"
+            [[never]]
+            calls = ["clone"]
+            args = [{ index = 0, any = ["CLONE_NEWUSER", "CLONE_NEWNET"] }]
+            why = "namespaces"
+        "#;
+        let program = compile(policy, Filter::Outer).unwrap();
+        assert_eq!(program, compile(policy, Filter::Inner).unwrap());
+        let first = |value: i32| [value as u32, 0, 0, 0, 0, 0];
+        let refused = |number: i64, value: i32| {
+            let number = number as u32;
+            let said = answer(&program, number, first(value));
+            // Called by its second number it is refused, whatever it is.
+            assert_ne!(
+                answer(&program, number | X32, first(value)),
+                libc::SECCOMP_RET_ALLOW
+            );
+            assert!(said == libc::SECCOMP_RET_ALLOW || said == libc::SECCOMP_RET_ERRNO | 38);
+            said != libc::SECCOMP_RET_ALLOW
+        };
+        assert!(refused(libc::SYS_ptrace, 0));
+        assert!(refused(libc::SYS_socket, libc::AF_INET));
+        assert!(refused(libc::SYS_socket, libc::AF_NETLINK));
+        assert!(!refused(libc::SYS_socket, libc::AF_UNIX));
+        assert!(refused(
+            libc::SYS_clone,
+            libc::CLONE_NEWUSER | libc::SIGCHLD
+        ));
+        assert!(refused(
+            libc::SYS_clone,
+            libc::CLONE_NEWNET | libc::CLONE_VM
+        ));
+        assert!(!refused(libc::SYS_clone, libc::CLONE_VM | libc::SIGCHLD));
+        assert!(!refused(libc::SYS_read, 0));
+        for mixed in [
+            "[[start]]\ncalls = [\"read\"]\nwhy = \"x\"",
+            "[[always]]\ncalls = [\"read\"]\nwhy = \"x\"",
+        ] {
+            let text = format!("{policy}\n{mixed}");
+            assert!(matches!(
+                compile(&text, Filter::Outer),
+                Err(PolicyError::Mixed)
+            ));
+        }
     }
 
     /// A directory with these policies that goes with it.
