@@ -51,9 +51,10 @@ TYPES: dict[str, tuple[type, ...]] = {
 
 
 class Field(Record):
-    """One key of a table that stands for a word, as in ``[[share]]``."""
+    """One key of a table that stands for a word, as in ``[[share]]``; a new file shows it if it has an ``example``."""
 
     name: str
+    example: str = ""
     kind: str = Kind.TEXT
     required: bool = False
 
@@ -157,12 +158,27 @@ _KIND_EXAMPLES = {
     Kind.TEXT: '"..."',
 }
 _FIELDS = {
-    "share": (Field("dir", required=True), Field("rw", Kind.SWITCH), Field("at")),
+    "share": (
+        Field("dir", '"~/src"', required=True),
+        Field("rw", "true", Kind.SWITCH),
+        Field("at", '"/src"'),
+    ),
     "disk": (
-        Field("tag", required=True),
-        Field("file", required=True),
-        Field("format"),
-        Field("ro", Kind.SWITCH),
+        Field("tag", '"data"', required=True),
+        Field("file", '"~/data.img"'),
+        Field("size"),
+        Field("format", '"raw"'),
+        Field("ro", "true", Kind.SWITCH),
+    ),
+    "mount": (
+        Field("kind", '"host-image"', required=True),
+        Field("source", '"~/data.img"'),
+        Field("at", '"/data"'),
+        Field("rw", "true", Kind.SWITCH),
+        Field("format", '"raw"'),
+        Field("fs", '"ext4"'),
+        Field("part", "1", Kind.COUNT),
+        Field("size"),
     ),
 }
 _PAIRS = ("env", "include")

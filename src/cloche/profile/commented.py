@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloche.model.settings import VERSION, VERSION_KEY, Kind
+from cloche.model.settings import VERSION, VERSION_KEY
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,15 +11,6 @@ if TYPE_CHECKING:
     from cloche.model.settings import Key
 
 _WIDTH = 96
-_FIELD_EXAMPLES = {
-    "dir": '"~/src"',
-    "rw": "true",
-    "at": '"/src"',
-    "tag": '"data"',
-    "file": '"~/data.img"',
-    "format": '"raw"',
-    "ro": "true",
-}
 
 
 def commented(keys: Iterable[Key], level: str) -> str:
@@ -39,13 +30,8 @@ def commented(keys: Iterable[Key], level: str) -> str:
     for key in keys:
         if key.fields and level in key.levels:
             lines += ["", f"# The same as a word of `{key.name}`, taken apart:", f"#[[{key.name}]]"]
-            lines += [f"#{field.name} = {field_example(field.name, field.kind)}" for field in key.fields]
+            lines += [f"#{field.name} = {field.example}" for field in key.fields if field.example]
     return "\n".join(lines) + "\n"
-
-
-def field_example(name: str, kind: str) -> str:
-    """Return a value that a field of a table may have."""
-    return _FIELD_EXAMPLES.get(name) or ("true" if kind == Kind.SWITCH else '"..."')
 
 
 def _wrap(text: str) -> list[str]:

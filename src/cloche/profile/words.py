@@ -8,6 +8,9 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: The options of a mount, as its word has them.
+_OF_MOUNTS = ("at", "ro", "rw", "format", "fs", "part", "size")
+
 
 def join_word(name: str, table: Mapping[str, object]) -> str:
     """Return the word of an option that a table with the right fields stands for.
@@ -15,7 +18,7 @@ def join_word(name: str, table: Mapping[str, object]) -> str:
     Raises:
         UsageError: No word can say this.
     """
-    return {"share": _share, "disk": _disk}[name](table)
+    return {"share": _share, "disk": _disk, "mount": _mount}[name](table)
 
 
 def _share(table: Mapping[str, object]) -> str:
@@ -32,10 +35,39 @@ def _share(table: Mapping[str, object]) -> str:
 
 
 def _disk(table: Mapping[str, object]) -> str:
-    file = str(table["file"])
-    word = f"{table['tag']}={file},format={table.get('format', 'raw')}"
-    if "=" in str(table["tag"]):
-        raise UsageError(f"{table['tag']!r} cannot be a tag", hint="A tag has no equals sign.")
-    if file.endswith(",ro") and not table.get("ro"):
-        raise UsageError(f"the file {file!r} is named like an option", hint="Call it something else.")
-    return f"{word},ro" if table.get("ro") else word
+    tag, file, size = str(table["tag"]), table.get("file"), table.get("size")
+    if "=" in tag:
+        raise UsageError(f"{tag!r} cannot be a tag", hint="A tag has no equals sign.")
+    if (file is None) == (size is None):
+        raise UsageError(f"the disk {tag!r} needs a file or a size", hint="Say one of them.")
+    word = f"{tag}=size:{size}" if file is None else f"{tag}={file}"
+    if file is not None and str(file).startswith("size:"):
+        raise _named_like_an_option("file", file)
+    if file is not None or "format" in table:
+        word += f",format={table.get('format', 'raw')}"
+    if table.get("ro"):
+        return f"{word},ro"
+    if str(file).endswith(",ro"):
+        raise _named_like_an_option("file", file)
+    return word
+
+
+def _mount(table: Mapping[str, object]) -> str:
+    kind, source = str(table["kind"]), str(table.get("source", ""))
+    if ":" in kind:
+        raise UsageError(f"there is no mount {kind!r}")
+    words = [source] if "source" in table else []
+    if any(part.partition("=")[0] in _OF_MOUNTS for part in source.split(",")[1:]):
+        raise _named_like_an_option("source", source)
+    for name in _OF_MOUNTS:
+        if name == "ro" or name not in table:
+            continue
+        value = str(table[name])
+        if "," in value:
+            raise UsageError(f"{name} cannot be {value!r}: it holds a comma", hint="Take another one.")
+        words.append(f"{name}={value}" if name != "rw" else name if table["rw"] else "ro")
+    return f"{kind}:{','.join(words)}"
+
+
+def _named_like_an_option(what: str, name: object) -> UsageError:
+    return UsageError(f"the {what} {name!r} is named like an option", hint="Call it something else.")
