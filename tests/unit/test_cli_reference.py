@@ -90,6 +90,8 @@ def test_the_manual_page_has_no_warnings(capfdbinary: pytest.CaptureFixture[byte
     for option in (*RUN.options, *COMMON):
         assert ", ".join(option.names) in text
         assert option.help.replace("`", "'") in text.replace("`", "'")
+    assert "~/.config/cloche/cloche.toml" in text
+    assert "--no-NAME takes one back" in text
     for path in paths():
         assert (f"cloche {' '.join(path)}" in text) is (path != ("supervise",))
     assert "cloche python3 -c 'print(1)'" in text

@@ -32,6 +32,21 @@ _EXAMPLES = (
     ("cloche run -- top", "run a program that is named like a verb"),
 )
 
+_FILES = (
+    ("/etc/cloche/cloche.toml", "settings of the system, the weakest"),
+    ("cloche/cloche.toml in $XDG_CONFIG_DIRS", "settings of the system, too"),
+    ("~/.config/cloche/cloche.toml", "your settings, below $XDG_CONFIG_HOME where that is set"),
+    (
+        "~/.local/share/cloche/profiles/NAME",
+        "a profile: its settings and its disk, below $XDG_DATA_HOME where that is set",
+    ),
+)
+#: Of the verb whose options files of settings can give.
+_SETTABLE = (
+    "Files of settings can give each of these options to every run (`cloche settings --help`). --no-NAME takes one"
+    " back: a switch is off, and of another option nothing was said before."
+)
+
 
 def overview() -> str:
     """Return the text of ``cloche --help``."""
@@ -66,6 +81,8 @@ def verb_help(path: tuple[str, ...]) -> str:
     for option in (*verb.options, *COMMON):
         lines.append(f"  {_full(option)}")
         lines += _wrap(option.help, indent=10)
+    if verb.settable:
+        lines += ["", *_wrap(_SETTABLE)]
     if verb.program:
         lines += ["", "exit status:"] + [f"  {status:<8}{meaning}" for status, meaning in _EXIT_STATUS]
     return "\n".join(lines) + "\n"
@@ -139,8 +156,13 @@ def man_page(parsed: Parsed) -> int:
     for verb, path in _leaves(VERBS):
         out += [f'.SS "{_roff(_usage(verb, path))}"', _roff(verb.summary)]
         out += _roff_options(verb.options)
+        if verb.settable:
+            out += [".P", _roff(_SETTABLE)]
     out += [".SH OPTIONS OF EVERY VERB", *_roff_options(COMMON)]
     out += [".TP", rf"\fB{_roff('--version')}\fR", "Print the version; only as the first word."]
+    out += [".SH FILES"]
+    for place, meaning in _FILES:
+        out += [".TP", rf"\fI{_roff(place)}\fR", _roff(meaning)]
     out += [".SH EXIT STATUS"]
     for status, meaning in _EXIT_STATUS:
         out += [".TP", f".B {status}", _roff(meaning)]
