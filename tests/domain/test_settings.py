@@ -28,8 +28,14 @@ class Set:
     def __init__(self, runner: Runner, place: Path) -> None:
         self.runner = runner
         self.shared = place / "shared"
-        self.env = {"XDG_CONFIG_HOME": str(place / "user"), "XDG_CONFIG_DIRS": str(place / "system")}
+        self.data = place / "data"
+        self.env = {
+            "XDG_CONFIG_HOME": str(place / "user"),
+            "XDG_CONFIG_DIRS": str(place / "system"),
+            "XDG_DATA_HOME": str(self.data),
+        }
         self.shared.mkdir()
+        self.data.mkdir(mode=0o700)
         (self.shared / "file").write_text("text\n")
         self.write(
             "system",
@@ -97,3 +103,18 @@ def test_a_detached_domain_has_them_too(settings: Set) -> None:
     assert settings.run("wait", "settled").returncode == 0
     assert settings.run("logs", "settled").stdout == b"user\n/usr\n"
     settings.run("rm", "settled")
+
+
+def test_an_application_has_its_settings_and_keeps_what_it_changes(settings: Set) -> None:
+    """`cloche -p NAME` alone starts the profile's command, with its settings over the user's, on the profile's disk."""
+    settings.run("profile", "new", "notes")
+    script = "echo x >>/var/tmp/notes; wc -l </var/tmp/notes; echo $A $B; pwd"
+    path = settings.data / "cloche/profiles/notes/cloche.toml"
+    path.write_text(
+        f'command = "sh"\nargs = ["-c", "{script}"]\nreset = ["workdir"]\nworkdir = "/opt"\nenv = ["A=app"]\n'
+    )
+    os.chown(path, settings.runner.user.entry.pw_uid, settings.runner.user.entry.pw_gid)
+    for count in (b"1", b"2"):
+        assert settings.run("-p", "notes").stdout == count + b"\napp system\n/opt\n"
+    assert settings.run("-p", "notes", "cat", "/var/tmp/notes").stdout == b"x\nx\n"
+    settings.run("profile", "delete", "notes")
