@@ -118,3 +118,17 @@ def test_an_application_has_its_settings_and_keeps_what_it_changes(settings: Set
         assert settings.run("-p", "notes").stdout == count + b"\napp system\n/opt\n"
     assert settings.run("-p", "notes", "cat", "/var/tmp/notes").stdout == b"x\nx\n"
     settings.run("profile", "delete", "notes")
+
+
+def test_a_sandbox_has_them_where_that_was_asked_for(settings: Set) -> None:
+    """The API's machine is as files say with settings=True, for every program in it, and not without."""
+    source = settings.runner.user.project / "src"
+    program = (
+        f"import sys; sys.path.insert(0, {str(source)!r}); import cloche\n"
+        "with cloche.Sandbox(settings=True) as box:\n"
+        "    box.run(['sh', '-c', 'echo $A $B $C; pwd; id -u'], env={'C': 'call'})\n"
+        "cloche.run(['sh', '-c', 'echo $A; id -u'])\n"
+    )
+    done = settings.runner.user.run(["/usr/bin/python3", "-c", program], env=settings.env)
+    uid = settings.runner.user.entry.pw_uid
+    assert done.stdout.decode() == f"user system call\n/usr\n0\n\n{uid}\n", done.stderr

@@ -10,11 +10,10 @@ from cloche.api.loop import Loop
 from cloche.api.machine import Machine
 from cloche.api.popen import Popen
 from cloche.api.programs import RUN_OPTIONS
+from cloche.api.request import sandbox_request, words
 from cloche.domain.prepare import prepare_plan
 from cloche.errors import DomainError, UsageError
 from cloche.host.facts import collect_facts
-from cloche.model.machine import Devices
-from cloche.model.request import RunRequest
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from cloche.api.domain import Domain
     from cloche.api.programs import CompletedProcess, Wanted, Word
     from cloche.model.facts import HostFacts
-    from cloche.model.request import Disk, Include, Network, Share
 
 
 def run(
@@ -67,15 +65,17 @@ class Sandbox(Machine):
         disks: Its disks, kept in files of the host: ``"TAG=FILE[,format=raw|qcow2][,ro]"``.
         net: Its network card: ``"user"`` or ``"socket:PATH"`` as on the command line; None for no card.
         hwrng: Whether it has a device that gives random numbers of the host.
-        devices: Where the work of its devices is done: ``process`` (each apart), ``bundled`` or ``vmm``. With the other
-            two a hole in one device is a hole in all.
-        driver: ``qemu`` or ``bwrap``.
+        devices: Where the work of its devices is done: ``process`` (each apart, the default), ``bundled`` or ``vmm``.
+            With the other two a hole in one device is a hole in all.
+        driver: ``qemu`` (the default) or ``bwrap``.
         kernel: The guest kernel's name; None lets cloche choose.
         accelerator: ``kvm`` or ``tcg``; None for what was found to work.
         privileged: Run programs as root of the guest.
         boot_timeout_s: Seconds until the guest must answer.
         insecure_no_jail: Parts of the jails that this host cannot have, to be left out: ``seccomp``, ``namespaces``,
             ``ids``.
+        settings: Begin with what files of settings of the system and of the user say, as the command line does. Without
+            it, what a program does is the same for everybody. An argument that is None says nothing of its own.
 
     Attributes:
         request: What these arguments ask for.
@@ -89,39 +89,40 @@ class Sandbox(Machine):
         self,
         *,
         share: Sequence[Word] = (),
-        share_later: bool = False,
+        share_later: bool | None = None,
         include: Mapping[str, Word] | None = None,
         memory_mib: int | None = None,
         cpus: int | None = None,
         disks: Sequence[str] = (),
         net: str | None = None,
-        hwrng: bool = False,
-        devices: str = Devices.PROCESS,
-        driver: str = "qemu",
+        hwrng: bool | None = None,
+        devices: str | None = None,
+        driver: str | None = None,
         kernel: str | None = None,
         accelerator: str | None = None,
-        privileged: bool = False,
+        privileged: bool | None = None,
         boot_timeout_s: float | None = None,
         insecure_no_jail: Sequence[str] = (),
+        settings: bool = False,
     ) -> None:
-        self.request = RunRequest(
-            argv=(b"true",),
-            driver=driver,
-            shares=_shares(share),
-            share_later=share_later,
-            includes=_includes(include or {}),
-            memory_mib=memory_mib,
-            cpus=cpus,
-            disks=_disks(disks),
-            network=_network(net),
-            hwrng=hwrng,
-            devices=devices,
-            kernel=kernel,
-            accelerator=accelerator,
-            privileged=privileged,
-            boot_timeout_s=boot_timeout_s,
-            insecure=tuple(insecure_no_jail),
-        )
+        said = {
+            "share": words("share", share, "DIR:rw"),
+            "share_later": share_later,
+            "include": tuple(f"{guest}={os.fsdecode(host)}" for guest, host in (include or {}).items()),
+            "memory": memory_mib,
+            "cpus": cpus,
+            "disk": words("disks", disks, "TAG=FILE"),
+            "net": net,
+            "hwrng": hwrng,
+            "devices": devices,
+            "driver": driver,
+            "kernel": kernel,
+            "accelerator": accelerator,
+            "privileged": privileged,
+            "boot_timeout": boot_timeout_s,
+            "insecure_no_jail": words("insecure_no_jail", insecure_no_jail, "PART"),
+        }
+        self.request = sandbox_request(said, settings=settings)
         self._loop: Loop | None = None
         self._finalizer: weakref.finalize[..., Sandbox]
         self._facts: HostFacts
@@ -195,8 +196,8 @@ class Sandbox(Machine):
         loop = self._require_loop()
         asked = self.request._replace(
             argv=wanted.argv,
-            env=wanted.env,
-            workdir=wanted.cwd,
+            env=(*self.request.env, *wanted.env),
+            workdir=wanted.cwd if wanted.cwd is not None else self.request.workdir,
             user=wanted.user if wanted.user is not None else self.request.user,
             privileged=self.request.privileged and wanted.user is None,
         )
@@ -217,33 +218,3 @@ def _drop(loop: Loop) -> None:
         warnings.warn(
             "a cloche.Sandbox was not closed: its machine is ended now", ResourceWarning, stacklevel=2
         )
-
-
-def _network(word: str | None) -> Network | None:
-    if word is None:
-        return None
-    from cloche.host.networks import resolve_network
-
-    return resolve_network(word)
-
-
-def _disks(words: Sequence[str]) -> tuple[Disk, ...]:
-    from cloche.host.paths import resolve_disk
-
-    if isinstance(words, str):
-        raise UsageError("disks takes a list of disks", hint='Write disks=["TAG=FILE"].')
-    return tuple(resolve_disk(word) for word in words)
-
-
-def _shares(words: Sequence[Word]) -> tuple[Share, ...]:
-    from cloche.host.paths import resolve_share
-
-    if isinstance(words, (str, bytes)):
-        raise UsageError("share takes a list of directories", hint='Write share=["DIR:rw"].')
-    return tuple(resolve_share(os.fsdecode(word)) for word in words)
-
-
-def _includes(pairs: Mapping[str, Word]) -> tuple[Include, ...]:
-    from cloche.host.paths import resolve_include
-
-    return tuple(resolve_include(f"{guest}={os.fsdecode(host)}") for guest, host in pairs.items())
