@@ -77,6 +77,10 @@ class ProfileError(ClocheError):
     """A profile cannot be made, used or changed as asked."""
 
 
+class MountError(ClocheError):
+    """Something cannot be mounted in a guest as asked."""
+
+
 class DiskError(ClocheError):
     """A disk cannot be given to a guest as asked."""
 

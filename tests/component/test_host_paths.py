@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloche.errors import ClocheError, ShareError, UsageError
-from cloche.host.paths import resolve_disk, resolve_include, resolve_share, share_here
+from cloche.host.images import resolve_disk
+from cloche.host.paths import resolve_include, resolve_share, share_here
 from cloche.model.request import Disk, Include, Share
 from support.disks import empty_qcow2
 

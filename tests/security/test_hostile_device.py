@@ -20,8 +20,8 @@ import pytest
 from cloche.drivers.qemu.jails import device_jail
 from cloche.drivers.registry import find_driver
 from cloche.host.facts import collect_facts
+from cloche.host.images import resolve_disk
 from cloche.host.landlock import landlock_version
-from cloche.host.paths import resolve_disk
 from cloche.host.warden import Exited, Failed, Spawned, Warden
 from cloche.model.jail import AS_IS, Bind, BindFlag, Jail, JailFlag, Namespace, SpawnSpec
 from cloche.model.machine import Devices

@@ -33,6 +33,8 @@ STEPS: tuple[model.Step, ...] = (
     model.Thaw(),
     model.CopyOnce(b"/home/u", b"/disk/home/u", 1000, 1000),
     model.Settle(b"/disk"),
+    model.CheckPlace(b"/srv/data", b"a/b"),
+    model.PutFirst(b"/etc/passwd", 0o644, b"me:x:1000:1000::/home/me:/bin/sh\n"),
 )
 TO_HOST: tuple[m.ToHost, ...] = (
     m.Ready(b"0.1.0", b"6.12.0", 10**9),

@@ -37,12 +37,33 @@ def plan(*disks: Disk) -> LaunchPlan:
 )
 def test_a_disk_is_read(word: str, expected: tuple[str, str, str, bool]) -> None:
     """Tag, file and options are told apart; the options are taken from the right."""
-    assert parse_disk(word) == expected
+    assert parse_disk(word)[:4] == expected
+
+
+def test_an_empty_disk_has_a_size() -> None:
+    """Instead of a file a size can stand, in bytes or with a unit; a file of that name needs a directory before it."""
+    assert parse_disk("scratch=size:10G") == ("scratch", "", "raw", True, 10 << 30)
+    assert parse_disk("scratch=size:4096").size_bytes == 4096
+    assert parse_disk("scratch=./size:10G").path == "./size:10G"
 
 
 @pytest.mark.parametrize(
     "word",
-    ["home", "=a.img", "home=", "home=,ro", "a b=x", "..=x", "h=x,format=vhd", "h=a\0b", "x" * 21 + "=a"],
+    [
+        *(
+            "home",
+            "=a.img",
+            "home=",
+            "home=,ro",
+            "a b=x",
+            "..=x",
+            "h=x,format=vhd",
+            "h=a\0b",
+            "x" * 21 + "=a",
+        ),
+        *("mount.0=a", "a=size:", "a=size:0", "a=size:-1", "a=size:1X", "a=size:9999999T"),
+        *("a=size:1G,ro", "a=size:1G,format=raw"),
+    ],
 )
 def test_what_is_malformed_is_refused(word: str) -> None:
     """A word that names no disk is a usage error that says what was wrong."""
@@ -54,13 +75,13 @@ def test_what_is_malformed_is_refused(word: str) -> None:
 def test_whatever_is_written_is_read_or_refused(word: str) -> None:
     """No word crashes the parser, and a tag that is accepted is a plain name."""
     try:
-        tag, path, _, _ = parse_disk(word)
+        disk = parse_disk(word)
     except UsageError:
         return
-    assert 0 < len(tag) <= MAX_TAG
-    assert tag.isascii()
-    assert "/" not in tag
-    assert path
+    assert 0 < len(disk.tag) <= MAX_TAG
+    assert disk.tag.isascii()
+    assert "/" not in disk.tag
+    assert bool(disk.path) != bool(disk.size_bytes)
 
 
 def test_each_disk_is_a_process_with_one_nameless_file() -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from cloche.errors import ShareError, UsageError
 from cloche.model.request import Include, Share
+from cloche.plan.places import check_places
 from cloche.plan.shares import (
     ShareWord,
-    check_places,
     contains,
     normalize_guest_path,
     parse_include,

@@ -44,20 +44,25 @@ KERNEL = (
 )
 #: What the tests run, on the host and in the guest (which sees the host's /usr).
 TEST = (
+    "dosfstools",  # images of the file systems that a guest can mount
     "e2fsprogs",
+    "erofs-utils",
     "file",
     "git",
     "iproute2",  # addresses for a guest's network card
     "less",
     "man-db",
+    "mmdebstrap",  # the root tree of another release, made without rights
     "passt",  # the other end of a guest's network card
     "perl",
     "procps",
     "shellcheck",
+    "squashfs-tools",
     "strace",
     "tmux",
     "util-linux",  # `unshare`: a namespace with a network for a guest to speak with
     "vim-tiny",
+    "xorriso",
 )
 #: For the tests that take minutes.
 LONG = (

@@ -12,6 +12,7 @@ mod control;
 mod freeze;
 mod job;
 mod log;
+mod mounting;
 mod port;
 mod setup;
 mod spawn;

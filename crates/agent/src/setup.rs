@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{
@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use cloche_proto::message::Step;
 
 use crate::log;
+use crate::mounting;
 use crate::sys::{self, c_string, Errno, Result};
 
 const BIND_FILE: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
@@ -37,6 +38,13 @@ pub fn perform(step: &Step) -> Result<()> {
             uid,
             gid,
         } => Ok(make_directory(path_of(path), *mode, *uid, *gid)?),
+        Step::Mount {
+            fstype,
+            source,
+            target,
+            flags,
+            data,
+        } if fstype == mounting::ANY_TYPE => mounting::mount_any(source, target, *flags, data),
         Step::Mount {
             fstype,
             source,
@@ -83,6 +91,12 @@ pub fn perform(step: &Step) -> Result<()> {
             gateway,
         } => sys::interface_up(name, *address, *prefix, *gateway),
         Step::Sysctl { path, value } => set_kernel_setting(path_of(path), value),
+        Step::CheckPlace { root, path } => mounting::check_place(root, path),
+        Step::PutFirst {
+            path,
+            mode,
+            content,
+        } => Ok(put_first(path_of(path), *mode, content)?),
         Step::Clock { .. }
         | Step::Rlimit { .. }
         | Step::WaitPath { .. }
@@ -109,6 +123,8 @@ pub fn describe(step: &Step) -> Vec<u8> {
         Step::Thaw => ("thaw", b""),
         Step::CopyOnce { to, .. } => ("copy once", to),
         Step::Settle { path } => ("settle", path),
+        Step::CheckPlace { path, .. } => ("look for", path),
+        Step::PutFirst { path, .. } => ("write", path),
         Step::SwitchRoot { path } => ("switch root", path),
         Step::WriteFile { path, .. } => ("write", path),
         Step::Symlink { path, .. } => ("link", path),
@@ -191,6 +207,31 @@ fn write_file(path: &Path, mode: u32, owner: (u32, u32), content: &[u8]) -> std:
 fn set_owner_and_mode(file: &File, mode: u32, owner: (u32, u32)) -> std::io::Result<()> {
     fchown(file, Some(owner.0), Some(owner.1))?;
     file.set_permissions(Permissions::from_mode(mode & 0o7777))
+}
+
+/// The rest of a file that is longer would have to be held in memory.
+const LONGEST_KEPT: u64 = 1 << 20;
+
+/// A link is replaced by a file with what it led to.
+fn put_first(path: &Path, mode: u32, content: &[u8]) -> std::io::Result<()> {
+    let mut whole = content.to_vec();
+    let mut owner = (mode, 0, 0);
+    // Not to wait for the other end of a pipe.
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    match options.open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(file) => {
+            let found = file.metadata()?;
+            if !found.is_file() || found.len() > LONGEST_KEPT {
+                return Err(std::io::Error::from_raw_os_error(libc::EFBIG));
+            }
+            owner = (found.mode(), found.uid(), found.gid());
+            file.take(LONGEST_KEPT).read_to_end(&mut whole)?;
+        }
+    }
+    write_file(path, owner.0, (owner.1, owner.2), &whole)
 }
 
 fn make_link(target: &Path, path: &Path) -> std::io::Result<()> {

@@ -150,6 +150,22 @@ pub enum Step {
         /// Where it is mounted.
         path: Vec<u8>,
     },
+    /// Fails unless a directory is found below another one without a symbolic link on the way.
+    CheckPlace {
+        /// The directory that is gone out from, links allowed.
+        root: Vec<u8>,
+        /// The way from there.
+        path: Vec<u8>,
+    },
+    /// Puts lines before what a file holds; one that is missing is made.
+    PutFirst {
+        /// Where.
+        path: Vec<u8>,
+        /// Permission bits of one that is made.
+        mode: u32,
+        /// What comes first.
+        content: Vec<u8>,
+    },
 }
 
 impl Step {
@@ -237,6 +253,15 @@ impl Step {
             20 => Self::Settle {
                 path: r.byte_vec()?,
             },
+            21 => Self::CheckPlace {
+                root: r.byte_vec()?,
+                path: r.byte_vec()?,
+            },
+            22 => Self::PutFirst {
+                path: r.byte_vec()?,
+                mode: r.u32()?,
+                content: r.byte_vec()?,
+            },
             other => {
                 return Err(CodecError::Unknown {
                     what: "step",
@@ -320,6 +345,12 @@ impl Step {
                 (19, w.bytes(from).bytes(to).u32(*uid).u32(*gid)).0
             }
             Self::Settle { path } => (20, w.bytes(path)).0,
+            Self::CheckPlace { root, path } => (21, w.bytes(root).bytes(path)).0,
+            Self::PutFirst {
+                path,
+                mode,
+                content,
+            } => (22, w.bytes(path).u32(*mode).bytes(content)).0,
         }
     }
 }

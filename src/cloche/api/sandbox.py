@@ -60,9 +60,12 @@ class Sandbox(Machine):
         share: Host directories the guest sees: paths, ``"DIR:rw"``, or ``"DIR:ro:at=PATH"`` as on the command line.
         share_later: Be ready for ``share`` although nothing is shared at the start.
         include: Host files copied into the guest: a mapping of guest path to host path.
+        mount: What the guest mounts besides: ``"host-image:FILE,at=PATH"``, ``"ram:at=PATH"`` and others, as on the
+            command line.
         memory_mib: The most memory it may use, in MiB; None for the default.
         cpus: Virtual CPUs; None for one.
-        disks: Its disks, kept in files of the host: ``"TAG=FILE[,format=raw|qcow2][,ro]"``.
+        disks: Its disks, kept in files of the host: ``"TAG=FILE[,format=raw|qcow2][,ro]"``, or new and empty:
+            ``"TAG=size:10G"``.
         net: Its network card: ``"user"`` or ``"socket:PATH"`` as on the command line; None for no card.
         hwrng: Whether it has a device that gives random numbers of the host.
         devices: Where the work of its devices is done: ``process`` (each apart, the default), ``bundled`` or ``vmm``.
@@ -81,7 +84,8 @@ class Sandbox(Machine):
         request: What these arguments ask for.
 
     Raises:
-        UsageError, ShareError, NetworkError: What is shared or connected makes no sense, or is not there.
+        UsageError, ShareError, DiskError, NetworkError: What is shared, mounted or connected makes no sense, or is not
+            there.
         ClocheError: From ``start`` (and so from ``with``): what the command line would have said.
     """
 
@@ -91,6 +95,7 @@ class Sandbox(Machine):
         share: Sequence[Word] = (),
         share_later: bool | None = None,
         include: Mapping[str, Word] | None = None,
+        mount: Sequence[Word] = (),
         memory_mib: int | None = None,
         cpus: int | None = None,
         disks: Sequence[str] = (),
@@ -111,6 +116,7 @@ class Sandbox(Machine):
             "include": tuple(f"{guest}={os.fsdecode(host)}" for guest, host in (include or {}).items()),
             "memory": memory_mib,
             "cpus": cpus,
+            "mount": words("mount", mount, "ram:at=PATH"),
             "disk": words("disks", disks, "TAG=FILE"),
             "net": net,
             "hwrng": hwrng,

@@ -59,12 +59,14 @@ def blame(error: ClocheError, settled: Settled) -> None:
     """Say in the hint of an error which line of which file has led to it, if one has."""
     from cloche.domain.request import read_variable
     from cloche.domain.settings import find_origin
+    from cloche.host.images import resolve_disk, resolve_mounts
     from cloche.host.networks import resolve_network
-    from cloche.host.paths import resolve_disk, resolve_include, resolve_share
+    from cloche.host.paths import resolve_include, resolve_share
 
     readers: dict[str, Callable[[str], object]] = {
         "share": resolve_share,
         "include": resolve_include,
+        "mount": lambda word: resolve_mounts((word,)),
         "disk": resolve_disk,
         "net": resolve_network,
         "env": read_variable,

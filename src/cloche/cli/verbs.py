@@ -321,7 +321,7 @@ VERBS = (
                 "add",
                 "Add disks kept in files of the host; what runs goes on after a short stop.",
                 "add:disk",
-                operands="DOMAIN TAG=FILE[,format=raw|qcow2][,ro]...",
+                operands="DOMAIN TAG=FILE[,format=raw|qcow2][,ro]|TAG=size:SIZE...",
             ),
         ),
     ),

@@ -260,17 +260,25 @@ class Domain:
 
         self._cancel_deadline()
         if isinstance(answer, SetupFailed):
-            what = escape_untrusted(answer.what, 200)
-            self._ended(
-                LaunchError(
-                    f"the guest could not be set up: {what}: {describe_errno(answer.errno)}",
-                    hint="--agent-log and --boot-log tell more.",
-                )
-            )
+            self._ended(self._not_set_up(answer))
             return
         self.timings.mark("guest set up")
         self.life.enter(State.RUNNING)
         self.on_open()
+
+    def _not_set_up(self, answer: SetupFailed) -> ClocheError:
+        request, layer = self.plan.request, self.plan.layer
+        steps = layer.setup if layer is not None and layer.check is not None else self.plan.setup
+        if request is not None and answer.step < len(steps):
+            from cloche.domain.mounting import why_not_mounted
+
+            known = why_not_mounted(request, steps[answer.step], answer.errno)
+            if known is not None:
+                return known
+        return LaunchError(
+            f"the guest could not be set up: {escape_untrusted(answer.what, 200)}: {describe_errno(answer.errno)}",
+            hint="--agent-log and --boot-log tell more.",
+        )
 
     def _too_late(self) -> None:
         tail = tuple(self._launcher.console_tail())
@@ -345,7 +353,7 @@ class Domain:
                 then()
 
         timer = self.reactor.call_later(_SYNC_TIMEOUT_S, once)
-        write_back(self._session, self.plan.layer, sync=self._must_sync, done=once)
+        write_back(self._session, self.plan, sync=self._must_sync, done=once)
 
     def _ask_guest(self, steps: tuple[Step, ...], sync: bool, answer: Callable[[GuestAnswer], None]) -> None:
         """Do more steps in a guest that runs; for the launcher, which knows when."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from cloche.model.guest import Settle
+from cloche.model.request import MountKind
+from cloche.plan.guest import encode
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,20 +12,19 @@ if TYPE_CHECKING:
 
     from cloche.guest.messages import SetupDone, SetupFailed
     from cloche.guest.session import AgentSession
-    from cloche.model.plan import LayerPlan
+    from cloche.model.plan import LaunchPlan
 
 
-def write_back(
-    session: AgentSession, layer: LayerPlan | None, *, sync: bool, done: Callable[[bool], None]
-) -> None:
+def write_back(session: AgentSession, plan: LaunchPlan, *, sync: bool, done: Callable[[bool], None]) -> None:
     """Have it done; ``done`` is told whether a profile's disk is whole now without a repair.
 
     Args:
         session: The conversation with the agent.
-        layer: The profile's, if there is one.
+        plan: Of the domain, which may have a profile and images that can be written to.
         sync: Whether shares or other disks can have been written to.
         done: Not called when the guest does not answer.
     """
+    layer = plan.layer
 
     def settle() -> None:
         if layer is None:
@@ -35,7 +37,15 @@ def write_back(
 
         done(isinstance(answer, SetupDone))
 
+    for mount in plan.request.mounts if plan.request else ():
+        if mount.kind == MountKind.HOST_IMAGE and mount.writable:
+            # By itself: root of the guest may have taken it away, and not every file system can.
+            session.setup((Settle(encode(mount.target)),), _ignore)
     if sync:
         session.sync(settle)
     else:
         settle()
+
+
+def _ignore(answer: SetupDone | SetupFailed) -> None:
+    """Take note of nothing."""

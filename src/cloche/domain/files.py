@@ -6,6 +6,7 @@ import fcntl
 import os
 
 from cloche.errors import DiskError
+from cloche.host.xdg import ensure_directory
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def open_files(processes: tuple[ProcessPlan, ...], besides: Container[OpenFile] 
 def _open(file: OpenFile) -> int:
     if file.copied:
         return _copy(file)
+    if file.empty_bytes:
+        return _make_empty(file)
     flags = (os.O_RDWR if file.writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         fd = os.open(file.path, flags)
@@ -58,16 +61,40 @@ def _open(file: OpenFile) -> int:
     return fd
 
 
+def _make_empty(file: OpenFile) -> int:
+    """Return a new, sparse file without a name."""
+    directory = ensure_directory(os.path.dirname(file.path))
+    try:
+        fd = _make_nameless(directory)
+        try:
+            os.truncate(fd, file.empty_bytes)
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise DiskError(
+            f"cannot make an empty disk of {file.empty_bytes} bytes in {directory}: {error.strerror}",
+            hint="A smaller one, or XDG_CACHE_HOME on another file system.",
+        ) from None
+    return fd
+
+
+def _make_nameless(directory: str) -> int:
+    # Not every file system can make a file without a name at once.
+    path = os.path.join(directory, f".new-{os.urandom(8).hex()}")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.unlink(path)
+    return fd
+
+
 def _copy(file: OpenFile) -> int:
     """Return a copy beside a file, which has no name any more when this returns."""
     from cloche.host.sparse import copy_file, run_through
 
-    beside = os.path.join(os.path.dirname(os.path.dirname(file.path)), f".copy-{os.urandom(8).hex()}")
     try:
         source = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            os.unlink(beside)
+            fd = _make_nameless(os.path.dirname(os.path.dirname(file.path)))
             try:
                 run_through(copy_file(source, fd))
             except BaseException:

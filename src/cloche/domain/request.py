@@ -11,7 +11,7 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cloche.model.request import Disk, Include, Share
+    from cloche.model.request import Disk, GuestMount, Include, Share
 
 
 def build_request(given: Mapping[str, object], program: Sequence[str]) -> RunRequest:
@@ -23,15 +23,26 @@ def build_request(given: Mapping[str, object], program: Sequence[str]) -> RunReq
     """
     shares: tuple[Share, ...] = ()
     includes: tuple[Include, ...] = ()
-    disks: tuple[Disk, ...] = ()
-    if given.keys() & {"share", "here", "include", "disk"}:
-        from cloche.host.paths import resolve_disk, resolve_include, resolve_share, share_here
+    if given.keys() & {"share", "here", "include", "include_list"}:
+        from cloche.host.paths import resolve_include, resolve_share, share_here
 
         shares = tuple(resolve_share(word) for word in given.get("share", ()))  # type: ignore[attr-defined]
         if given.get("here"):
             shares = (*shares, share_here())
-        includes = tuple(resolve_include(word) for word in given.get("include", ()))  # type: ignore[attr-defined]
+        words = list(given.get("include", ()))  # type: ignore[call-overload]
+        if "include_list" in given:
+            from cloche.host.images import read_list
+
+            words += [word for path in given["include_list"] for word in read_list(path)]  # type: ignore[attr-defined]
+        includes = tuple(resolve_include(word) for word in words)
+    disks: tuple[Disk, ...] = ()
+    mounts: tuple[GuestMount, ...] = ()
+    if given.keys() & {"disk", "mount"}:
+        from cloche.host.images import resolve_disk, resolve_mounts
+
         disks = tuple(resolve_disk(word) for word in given.get("disk", ()))  # type: ignore[attr-defined]
+        more, images, mounts = resolve_mounts(given.get("mount", ()))  # type: ignore[arg-type]
+        shares, disks = (*shares, *more), (*disks, *images)
     network = None
     if "net" in given:
         from cloche.host.networks import resolve_network
@@ -69,6 +80,7 @@ def build_request(given: Mapping[str, object], program: Sequence[str]) -> RunReq
         shares=shares,
         includes=includes,
         disks=disks,
+        mounts=mounts,
         network=network,
         env=tuple(read_variable(word) for word in given.get("env", ())),  # type: ignore[attr-defined]
         memory_mib=given.get("memory"),  # type: ignore[arg-type]

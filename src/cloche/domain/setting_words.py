@@ -38,6 +38,11 @@ def identify(name: str, word: str) -> object:
         from cloche.plan.shares import parse_include
 
         return parse_include(word)[0]
+    if name == "mount":
+        from cloche.plan.mounts import parse_mount
+
+        mount = parse_mount(word)
+        return os.path.normpath(mount.target or os.path.expanduser(mount.source))
     if name in ("disk", "env"):
         return word.partition("=")[0]
     return word
@@ -70,7 +75,18 @@ def _include(word: str) -> None:
 def _disk(word: str) -> None:
     from cloche.plan.disks import parse_disk
 
-    _path(parse_disk(word)[1])
+    disk = parse_disk(word)
+    if not disk.size_bytes:
+        _path(disk.path)
+
+
+def _mount(word: str) -> None:
+    from cloche.model.request import MountKind
+    from cloche.plan.mounts import parse_mount
+
+    mount = parse_mount(word)
+    if mount.kind in (MountKind.HOST_BIND, MountKind.HOST_IMAGE):
+        _path(mount.source)
 
 
 def _net(word: str) -> None:
@@ -154,6 +170,8 @@ def _some(word: str) -> None:
 _CHECKS: dict[str, Callable[[str], None]] = {
     "share": _share,
     "include": _include,
+    "include_list": _path,
+    "mount": _mount,
     "disk": _disk,
     "net": _net,
     "env": _env,

@@ -18,7 +18,7 @@ from cloche.errors import ClocheError, DomainError, ShareError
 from cloche.host.text import describe_errno, escape_untrusted
 from cloche.model.jail import BindFlag
 from cloche.model.request import Share
-from cloche.plan.shares import check_places
+from cloche.plan.places import check_places
 from cloche.plan.sharing import build_add_steps, build_remove_steps, build_undo_steps
 from cloche.record import TYPE_CHECKING, Record
 
@@ -161,10 +161,12 @@ class Sharing:
             )
         share = Share(os.readlink(f"/proc/self/fd/{source}"), target, writable)
         others = tuple(one.share for one in self.shares)
-        check_places((*others, share), self._plan.includes)
+        request = self._launcher.plan.request
+        mounts = request.mounts if request else ()
+        check_places((*others, share), self._plan.includes, mounts)
         number = self._next
         self._next += 1
-        steps = build_add_steps(number, share, self._plan.user, others)
+        steps = build_add_steps(number, share, self._plan.user, (*others, *mounts))
         flags = BindFlag.NOSUID | BindFlag.NODEV | BindFlag.RECURSIVE
         if not writable:
             flags |= BindFlag.READ_ONLY

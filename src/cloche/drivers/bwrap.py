@@ -14,7 +14,8 @@ from cloche.model.jail import AS_IS, Bind, BindFlag, Dev, Dir, Jail, JailFlag, N
 from cloche.model.machine import Devices, Isolation
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind, LaunchPlan, ProcessPlan, SharingPlan
 from cloche.plan.guest import build_command, build_copy_steps, resolve_user, shown_trees
-from cloche.plan.shares import check_places, contains
+from cloche.plan.places import check_places
+from cloche.plan.shares import contains
 from cloche.plan.stage import SYSTEM_TREES, below, build_stage
 from cloche.record import TYPE_CHECKING
 
@@ -136,7 +137,8 @@ def _refuse_unsupported(request: RunRequest, facts: HostFacts) -> None:
         ("--accel", request.accelerator is not None),
         ("--boot-log", request.boot_log),
         ("profiles", request.layer is not None),
-        ("--disk", bool(request.disks)),
+        ("--disk", bool(request.disks) and not request.mounts),
+        ("--mount but host-bind", bool(request.mounts)),
         ("--share-later", request.share_later),
         ("--net", request.network is not None),
         ("--hwrng", request.hwrng),

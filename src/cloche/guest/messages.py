@@ -212,6 +212,8 @@ _STEPS: dict[int, tuple[type[Any], str]] = {
     18: (model.Thaw, ""),
     19: (model.CopyOnce, "ssII"),
     20: (model.Settle, "s"),
+    21: (model.CheckPlace, "ss"),
+    22: (model.PutFirst, "sIs"),
 }
 _MESSAGES = {**_TO_AGENT, **_TO_HOST}
 _TYPE_OF = {kind: number for number, (kind, _) in _MESSAGES.items()}

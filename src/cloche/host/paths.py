@@ -6,9 +6,8 @@ import errno
 import os
 import stat
 
-from cloche.errors import DiskError, ShareError
-from cloche.model.request import Disk, Include, Share
-from cloche.plan.disks import QCOW2_HEAD, bound_growth, parse_disk
+from cloche.errors import ShareError
+from cloche.model.request import Include, Share
 from cloche.plan.shares import contains, normalize_guest_path, parse_include, parse_share
 
 #: Trees that are views of the host's processes and devices. A share of one would open the host.
@@ -25,10 +24,18 @@ def resolve_share(word: str) -> Share:
         UsageError: The word is malformed.
         ShareError: There is no such directory, or it cannot be read, or it is the root.
     """
-    source, writable, target = parse_share(word)
-    absolute = _absolute(source)
-    real = _real_directory(absolute)
-    return Share(real, normalize_guest_path(target if target is not None else absolute), writable)
+    return share_directory(*parse_share(word))
+
+
+def share_directory(source: str, writable: bool, target: str | None) -> Share:
+    """Return the share of a directory, at the same place unless a ``target`` is given.
+
+    Raises:
+        UsageError: The target is no place.
+        ShareError: As ``resolve_share``.
+    """
+    path = absolute(source)
+    return Share(_real_directory(path), normalize_guest_path(path if target is None else target), writable)
 
 
 def open_share(word: str) -> tuple[Share, int]:
@@ -45,7 +52,7 @@ def open_share(word: str) -> tuple[Share, int]:
         fd = os.open(share.source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise ShareError(
-            f"cannot share {share.source}: {_reason(error)}", hint="Is it still there?"
+            f"cannot share {share.source}: {reason_of(error)}", hint="Is it still there?"
         ) from None
     try:
         # The name may have come to lead elsewhere between the look and the opening: it is what was opened that counts.
@@ -79,10 +86,10 @@ def resolve_include(word: str) -> Include:
     """
     guest, host = parse_include(word)
     try:
-        real = os.path.realpath(_absolute(host), strict=True)
+        real = os.path.realpath(absolute(host), strict=True)
         mode = os.stat(real).st_mode
     except OSError as error:
-        raise ShareError(f"cannot include {host}: {_reason(error)}", hint=_INCLUDE_HINT) from None
+        raise ShareError(f"cannot include {host}: {reason_of(error)}", hint=_INCLUDE_HINT) from None
     if real == "/":
         raise ShareError("the whole root directory cannot be included", hint=_INCLUDE_HINT)
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -92,44 +99,12 @@ def resolve_include(word: str) -> Include:
     return Include(real, guest)
 
 
-def resolve_disk(word: str) -> Disk:
-    """Turn the argument of ``--disk`` into a disk kept in an existing file.
+def absolute(path: str) -> str:
+    """Return the absolute path of what the caller means.
 
     Raises:
-        UsageError: The word is malformed.
-        DiskError: There is no such file, or it may not be read (and written).
         ShareError: The working directory is gone.
     """
-    tag, path, kind, writable = parse_disk(word)
-    try:
-        real = os.path.realpath(_absolute(path), strict=True)
-        status = os.stat(real)
-        mode = status.st_mode
-    except OSError as error:
-        hint = f"`truncate -s 1G {path}` makes an empty disk." if error.errno == errno.ENOENT else None
-        raise DiskError(f"cannot use {path} as a disk: {_reason(error)}", hint=hint) from None
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        raise DiskError(f"cannot use {path} as a disk: it is neither a file nor a block device")
-    if not os.access(real, os.R_OK | (os.W_OK if writable else 0)):
-        what = "read and write" if writable else "read"
-        hint = "With ,ro it is only read." if writable and os.access(real, os.R_OK) else None
-        raise DiskError(f"cannot use {path} as a disk: you may not {what} it", hint=hint)
-    most = None if stat.S_ISBLK(mode) else bound_growth(kind, status.st_size, _head(real, kind))
-    return Disk(tag, real, kind, writable, most)
-
-
-def _head(path: str, kind: str) -> bytes:
-    """Return the beginning of an image, if it says something about its size."""
-    if kind == "raw":
-        return b""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read(QCOW2_HEAD)
-    except OSError as error:
-        raise DiskError(f"cannot read {path}: {_reason(error)}") from None
-
-
-def _absolute(path: str) -> str:
     try:
         return os.path.abspath(os.path.expanduser(path))
     except OSError:
@@ -139,7 +114,8 @@ def _absolute(path: str) -> str:
         ) from None
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
+    """Return why a path leads nowhere, in a clause."""
     return "it leads to itself by symbolic links" if error.errno == errno.ELOOP else str(error.strerror)
 
 
@@ -149,7 +125,7 @@ def _real_directory(path: str) -> str:
         mode = os.stat(real).st_mode
     except OSError as error:
         raise ShareError(
-            f"cannot share {path}: {_reason(error)}", hint="Name a directory that is there: --share DIR."
+            f"cannot share {path}: {reason_of(error)}", hint="Name a directory that is there: --share DIR."
         ) from None
     if not stat.S_ISDIR(mode):
         raise ShareError(

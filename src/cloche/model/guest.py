@@ -24,8 +24,16 @@ class Mkdir(Record):
     gid: int = 0
 
 
+#: As the type of a Mount: whichever the guest's kernel finds on the disk.
+ANY_TYPE = b"auto"
+
+
 class Mount(Record):
-    """mount(2) in the guest; ``flags`` are the MS_* bits."""
+    """mount(2) in the guest; ``flags`` are the MS_* bits.
+
+    With ``fstype`` ANY_TYPE the agent tries every type of a disk that the kernel knows; ``data`` is then for those that
+    keep no owners of files.
+    """
 
     fstype: bytes
     source: bytes
@@ -149,6 +157,21 @@ class Settle(Record):
     path: bytes
 
 
+class CheckPlace(Record):
+    """Fail unless the directory ``path`` is found below ``root`` without a symbolic link on the way from there."""
+
+    root: bytes
+    path: bytes
+
+
+class PutFirst(Record):
+    """Put lines before what a file holds (at most 1 MiB); one that is missing is made with this mode, as root's."""
+
+    path: bytes
+    mode: int
+    content: bytes
+
+
 Step = (
     BindDevice
     | Mkdir
@@ -170,6 +193,8 @@ Step = (
     | Thaw
     | CopyOnce
     | Settle
+    | CheckPlace
+    | PutFirst
 )
 
 #: Flags of mount(2) that plans use (linux/mount.h).

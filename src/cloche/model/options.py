@@ -171,9 +171,22 @@ RUN_OPTIONS = (
         repeat=True,
     ),
     Option(
+        ("-I", "--include-list"),
+        "Copy what the lines GUEST=HOST of a file name.",
+        metavar="LIST",
+        repeat=True,
+    ),
+    Option(
+        ("--mount",),
+        "Mount something in the guest: a directory of the host (host-bind), the file system in an image (host-image),"
+        " a directory of the guest (guest-bind) or memory (ram).",
+        metavar="KIND:SOURCE[,at=PATH][,OPTION...]",
+        repeat=True,
+    ),
+    Option(
         ("--disk",),
-        "Give the machine a disk kept in a file of the host: /dev/disk/by-tag/TAG.",
-        metavar="TAG=FILE[,format=raw|qcow2][,ro]",
+        "Give the machine a disk kept in a file of the host, or an empty one that goes with it: /dev/disk/by-tag/TAG.",
+        metavar="TAG=FILE[,format=raw|qcow2][,ro]|TAG=size:SIZE",
         repeat=True,
     ),
     Option(("--hwrng",), "Give the machine a device with random numbers of the host: /dev/hwrng."),

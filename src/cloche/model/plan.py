@@ -66,12 +66,14 @@ class OpenFile(Record):
         writable: Opened for writing too, and locked against everybody else; else against writers.
         number: The descriptor's number in the process.
         copied: The process gets a copy that has no name and goes with the machine.
+        empty_bytes: Not 0: the process gets a new file of that size in the directory of ``path``, likewise.
     """
 
     path: str
     writable: bool
     number: int
     copied: bool = False
+    empty_bytes: int = 0
 
 
 class Connection(Record):

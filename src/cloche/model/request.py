@@ -37,6 +37,8 @@ class Disk(Record):
         writable: Whether the guest may change it.
         most_bytes: The largest its file may become, None for what cannot grow (a block device).
         copied: The guest gets a copy of it, which goes with the machine.
+        empty: There is no file yet: the guest gets a new one of ``most_bytes`` in the directory of ``path``, without a
+            name, which goes with the machine.
     """
 
     tag: str
@@ -45,6 +47,42 @@ class Disk(Record):
     writable: bool = True
     most_bytes: int | None = 0
     copied: bool = False
+    empty: bool = False
+
+
+class MountKind:
+    """What a mount shows.
+
+    HOST_BIND: a directory of the host; in a request it is a Share. HOST_IMAGE: the file system in a disk's image, found
+    by the guest's kernel. GUEST_BIND: a directory of the guest at another place. RAM: a new one in the guest's memory.
+    """
+
+    HOST_BIND = "host-bind"
+    HOST_IMAGE = "host-image"
+    GUEST_BIND = "guest-bind"
+    RAM = "ram"
+
+
+class GuestMount(Record):
+    """Something that the guest mounts by itself; all without set-user-id programs and devices.
+
+    Attributes:
+        kind: One of MountKind but HOST_BIND.
+        target: Where, in the guest.
+        source: HOST_IMAGE: the tag of the disk. GUEST_BIND: the directory of the guest. Else empty.
+        writable: Whether programs of the guest may change it.
+        fs: HOST_IMAGE: the type of the file system, empty for whatever is found.
+        part: HOST_IMAGE: the number of the partition, 0 for the whole disk.
+        size_bytes: RAM: the most it may hold.
+    """
+
+    kind: str
+    target: str
+    source: str = ""
+    writable: bool = False
+    fs: str = ""
+    part: int = 0
+    size_bytes: int = 0
 
 
 class NetworkKind:
@@ -123,6 +161,7 @@ class RunRequest(Record):
     shares: tuple[Share, ...] = ()
     includes: tuple[Include, ...] = ()
     disks: tuple[Disk, ...] = ()
+    mounts: tuple[GuestMount, ...] = ()
     network: Network | None = None
     env: tuple[tuple[bytes, bytes], ...] = ()
     workdir: str | None = None

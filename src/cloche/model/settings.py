@@ -133,6 +133,8 @@ _EXAMPLES = {
     "name": '"web"',
     "share": '["~/papers", "~/src:rw"]',
     "include": '["/etc/app.conf=~/app.conf"]',
+    "include_list": '["~/.config/app/copies"]',
+    "mount": '["host-image:~/data.img,at=/data", "ram:at=/scratch,size=1G"]',
     "disk": '["data=~/data.img,ro"]',
     "net": '"user"',
     "user": '"nobody"',

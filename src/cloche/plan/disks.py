@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cloche.errors import DiskError, UsageError
 from cloche.model.guest import MakeSymlink, Mkdir, WaitPath
-from cloche.record import TYPE_CHECKING
+from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from cloche.model.guest import Step
@@ -17,20 +17,34 @@ FORMATS = ("raw", "qcow2")
 
 #: The beginning of a qcow2 image that says how large its disk is.
 QCOW2_HEAD = 32
-_QCOW2_MAGIC = b"QFI\xfb"
+QCOW2_MAGIC = b"QFI\xfb"
 #: Sixteen of the largest clusters, for tables that every image has.
 _QCOW2_ROOM = 16 * (2 << 20)
 #: The largest file there can be.
 _LARGEST = (1 << 63) - 1
 
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-_FORM = "Write TAG=FILE, TAG=FILE,ro or TAG=FILE,format=qcow2."
+_FORM = "Write TAG=FILE, TAG=FILE,ro, TAG=FILE,format=qcow2 or TAG=size:SIZE."
+#: Instead of a file: a new, empty one of this size.
+_EMPTY = "size:"
+#: The beginning of tags that images of mounts have.
+MOUNT_TAG = "mount."
 #: How long the guest's kernel may take to name a disk, in milliseconds.
 _APPEARS_MS = 20_000
 
 
-def parse_disk(word: str) -> tuple[str, str, str, bool]:
-    """Read ``TAG=FILE[,format=FORMAT][,ro]``; returns tag, path, format and whether it may be written.
+class DiskWord(Record):
+    """``TAG=FILE[,format=FORMAT][,ro]`` or ``TAG=size:SIZE`` taken apart; with a size there is no path."""
+
+    tag: str
+    path: str
+    format: str = "raw"
+    writable: bool = True
+    size_bytes: int = 0
+
+
+def parse_disk(word: str) -> DiskWord:
+    """Read the argument of ``--disk``.
 
     The options are taken from the right, so that a file's name may hold commas.
 
@@ -60,7 +74,18 @@ def parse_disk(word: str) -> tuple[str, str, str, bool]:
         raise UsageError(f"--disk {word!r}: there is no format {kind!r}", hint="There are raw and qcow2.")
     if not path:
         raise UsageError(f"--disk {word!r} names no file", hint=_FORM)
-    return tag, path, kind or "raw", writable
+    if tag.startswith(MOUNT_TAG):
+        raise UsageError(
+            f"--disk {word!r}: tags that begin with {MOUNT_TAG} are those of mounts",
+            hint="Choose another tag.",
+        )
+    if path.startswith(_EMPTY):
+        from cloche.plan.sizes import parse_size_bytes
+
+        if not writable or kind:
+            raise UsageError(f"--disk {word!r}: an empty disk is raw and can be written to", hint=_FORM)
+        return DiskWord(tag, "", size_bytes=parse_size_bytes(path[len(_EMPTY) :], f"--disk {word!r}"))
+    return DiskWord(tag, path, kind or "raw", writable)
 
 
 def bound_growth(kind: str, size_bytes: int, head: bytes) -> int:
@@ -77,7 +102,7 @@ def bound_growth(kind: str, size_bytes: int, head: bytes) -> int:
         head: Its first QCOW2_HEAD bytes: magic, version, backing file, cluster bits, and the disk's size at 24
             (docs/interop/qcow2.txt of QEMU).
     """
-    if kind == "raw" or len(head) < QCOW2_HEAD or head[:4] != _QCOW2_MAGIC:
+    if kind == "raw" or len(head) < QCOW2_HEAD or head[:4] != QCOW2_MAGIC:
         return size_bytes
     disk_bytes = int.from_bytes(head[24:32], "big")
     return min(size_bytes + disk_bytes + disk_bytes // 8 + _QCOW2_ROOM, _LARGEST)
@@ -113,7 +138,13 @@ def build_disk_steps(disks: tuple[Disk, ...], before: int = 0) -> list[Step]:
     """
     steps: list[Step] = [Mkdir(BY_TAG)]
     for index, disk in enumerate(disks, before):
-        name = b"vd%c" % (ord("a") + index)
-        steps.append(WaitPath(b"/dev/" + name, _APPEARS_MS))
+        device = device_name(index)
+        steps.append(WaitPath(device, _APPEARS_MS))
+        name = device.rpartition(b"/")[2]
         steps.append(MakeSymlink(b"../../" + name, BY_TAG + b"/" + disk.tag.encode()))
     return steps
+
+
+def device_name(index: int) -> bytes:
+    """Return what the guest's kernel calls a disk, by its place among the disks; more than 26 no machine has."""
+    return b"/dev/vd%c" % (ord("a") + index)

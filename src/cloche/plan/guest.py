@@ -5,12 +5,9 @@ from __future__ import annotations
 from cloche.errors import UsageError
 from cloche.model.guest import (
     MNT_DETACH,
-    MS_BIND,
     MS_NODEV,
     MS_NOSUID,
     MS_RDONLY,
-    MS_REC,
-    MS_REMOUNT,
     UMOUNT_NOFOLLOW,
     BindDevice,
     Clock,
@@ -151,12 +148,17 @@ def build_machine_steps(
 
         # What follows is done in the root that stays.
         steps += build_layer_steps(user, request.devices)
-    if request.shares or request.includes:
+    shows = bool(request.shares or request.includes)
+    if shows:
         steps.append(Mkdir(ASIDE, 0o700))
         steps.append(mount_tree(SHARES_TAG, ASIDE, MS_NOSUID | MS_NODEV, devices=request.devices))
         # The copies come first: none of them may land in a share.
         steps += build_copy_steps(request.includes, user, person, source=ASIDE + b"/i%d")
-        steps += _bind_shares(request.shares, user, ASIDE + b"/%d")
+    if request.shares or request.mounts:
+        from cloche.plan.mounts import build_place_steps
+
+        steps += build_place_steps(request, user, person, ASIDE + b"/%d")
+    if shows:
         steps.append(Unmount(ASIDE, MNT_DETACH | UMOUNT_NOFOLLOW))
     if loopback:
         steps.append(Loopback())
@@ -214,23 +216,6 @@ def mount_tree(tag: bytes, target: bytes, flags: int, *, devices: str) -> Mount:
     # 9p has no cache that changes on the host end: either all is believed or nothing is kept.
     cache = b"loose" if flags & MS_RDONLY else b"none"
     return Mount(b"9p", tag, target, flags, b"trans=virtio,version=9p2000.L,msize=512000,cache=" + cache)
-
-
-def _bind_shares(shares: tuple[Share, ...], user: User, source: bytes) -> list[Step]:
-    steps: list[Step] = []
-    ordered = sorted(enumerate(shares), key=lambda pair: pair[1].target)
-    for index, share in ordered:
-        inside_another = any(
-            other.target != share.target and contains(other.target, share.target) for other in shares
-        )
-        target = encode(share.target)
-        if not inside_another:
-            # Made here it would get this owner and mode on the host; the other share has it (``shares.check_places``).
-            steps += make_directory(share.target, user)
-        steps.append(Mount(b"", source % index, target, MS_BIND | MS_REC))
-        if not share.writable:
-            steps.append(Mount(b"", b"", target, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV))
-    return steps
 
 
 def build_copy_steps(includes: tuple[Include, ...], user: User, person: User, *, source: bytes) -> list[Step]:

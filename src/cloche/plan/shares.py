@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from cloche.errors import ShareError, UsageError
-from cloche.record import TYPE_CHECKING, Record
-
-if TYPE_CHECKING:
-    from cloche.model.request import Include, Share
-
-#: Trees without which nothing runs in the guest: a share on top of one would take the ground away. Below is allowed.
-_PROGRAMS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_GROUND = ("/etc", "/usr", *_PROGRAMS, *(f"/usr{tree}" for tree in _PROGRAMS))
-#: Trees that the guest's kernel and agent fill when everything else is in place: what is put there would be hidden.
-_TAKEN = ("/dev", "/proc", "/sys", "/run", "/var/run", "/var/lock")
-_MAX_SHARES = 64
-_ELSEWHERE = "Choose another place, for a share with :at=PATH."
-_ONE_ELSEWHERE = "Give one of them another place with :at=PATH."
+from cloche.errors import UsageError
+from cloche.record import Record
 
 
 class ShareWord(Record):
@@ -88,58 +76,6 @@ def normalize_guest_path(path: str) -> str:
         elif part not in ("", "."):
             parts.append(part)
     return "/" + "/".join(parts)
-
-
-def check_places(shares: tuple[Share, ...], includes: tuple[Include, ...] = ()) -> None:
-    """Refuse shares and copies that cannot be where they are asked to be.
-
-    A share may lie in another one only where the host has it there too: its mount point must exist, and none is made
-    in somebody's directory.
-
-    Raises:
-        ShareError: A reserved place, the same place twice, one in the other, or too many.
-    """
-    if len(shares) + len(includes) > _MAX_SHARES:
-        raise ShareError(
-            f"{len(shares) + len(includes)} shares and includes are more than a domain's {_MAX_SHARES}",
-            hint="Share a directory that holds several of them.",
-        )
-    seen: set[str] = set()
-    for share in shares:
-        _check_place("a share", share.target)
-        if share.target in _GROUND:
-            raise ShareError(f"a share cannot be at {share.target}: that is the guest's own", hint=_ELSEWHERE)
-        if share.target in seen:
-            raise ShareError(f"two shares are at {share.target}", hint=_ONE_ELSEWHERE)
-        seen.add(share.target)
-        for outer in shares:
-            if outer.target == share.target or not contains(outer.target, share.target):
-                continue
-            if share.source != outer.source.rstrip("/") + share.target[len(outer.target) :]:
-                raise ShareError(
-                    f"the share at {share.target} would lie in the one at {outer.target}", hint=_ONE_ELSEWHERE
-                )
-    for include in includes:
-        _check_place("a copy", include.target)
-        if include.target in seen:
-            raise ShareError(
-                f"two things are to be at {include.target}", hint="Include one of them at another place."
-            )
-        seen.add(include.target)
-        for share in shares:
-            if contains(share.target, include.target):
-                raise ShareError(
-                    f"a copy cannot be at {include.target}: it would be made in the shared directory {share.source}",
-                    hint="Put the file there yourself, or include it at another place.",
-                )
-
-
-def _check_place(what: str, target: str) -> None:
-    if target == "/":
-        raise ShareError(f"{what} cannot be at /: nothing of the guest would be left", hint=_ELSEWHERE)
-    taken = next((tree for tree in _TAKEN if contains(tree, target)), None)
-    if taken is not None:
-        raise ShareError(f"{what} cannot be at {target}: the guest fills {taken} itself", hint=_ELSEWHERE)
 
 
 def contains(tree: str, path: str) -> bool:

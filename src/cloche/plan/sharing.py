@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from cloche.model.guest import (
     MNT_DETACH,
-    MS_BIND,
     MS_NODEV,
     MS_NOSUID,
-    MS_RDONLY,
-    MS_REC,
     MS_REMOUNT,
     UMOUNT_NOFOLLOW,
     Mkdir,
@@ -16,30 +13,25 @@ from cloche.model.guest import (
     Step,
     Unmount,
 )
-from cloche.plan.guest import ASIDE, SHARES_TAG, encode, make_directory
-from cloche.plan.shares import contains
+from cloche.plan.guest import ASIDE, SHARES_TAG
+from cloche.plan.mounts import bind_share, make_place
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.facts import User
     from cloche.model.request import Share
+    from cloche.plan.places import Place
 
 
-def build_add_steps(number: int, share: Share, user: User, others: tuple[Share, ...]) -> tuple[Step, ...]:
+def build_add_steps(number: int, share: Share, user: User, others: tuple[Place, ...]) -> tuple[Step, ...]:
     """Return the steps that put a share, which is in the stage under ``number``, at its place in a running guest."""
-    target = encode(share.target)
-    steps: list[Step] = [
+    return (
         Mkdir(ASIDE, 0o700),
         Mount(b"virtiofs", SHARES_TAG, ASIDE, MS_NOSUID | MS_NODEV),
-    ]
-    if not any(contains(other.target, share.target) for other in others):
-        # In another share it is there already (``shares.check_places``).
-        steps += make_directory(share.target, user)
-    steps.append(Mount(b"", b"%s/%d" % (ASIDE, number), target, MS_BIND | MS_REC))
-    if not share.writable:
-        steps.append(Mount(b"", b"", target, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV))
-    steps.append(Unmount(ASIDE, MNT_DETACH | UMOUNT_NOFOLLOW))
-    return tuple(steps)
+        *make_place(share, others, user),
+        *bind_share(share, b"%s/%d" % (ASIDE, number)),
+        Unmount(ASIDE, MNT_DETACH | UMOUNT_NOFOLLOW),
+    )
 
 
 def build_undo_steps(steps: tuple[Step, ...], failed: int) -> tuple[tuple[Step, ...], ...]:

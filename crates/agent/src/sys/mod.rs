@@ -92,6 +92,26 @@ pub fn open(path: &CStr, flags: c_int, mode: u32) -> Result<OwnedFd> {
     own(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, mode) })
 }
 
+/// openat2(2) of a directory below another one, as a place only, by a way without symbolic links.
+pub fn open_beneath(root: &OwnedFd, path: &CStr) -> Result<OwnedFd> {
+    // SAFETY: zero is a valid open_how.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    how.flags = u64::from(flags.unsigned_abs());
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS;
+    // SAFETY: `path` is a C string and `how` is live, its size passed with it.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            root.as_raw_fd(),
+            path.as_ptr(),
+            &how,
+            std::mem::size_of::<libc::open_how>(),
+        )
+    };
+    own(c_int::try_from(fd).map_err(|_| Errno(libc::EBADF))?)
+}
+
 /// A pipe: read end, write end, both close-on-exec.
 pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];

@@ -128,6 +128,16 @@ fn step_fields(step: &Step) -> Value {
             json!({"op": "COPY_ONCE", "from": hex(from), "to": hex(to), "uid": uid, "gid": gid})
         }
         Step::Settle { path } => json!({"op": "SETTLE", "path": hex(path)}),
+        Step::CheckPlace { root, path } => {
+            json!({"op": "CHECK_PLACE", "root": hex(root), "path": hex(path)})
+        }
+        Step::PutFirst {
+            path,
+            mode,
+            content,
+        } => {
+            json!({"op": "PUT_FIRST", "path": hex(path), "mode": mode, "content": hex(content)})
+        }
     }
 }
 

@@ -199,6 +199,15 @@ fn steps() -> Vec<Step> {
         Step::Settle {
             path: bytes("/disk"),
         },
+        Step::CheckPlace {
+            root: bytes("/srv/data"),
+            path: bytes("a/b"),
+        },
+        Step::PutFirst {
+            path: bytes("/etc/passwd"),
+            mode: 0o644,
+            content: bytes("me:x:1000:1000::/home/me:/bin/sh\n"),
+        },
     ]
 }
 

@@ -24,6 +24,7 @@ class DiskAdd(Record):
     path: str
     format: str
     writable: bool
+    empty: bool
     is_bounded: bool
     most_bytes: U64
 
@@ -31,7 +32,7 @@ class DiskAdd(Record):
     def of(cls, disk: Disk) -> Self:
         """Return the request for a disk."""
         bound = disk.most_bytes
-        return cls(disk.tag, disk.path, disk.format, disk.writable, bound is not None, bound or 0)
+        return cls(disk.tag, disk.path, disk.format, disk.writable, disk.empty, bound is not None, bound or 0)
 
     def serve(
         self, launcher: Launcher, fds: list[int], answer: Callable[[Nothing], None], fail: Fail
@@ -41,7 +42,7 @@ class DiskAdd(Record):
         from cloche.domain.adding import add_disk
 
         bound = self.most_bytes if self.is_bounded else None
-        disk = Disk(self.tag, self.path, self.format, self.writable, bound)
+        disk = Disk(self.tag, self.path, self.format, self.writable, bound, empty=self.empty)
         add_disk(launcher, disk, lambda: answer(Nothing()), fail)
 
 

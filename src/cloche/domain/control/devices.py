@@ -6,13 +6,13 @@ from cloche.domain.control.adding import DiskAdd, NetAdd
 from cloche.domain.control.client import Control
 from cloche.domain.control.fields import Nothing
 from cloche.errors import UsageError
+from cloche.host.images import resolve_disk
 from cloche.host.networks import resolve_network
-from cloche.host.paths import resolve_disk
 from cloche.plan.networks import CARD
 
 
 def add_disk(ident: str, word: str) -> str:
-    """Give a running domain the disk that ``TAG=FILE[,format=raw|qcow2][,ro]`` says; returns its place in the guest.
+    """Give a running domain the disk that a word of ``--disk`` says; returns its place in the guest.
 
     Raises:
         UsageError: The word is malformed.

@@ -63,6 +63,12 @@ def disk_options(disk: Disk, image_fd: int) -> tuple[bytes, ...]:
     return tuple(words)
 
 
+def disk_file(disk: Disk, number: int) -> OpenFile:
+    """Return the open file that a disk is kept in."""
+    size = disk.most_bytes or 0 if disk.empty else 0
+    return OpenFile(disk.path, disk.writable, number, disk.copied, size)
+
+
 def _plan_disk(board: Board, disk: Disk, name: str, facts: HostFacts) -> DeviceParts:
     return DeviceParts(
         argv=(
@@ -86,7 +92,7 @@ def _plan_process(disk: Disk, endpoint: str, facts: HostFacts) -> ProcessPlan:
         descriptors=(Descriptor(endpoint, "listen", _SOCKET_FD),),
         jail=limit_files(jail, (disk,)),
         executable=facts.tools.disk,
-        files=(OpenFile(disk.path, disk.writable, _IMAGE_FD, disk.copied),),
+        files=(disk_file(disk, _IMAGE_FD),),
         restarts=True,
     )
 

@@ -6,10 +6,10 @@ These are QEMU's own: trees over 9p, disks, random numbers. QEMU's jail holds wh
 from __future__ import annotations
 
 from cloche.drivers.qemu.board import DeviceParts
+from cloche.drivers.qemu.disk import disk_file
 from cloche.drivers.qemu.files import STAGE, stage_root
 from cloche.errors import UsageError
 from cloche.model.jail import Dir, Proc
-from cloche.model.plan import OpenFile
 from cloche.plan.disks import check_disks
 from cloche.record import TYPE_CHECKING
 
@@ -91,5 +91,5 @@ def _plan_disk(board: Board, disk: Disk, index: int) -> DeviceParts:
     return DeviceParts(
         argv=("-add-fd", f"fd={fd},set={index}", *words, "-device", device),
         inside=True,
-        files=(OpenFile(disk.path, disk.writable, fd),),
+        files=(disk_file(disk, fd),),
     )

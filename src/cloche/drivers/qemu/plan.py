@@ -16,7 +16,7 @@ from cloche.model.machine import LO_ON_DEMAND, NOT_APART, Accelerator, Devices, 
 from cloche.model.plan import LaunchPlan
 from cloche.plan.disks import build_disk_steps
 from cloche.plan.guest import FRESH, build_command, build_machine_steps, resolve_user, shown_trees
-from cloche.plan.shares import check_places
+from cloche.plan.places import check_places
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def plan_launch(
     machine, notices = choose_machine(request, facts, kernel)
     check_insecure(request.insecure, facts)
     person = resolve_user(request, facts.user)
-    check_places(request.shares, request.includes)
+    check_places(request.shares, request.includes, request.mounts)
     board = Board(microvm=kernel.machine == "microvm")
     shared = bool(request.shares or request.includes or request.share_later)
     if template:

@@ -1,0 +1,98 @@
+"""Why a guest could not put shares and mounts at their places (layer 5)."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from cloche.errors import ClocheError, MountError
+from cloche.host.text import describe_errno
+from cloche.model.guest import CheckPlace, Mkdir, Mount
+from cloche.model.request import GuestMount, MountKind
+from cloche.plan.places import outer_place
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.model.guest import Step
+    from cloche.model.request import RunRequest
+    from cloche.plan.places import Place
+
+#: What guest/kernel.config has.
+_KNOWN = "cloche's own kernel knows ext2, ext3, ext4, squashfs, erofs, ISO 9660, UDF and FAT"
+
+
+def why_not_mounted(request: RunRequest, step: Step, code: int) -> ClocheError | None:
+    """Return what is to be said of a step that failed; None when it was not about a share or a mount."""
+    place = _place_of(request, step)
+    if place is None:
+        return None
+    if isinstance(step, CheckPlace):
+        return _no_place(place, request, code)
+    if isinstance(step, Mkdir) or not isinstance(place, GuestMount):
+        return MountError(
+            f"nothing can be mounted at {place.target}: {describe_errno(code)}", hint="Choose another place."
+        )
+    if place.kind == MountKind.HOST_IMAGE:
+        return _bad_image(place, request, code)
+    if code in (errno.ENOENT, errno.ENOTDIR) and place.kind == MountKind.GUEST_BIND:
+        return MountError(
+            f"{place.source} cannot be shown at {place.target}: the guest has no such directory",
+            hint="Only what lies in /usr, /opt, the home, the shares and the mounts exists in the guest.",
+        )
+    return MountError(f"cannot mount {place.kind} at {place.target}: {describe_errno(code)}")
+
+
+def _place_of(request: RunRequest, step: Step) -> Place | None:
+    if isinstance(step, Mount):
+        target = step.target
+    elif isinstance(step, Mkdir):
+        target = step.path
+    elif isinstance(step, CheckPlace):
+        target = step.root.rstrip(b"/") + b"/" + step.path
+    else:
+        return None
+    places: tuple[Place, ...] = (*request.shares, *request.mounts)
+    return next((place for place in places if os.fsencode(place.target) == target), None)
+
+
+def _no_place(place: Place, request: RunRequest, code: int) -> MountError:
+    outer = outer_place(place.target, (*request.shares, *request.mounts))
+    within = outer.target if outer is not None else "/"
+    if code == errno.ELOOP:
+        return MountError(
+            f"nothing can be mounted at {place.target}: a symbolic link of what is at {within} leads elsewhere",
+            hint="Choose a place that is a directory by itself.",
+        )
+    return MountError(
+        f"nothing can be mounted at {place.target}: what is at {within} has no such directory",
+        hint="None is made in what is not the guest's own: make it there, or choose another place.",
+    )
+
+
+def _bad_image(mount: GuestMount, request: RunRequest, code: int) -> MountError:
+    path = next(disk.path for disk in request.disks if disk.tag == mount.source)
+    what = f"partition {mount.part} of {path}" if mount.part else path
+    if code in (errno.ENOENT, errno.ENXIO, errno.ENOTBLK) and mount.part:
+        return MountError(
+            f"{path} has no partition {mount.part}", hint=f"`fdisk -l {path}` lists those it has."
+        )
+    if code == errno.ENODEV:
+        return MountError(f"the guest's kernel has no file system {mount.fs}", hint=f"{_KNOWN}.")
+    if code in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if mount.writable:
+            return MountError(
+                f"what is on {what} cannot be written to",
+                hint="Say ro, or nothing: that is what it is by itself.",
+            )
+        return MountError(
+            f"{what} was not closed cleanly, and has to be written to before it can be read",
+            hint="Mount it once with rw, or mend it with `fsck`.",
+        )
+    if code == errno.EINVAL:
+        kind = f"no {mount.fs} file system" if mount.fs else "no file system that the guest's kernel knows"
+        more = "" if mount.part else "; an image with partitions needs part=N"
+        return MountError(f"there is {kind} on {what}", hint=f"{_KNOWN}{more}.")
+    return MountError(
+        f"the file system on {what} is damaged: {describe_errno(code)}",
+        hint="`fsck` mends what can be mended.",
+    )
