@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import cloche
-from cloche.errors import SettingsError, UsageError
+from cloche.api.request import sandbox_request
+from cloche.errors import ProfileError, SettingsError, UsageError
+from cloche.host import profiles
 from cloche.model.machine import Devices
 from cloche.model.request import NetworkKind
 
@@ -86,6 +88,25 @@ def test_a_call_is_stronger_than_files(file: Path) -> None:
         ("/usr/share", True),
         ("/x", False),
     ]
+
+
+def test_a_profile_that_is_named_has_its_own_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naming a profile is asking for what it says, and not for what its user has set besides."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(file.parent / "data"))
+    profiles.new("job")
+    assert sandbox_request({"profile": "job"}, settings=False).memory_mib is None
+    own = file.parent / "data/cloche/profiles/job/cloche.toml"
+    own.write_text('memory = "768M"\ncommand = "x"\nlabel = "Job"\nenv = ["B=1"]\n')
+    own.chmod(0o600)
+    request = sandbox_request({"profile": "job", "cpus": 3}, settings=False)
+    assert (request.memory_mib, request.cpus, request.env) == (768, 3, ((b"B", b"1"),))
+    assert request.argv == (b"true",)
+    assert request.layer is not None
+    assert request.layer.name == "job"
+    both = sandbox_request({"profile": "job"}, settings=True)
+    assert (both.memory_mib, both.cpus, both.env) == (768, 2, ((b"A", b"1"), (b"B", b"1")))
+    with pytest.raises(ProfileError, match="you have no profile jog"):
+        sandbox_request({"profile": "jog"}, settings=False)
 
 
 def test_a_list_is_no_word() -> None:
