@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import pwd
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,13 @@ from cloche.errors import SettingsError
 from cloche.host import settings_cache, settings_files
 from cloche.model.options import Level
 from cloche.model.settings import Entry
-from support.homes import Home
+from support.homes import CLOCHE, Home
+from support.pty import TerminalProgram
+from support.users import OrdinaryUser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from support.users import OrdinaryUser
 
 
 @pytest.fixture
@@ -385,3 +386,39 @@ def test_a_link_stays_one_when_it_is_edited(home: Home) -> None:
     assert home("settings", "edit", EDITOR=_editor(home, "'cpus = 2\\n'")).returncode == 0
     assert home.user.is_symlink()
     assert (real.read_text(), real.stat().st_mode & 0o777) == ("cpus = 2\n", 0o644)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_on_a_terminal_what_is_wrong_can_be_edited_again(home: Home, *, again: bool) -> None:
+    """The user is asked, and the editor begins with what was written; no means that it is kept beside the file."""
+    entry = pwd.getpwuid(os.geteuid())
+    user = OrdinaryUser(entry, home.path, CLOCHE.parents[1])
+    editor = _editor(home, "'cpus = 3\\n' if text == 'cpus = 0\\n' else 'cpus = 0\\n'")
+    home.user.write_text("cpus = 1\n")
+    words = [f"{name}={value}" for name, value in {**home.env, "EDITOR": editor}.items()]
+    with TerminalProgram(user, ["env", *words, str(CLOCHE), "settings", "edit"]) as program:
+        program.expect(b"cpus: '0' is not a positive whole number")
+        program.expect(b"edit it again? [Y/n] ")
+        program.type(b"\n" if again else b"n\n")
+        assert program.wait() == (0 if again else 125)
+    assert home.user.read_text() == ("cpus = 3\n" if again else "cpus = 1\n")
+    assert home.user.with_name("cloche.toml.refused").exists() is not again
+
+
+def test_keys_are_the_editors(home: Home) -> None:
+    """Ctrl-C and Ctrl-\\ while the editor runs are its own: cloche goes on, and takes what was written."""
+    entry = pwd.getpwuid(os.geteuid())
+    user = OrdinaryUser(entry, home.path, CLOCHE.parents[1])
+    script = home.path / "editor.sh"
+    script.write_text(
+        "#!/bin/sh\ntrap 'echo cpus = 4 >\"$1\"; exit 0' INT\ntrap '' QUIT\necho ready\nwhile :; do sleep 0.05; done\n"
+    )
+    script.chmod(0o755)
+    home.user.write_text("cpus = 1\n")
+    words = [f"{name}={value}" for name, value in {**home.env, "EDITOR": str(script)}.items()]
+    with TerminalProgram(user, ["env", *words, str(CLOCHE), "settings", "edit"]) as program:
+        program.expect(b"ready")
+        program.type(b"\x1c")
+        program.type(b"\x03")
+        assert program.wait() == 0
+    assert home.user.read_text() == "cpus = 4\n"
