@@ -406,7 +406,7 @@ def test_on_a_terminal_what_is_wrong_can_be_edited_again(home: Home, *, again: b
 
 
 def test_keys_are_the_editors(home: Home) -> None:
-    """Ctrl-C and Ctrl-\\ while the editor runs are its own: cloche goes on, and takes what was written."""
+    """Keys that end programs go to the editor: cloche goes on, and takes what was written."""
     entry = pwd.getpwuid(os.geteuid())
     user = OrdinaryUser(entry, home.path, CLOCHE.parents[1])
     script = home.path / "editor.sh"
