@@ -114,13 +114,22 @@ at = "/b"
 tag = "x"
 file = "/y,ro,format=z"
 ro = true
+[[disk]]
+tag = "y"
+size = "1G"
+[[mount]]
+kind = "host-image"
+source = "~/z"
+at = "/m"
+part = 2
 [env]
 A = "1=2"
 B = ""
 """
     assert values(text) == {
         "share": ("~/a:ro", "/b:rw:rw:at=/b"),
-        "disk": ("x=/y,ro,format=z,format=raw,ro",),
+        "disk": ("x=/y,ro,format=z,format=raw,ro", "y=size:1G"),
+        "mount": ("host-image:~/z,at=/m,part=2",),
         "env": ("A=1=2", "B="),
     }
     assert values('share = ["/a", {dir = "/b"}]') == {"share": ("/a", "/b:ro")}
@@ -160,6 +169,13 @@ B = ""
         ('[[disk]]\ntag = "a"\nfile = "/x,ro"', (1, 1), "named like an option", "else"),
         ('[[disk]]\ntag = "a"\nfile = "/x"\nformat = "vhd"', (1, 1), "no format 'vhd'", "qcow2"),
         ('disk = ["a=b"]', (1, 9), "the path 'b' is relative", "slash"),
+        ('[[disk]]\ntag = "a"', (1, 1), "needs a file or a size", "one of them"),
+        ('[[disk]]\ntag = "a"\nsize = "1G"\nro = true', (1, 1), "an empty disk", "TAG"),
+        ('[[mount]]\nkind = "nfs"\nsource = "/x"', (1, 1), "there is no mount 'nfs'", "host-bind"),
+        ('[[mount]]\nkind = "ram"\nat = "/x"\nrw = true', (1, 1), "a mount of the kind 'ram' has no 'rw'", ""),
+        ('[[mount]]\nkind = "host-bind"\nat = "/x"', (1, 1), "has a source", "ram"),
+        ('[[mount]]\nkind = "host-bind"\nsource = "x"', (1, 1), "the path 'x' is relative", "slash"),
+        ('include_list = ["x"]', (1, 17), "the path 'x' is relative", "slash"),
         ('include = ["/a=b"]', (1, 12), "the path 'b' is relative", "slash"),
         ('net = "socket:x"', (1, 1), "the path 'x' is relative", "slash"),
         ('net = "lan-party"', (1, 1), "there is no network", "user"),

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cloche.errors import UsageError
 from cloche.plan.disks import parse_disk
-from cloche.plan.shares import parse_share
+from cloche.plan.mounts import parse_mount
+from cloche.plan.shares import normalize_guest_path, parse_share
 from cloche.profile.words import join_word
 
 #: Names made of what words are made of, so that they look like options.
@@ -46,7 +47,42 @@ def test_a_disk_is_what_its_table_says(file: str, ro: bool | None, kind: str | N
     except UsageError:
         assert file.endswith(",ro")
         return
-    assert tuple(parse_disk(word))[:4] == ("x", file, kind or "raw", not ro)
+    assert tuple(parse_disk(word)) == ("x", file, kind or "raw", not ro, 0)
+
+
+@given(
+    st.sampled_from(["host-bind", "host-image", "guest-bind", "ram"]),
+    st.none() | PATHS,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "at": PATHS,
+            "rw": st.booleans(),
+            "format": st.sampled_from(["raw", "qcow2"]),
+            "fs": st.sampled_from(["ext4", "a,rw", "rw"]),
+            "part": st.integers(1, 3),
+            "size": st.sampled_from(["1G", "1"]),
+        },
+    ),
+)
+@example("host-bind", "/a,rw", {})
+@example("host-image", "/a,at=/b", {"at": "/c"})
+@example("host-bind", None, {"at": "/c"})
+def test_a_mount_means_what_its_table_says(kind: str, source: str | None, options: dict[str, object]) -> None:
+    """Whatever comes through the word is what the table says; the rest is refused."""
+    try:
+        mount = parse_mount(
+            join_word("mount", {"kind": kind, **({} if source is None else {"source": source}), **options})
+        )
+    except UsageError:
+        return
+    assert mount.kind == kind
+    assert mount.source == (source or "") or kind == "guest-bind"
+    assert mount.target == (normalize_guest_path(str(options["at"])) if "at" in options else None)
+    assert mount.writable == bool(options.get("rw", kind in ("guest-bind", "ram")))
+    assert (mount.format, mount.fs, mount.part) == tuple(
+        options.get(name, nothing) for name, nothing in (("format", ""), ("fs", ""), ("part", 0))
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,6 +93,7 @@ def test_a_disk_is_what_its_table_says(file: str, ro: bool | None, kind: str | N
         ({"kind": "host-bind", "source": "/a,b", "rw": False}, "host-bind:/a,b,ro"),
         ({"kind": "host-image", "source": "/a", "part": 2, "fs": "ext4"}, "host-image:/a,fs=ext4,part=2"),
         ({"kind": "ram", "at": "/b", "size": "1G"}, "ram:at=/b,size=1G"),
+        ({"kind": "guest-bind", "source": "/a", "at": "/b"}, "guest-bind:/a,at=/b"),
     ],
 )
 def test_a_mount_is_what_its_table_says(table: dict[str, object], word: str) -> None:

@@ -63,6 +63,15 @@ class MountKind:
     RAM = "ram"
 
 
+#: The options of each kind beside ``at``.
+MOUNT_OPTIONS = {
+    MountKind.HOST_BIND: ("ro", "rw"),
+    MountKind.HOST_IMAGE: ("ro", "rw", "format", "fs", "part"),
+    MountKind.GUEST_BIND: ("ro", "rw"),
+    MountKind.RAM: ("size",),
+}
+
+
 class GuestMount(Record):
     """Something that the guest mounts by itself; all without set-user-id programs and devices.
 

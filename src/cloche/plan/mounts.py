@@ -18,7 +18,7 @@ from cloche.model.guest import (
     CheckPlace,
     Mount,
 )
-from cloche.model.request import MountKind, Share
+from cloche.model.request import MOUNT_OPTIONS, MountKind, Share
 from cloche.plan.disks import FORMATS, device_name
 from cloche.plan.guest import encode, make_directory
 from cloche.plan.places import order_places, outer_place
@@ -38,13 +38,6 @@ _FORM = (
     "Write host-bind:DIR[,rw][,at=PATH], host-image:FILE,at=PATH[,rw][,format=raw|qcow2][,fs=TYPE][,part=N], "
     "guest-bind:PATH,at=PATH[,ro] or ram:at=PATH[,size=SIZE]."
 )
-#: The options of each kind beside ``at``.
-_OPTIONS = {
-    MountKind.HOST_BIND: ("ro", "rw"),
-    MountKind.HOST_IMAGE: ("ro", "rw", "format", "fs", "part"),
-    MountKind.GUEST_BIND: ("ro", "rw"),
-    MountKind.RAM: ("size",),
-}
 _DEFAULT_RAM = 64 << 20
 _MOST_PARTITIONS = 128
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -86,14 +79,14 @@ def parse_mount(word: str) -> MountWord:
     if "\0" in word:
         raise UsageError(f"--mount {word!r} holds a NUL byte, which no name can")
     kind, colon, rest = word.partition(":")
-    if not colon or kind not in _OPTIONS:
+    if not colon or kind not in MOUNT_OPTIONS:
         raise UsageError(f"--mount {word!r}: there is no mount {kind!r}", hint=_FORM)
     options: dict[str, str] = {}
     while rest:
         head, comma, tail = rest.rpartition(",")
         name, equals, value = tail.partition("=")
         key = "rw" if name == "ro" else name
-        is_option = name in (*_OPTIONS[kind], "at") and bool(equals) == (name not in ("ro", "rw"))
+        is_option = name in (*MOUNT_OPTIONS[kind], "at") and bool(equals) == (name not in ("ro", "rw"))
         # What stands first is the source, whatever it looks like; memory has none.
         if not is_option or key in options or not (comma or kind == MountKind.RAM):
             break

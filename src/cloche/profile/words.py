@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloche.errors import UsageError
+from cloche.model.request import MOUNT_OPTIONS, MountKind
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,14 +55,21 @@ def _disk(table: Mapping[str, object]) -> str:
 
 def _mount(table: Mapping[str, object]) -> str:
     kind, source = str(table["kind"]), str(table.get("source", ""))
-    if ":" in kind:
-        raise UsageError(f"there is no mount {kind!r}")
-    words = [source] if "source" in table else []
+    if kind not in MOUNT_OPTIONS:
+        raise UsageError(f"there is no mount {kind!r}", hint=f"There are {', '.join(MOUNT_OPTIONS)}.")
+    if bool(source) != (kind != MountKind.RAM):
+        raise UsageError(
+            f"a mount of the kind {kind!r} has {'no' if source else 'a'} source",
+            hint="Memory (ram) alone has none.",
+        )
+    words = [source] if source else []
     if any(part.partition("=")[0] in _OF_MOUNTS for part in source.split(",")[1:]):
         raise _named_like_an_option("source", source)
     for name in _OF_MOUNTS:
         if name == "ro" or name not in table:
             continue
+        if name not in ("at", *MOUNT_OPTIONS[kind]):
+            raise UsageError(f"a mount of the kind {kind!r} has no {name!r}")
         value = str(table[name])
         if "," in value:
             raise UsageError(f"{name} cannot be {value!r}: it holds a comma", hint="Take another one.")
