@@ -213,7 +213,7 @@ class Detached:
         """It is another guest now. What was paused has not run for that, and stays so."""
         assert self._saved is not None
         if self._saved.paused:
-            self._domain.pause(self._stands_still)
+            self._domain.pausing.pause(self._stands_still)
         else:
             self._started(None)
 

@@ -21,16 +21,17 @@ from cloche.errors import (
     TemplateError,
 )
 from cloche.host.text import describe_errno, escape_untrusted
-from cloche.model.guest import Clock, Freeze, Thaw
 from cloche.model.plan import EndpointKind
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.domain.pausing import Pausing
     from cloche.domain.programs import Programs
     from cloche.domain.remote import RemoteLauncher
     from cloche.domain.sharing import GuestAnswer
+    from cloche.drivers.contract import Control
     from cloche.guest.channel import ChannelState
     from cloche.guest.job import Job
     from cloche.guest.messages import Ready, SetupDone, SetupFailed
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 _SYNC_TIMEOUT_S = 30.0
 #: How long the end of the agent's connection waits for a process's end that explains it, in seconds.
 _REASON_TIMEOUT_S = 0.5
-#: A guest that does not let its programs stand still within this time is paused all the same, in seconds.
-_FREEZE_TIMEOUT_S = 10.0
 #: What may be a template's fault when a machine does not come up from it.
 _OF_TEMPLATE = (TemplateError, MachineEndedError, BootTimeoutError, ProtocolError)
 
@@ -102,8 +101,7 @@ class Domain:
         self._console_sink: Callable[[bytes], None] | None = None
         self._session: AgentSession | None = None
         self._deadline: Timer | None = None
-        self._was_frozen = False
-        self.is_frozen = False
+        self._pausing: Pausing | None = None
 
     @property
     def ident(self) -> str:
@@ -327,7 +325,7 @@ class Domain:
     def finish(self, then: Callable[[], None], *, wait: bool = True) -> None:
         """End the domain in an orderly way: what programs wrote to shares is on the host before ``then`` is called."""
         was = self.state
-        self.thaw()
+        self.wake()
         if was in (State.RUNNING, State.PAUSED):
             # Whoever asks from here on is told that it has ended.
             self.life.enter(State.STOPPING)
@@ -407,74 +405,24 @@ class Domain:
             self._session.close()
         self._launcher.close(wait=wait)
 
-    def pause(self, done: Callable[[ClocheError | None], None], *, freeze: bool = True) -> None:
-        """Stop the guest; ``done`` is called with None when it stands still, or with what went wrong.
+    @property
+    def control(self) -> Control:
+        """How its machine is paused, resumed and saved."""
+        return self._launcher.control
 
-        Args:
-            done: Called once.
-            freeze: Have the agent let its programs stand still before. Only then can what is paused be saved: the
-                guest runs again for that, and its programs must not. A guest that does not answer is stopped as it is.
+    @property
+    def pausing(self) -> Pausing:
+        """How it stands still and goes on."""
+        if self._pausing is None:
+            from cloche.domain.pausing import Pausing
 
-        Raises:
-            DomainError: It does not run, or its driver cannot do that.
-        """
-        self.life.require_running()
-        control = self._launcher.control
+            self._pausing = Pausing(self)
+        return self._pausing
 
-        def paused(error: ClocheError | None) -> None:
-            if error is None and self.state is State.RUNNING:
-                self.life.enter(State.PAUSED)
-            elif error is None and self.state is not State.PAUSED:
-                # Its last program has ended meanwhile: it must hear what it is told at its end.
-                control.resume(lambda error: None)
-            done(error)
-
-        if not freeze:
-            control.pause(paused)
-            return
-        self._was_frozen, self.is_frozen = True, False
-        asked = True
-
-        def frozen(*, is_frozen: bool) -> None:
-            nonlocal asked
-            if asked:
-                asked = False
-                timer.cancel()
-                self.is_frozen = is_frozen
-                control.pause(paused)
-
-        timer = self.reactor.call_later(_FREEZE_TIMEOUT_S, lambda: frozen(is_frozen=False))
-        self._ask_guest((Freeze(),), False, lambda answer: frozen(is_frozen=answer.errno == 0))
-
-    def resume(self, done: Callable[[ClocheError | None], None]) -> None:
-        """Let a guest that was paused go on; ``done`` is called likewise.
-
-        Raises:
-            DomainError: It is not paused.
-        """
-        if self.state is not State.PAUSED:
-            self.life.require_running()
-            raise DomainError("the domain is not paused")
-
-        def resumed(error: ClocheError | None) -> None:
-            if error is None and self.state is State.PAUSED:
-                self.life.enter(State.RUNNING)
-                self._unfreeze()
-            done(error)
-
-        self._launcher.control.resume(resumed)
-
-    def _unfreeze(self) -> None:
-        """Let the programs go on, in a guest whose clock has stood still as well."""
-        if self._was_frozen and self._session is not None:
-            self._was_frozen = self.is_frozen = False
-            self._session.setup((Clock(), Thaw()), lambda answer: None)
-
-    def thaw(self) -> None:
-        """Let a paused guest hear what it is told at its end."""
+    def wake(self) -> None:
+        """Let a guest that is paused hear what it is told at its end."""
         if self.state is State.PAUSED:
-            self._launcher.control.resume(lambda error: None)
-            self._unfreeze()
+            self.pausing.wake()
 
     def abort(self, error: ClocheError) -> None:
         """End the domain now, as if it had ended by itself for this reason."""

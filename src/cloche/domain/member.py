@@ -139,7 +139,7 @@ class Member:
     def _warmed(self, error: ClocheError | None) -> None:
         if error is None:
             # There are no programs in it, and it is never saved while it waits.
-            self._domain.pause(self._paused, freeze=False)
+            self._domain.pausing.pause(self._paused, freeze=False)
         else:
             self._fail(error)
 

@@ -100,7 +100,7 @@ class _Preserving:
                 domain.life.require_running()
             self._launcher.sharing.ask_guest((Freeze(),), self._frozen)
             return
-        if not domain.is_frozen:
+        if not domain.pausing.is_frozen:
             raise DomainError(
                 "the domain is paused, and its guest did not answer when it was: programs might run while it is saved",
                 hint="`cloche resume` it first.",

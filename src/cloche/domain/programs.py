@@ -74,7 +74,7 @@ class Programs:
             and not self.lasting
             and self.domain.state in (State.RUNNING, State.PAUSED, State.STOPPING)
         ):
-            self.domain.thaw()
+            self.domain.wake()
             self.domain.life.enter(State.STOPPING)
             if self._grace is not None:
                 self._grace.cancel()
@@ -110,7 +110,7 @@ class Programs:
             DomainError: The domain has ended.
         """
         self.domain.life.require(State.RUNNING, State.PAUSED, State.STOPPING)
-        self.domain.thaw()
+        self.domain.wake()
         self.domain.life.enter(State.STOPPING)
         self.lasting = False
         if self.count == 0:

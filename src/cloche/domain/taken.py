@@ -70,7 +70,7 @@ class Taken:
     def go_on(self) -> None:
         """Resume the machine, and make it its own again."""
         try:
-            self._domain.resume(self._resumed)
+            self._domain.pausing.resume(self._resumed)
             self._domain.set_up(build_fresh_steps(), self._refreshed)
         except ClocheError as error:
             self.fail(error)

@@ -159,7 +159,7 @@ class Pause(Record):
     ) -> None:
         """Carry it out."""
         del fds
-        _in_turn(launcher, programs_of(launcher).domain.pause, answer, fail)
+        _in_turn(launcher, programs_of(launcher).domain.pausing.pause, answer, fail)
 
 
 class Resume(Record):
@@ -170,7 +170,7 @@ class Resume(Record):
     ) -> None:
         """Carry it out."""
         del fds
-        _in_turn(launcher, programs_of(launcher).domain.resume, answer, fail)
+        _in_turn(launcher, programs_of(launcher).domain.pausing.resume, answer, fail)
 
 
 def _in_turn(
