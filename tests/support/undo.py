@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cloche.host import undo, undolog
 from cloche.host.undolog import HEADER, RECORD, Saved
+from cloche.model.profile import KEPT_STARTS
 from support import vhost
 from support.vhost import NEXT, WRITABLE, Descriptor, Frontend
 
@@ -48,7 +49,7 @@ class Profile:
         """Return what is on the disk."""
         return self.image.read_bytes()
 
-    def run(self, seed: int, keep: int = undo.STARTS, most: int | None = None, *, seal: bool = True) -> bytes:
+    def run(self, seed: int, keep: int = KEPT_STARTS, most: int | None = None, *, seal: bool = True) -> bytes:
         """Let a disk's process change something; return what was there before."""
         before = self.content()
         begun = undo.begin(str(self.path), len(before), keep)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 
 from cloche.cli.listing import print_json
+from cloche.cli.progress import Progress
 from cloche.errors import UsageError
 from cloche.kernel import store
 from cloche.record import TYPE_CHECKING
@@ -16,40 +15,12 @@ if TYPE_CHECKING:
     from cloche.kernel.store import KernelInfo
 
 
-class _Progress:
-    """One line that is drawn again on a terminal; a line now and then elsewhere."""
-
-    _PLAIN_INTERVAL_S = 15.0
-
-    def __init__(self) -> None:
-        self._terminal = os.isatty(2)
-        self._stage = ""
-        self._said = 0.0
-
-    def __call__(self, stage: str, fraction: float) -> None:
-        now = time.monotonic()
-        if self._terminal:
-            filled = round(fraction * 30)
-            sys.stderr.write(f"\r\033[K{stage:<24} [{'#' * filled}{'.' * (30 - filled)}] {fraction:4.0%}")
-            sys.stderr.flush()
-        elif stage != self._stage or now - self._said >= self._PLAIN_INTERVAL_S:
-            self._said = now
-            sys.stderr.write(f"cloche: {stage} {fraction:.0%}\n")
-            sys.stderr.flush()
-        self._stage = stage
-
-    def done(self) -> None:
-        if self._terminal and self._stage:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
-
-
 def build(parsed: Parsed) -> int:
     """Handle ``cloche kernel build``."""
     del parsed
     from cloche.kernel.build import build_kernel
 
-    progress = _Progress()
+    progress = Progress()
     try:
         kernel = build_kernel(progress)
     finally:
@@ -63,7 +34,7 @@ def fetch(parsed: Parsed) -> int:
     del parsed
     from cloche.kernel.fetch import fetch_kernel
 
-    progress = _Progress()
+    progress = Progress()
     try:
         kernel = fetch_kernel(progress)
     finally:

@@ -36,14 +36,27 @@ _PROGRAMS_OWN = frozenset(
 )
 
 
-def with_profile(request: RunRequest, name: str) -> RunRequest:
+def with_profile(
+    request: RunRequest, name: str, kept_starts: int | None = None, kept_mib: int | None = None
+) -> RunRequest:
     """Return a request whose changes go to the profile of that name; nobody's yet.
+
+    Args:
+        request: What is asked for otherwise.
+        name: The profile.
+        kept_starts: How many starts can be gone back to; None for the usual number.
+        kept_mib: How much room that may take, in MiB; None for the usual room.
 
     Raises:
         UsageError, ProfileError: There is no such profile.
     """
     image = profiles.image(name)
-    return add_layer(request, Layer(name, image), os.stat(image).st_size)
+    layer = Layer(name, image)
+    if kept_starts is not None:
+        layer = layer._replace(kept_starts=kept_starts)
+    if kept_mib is not None:
+        layer = layer._replace(kept_bytes=kept_mib << 20)
+    return add_layer(request, layer, os.stat(image).st_size)
 
 
 def take(request: RunRequest) -> tuple[RunRequest, Hold | None]:
@@ -58,13 +71,18 @@ def take(request: RunRequest) -> tuple[RunRequest, Hold | None]:
     """
     if request.layer is None:
         return request, None
-    hold = Hold.take(request.layer.name)
+    layer = request.layer
+    hold = Hold.take(layer.name)
     try:
         hold.begin(machine_words(request))
+        begun = hold.keep(layer.kept_starts, layer.kept_bytes, request.argv)
     except BaseException:
         hold.release()
         raise
-    return request._replace(layer=request.layer._replace(needs_check=not hold.is_clean)), hold
+    if begun is not None:
+        disk = request.disks[0]._replace(undo=begun.path, undo_bytes=begun.most_bytes)
+        request = request._replace(disks=(disk, *request.disks[1:]))
+    return request._replace(layer=layer._replace(needs_check=not hold.is_clean)), hold
 
 
 def machine_words(request: RunRequest) -> tuple[str, ...]:

@@ -92,7 +92,13 @@ def build_request(given: Mapping[str, object], program: Sequence[str]) -> RunReq
     if given.get("profile"):
         from cloche.domain.profiled import with_profile
 
-        request = with_profile(request, str(given["profile"]))
+        starts, room = given.get("kept_starts"), given.get("kept_room")
+        request = with_profile(
+            request,
+            str(given["profile"]),
+            kept_starts=starts,  # type: ignore[arg-type]
+            kept_mib=room,  # type: ignore[arg-type]
+        )
     return request
 
 

@@ -15,11 +15,13 @@ import zlib
 
 from cloche.errors import ProfileError
 from cloche.host import profiles
-from cloche.host.profile_place import IMAGE
+from cloche.host.profile_place import IMAGE, REVERTING
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from cloche.host.undo import Begun
 
 _LOCK = "lock"
 #: Its being there keeps everybody from starting the profile.
@@ -75,6 +77,7 @@ class Hold:
         self.is_clean = is_clean
         self._fd = fd
         self._note: Note | None = None
+        self._begun: Begun | None = None
 
     @classmethod
     def take(cls, name: str, *, sealed: bool = False) -> Self:
@@ -98,7 +101,12 @@ class Hold:
             note = _lock(name, fd, path)
             if not sealed:
                 _check_open(directory, name)
-            _wait_for_image(os.path.join(directory, IMAGE), name)
+            image = os.path.join(directory, IMAGE)
+            _wait_for_image(image, name)
+            if os.path.lexists(os.path.join(directory, *REVERTING)):
+                from cloche.host.undo import finish
+
+                finish(directory, image)
         except BaseException:
             os.close(fd)
             raise
@@ -122,6 +130,38 @@ class Hold:
         assert self._note is not None
         self._write(self._note._replace(domain=domain, pid=os.getpid()))
         os.fdatasync(self._fd)
+        if self._begun is not None:
+            from cloche.host.undo import secure
+
+            # No write of the guest's is before this: it has not even booted.
+            secure(self._begun)
+
+    def keep(self, starts: int, room_bytes: int, argv: tuple[bytes, ...]) -> Begun | None:
+        """Have what the disk holds now kept, so that one can go back to it; None when nothing is to be kept.
+
+        Raises:
+            ProfileError: There is no room for it.
+        """
+        from cloche.host.undo import begin
+
+        directory = profiles.directory(self.name)
+        size = os.stat(os.path.join(directory, IMAGE)).st_size
+        self._begun = begin(directory, size, starts, room_bytes, argv)
+        return self._begun
+
+    def _seal(self) -> None:
+        """Say in the log how much there must be of it, once nobody writes to it any more."""
+        from cloche import log
+        from cloche.host.undo import settle
+
+        directory = profiles.directory(self.name)
+        try:
+            _wait_for_image(os.path.join(directory, IMAGE), self.name)
+            problem = settle(directory)
+        except (ProfileError, OSError) as error:
+            problem = str(error)
+        if problem:
+            log.notice(f"this start of the profile {self.name} cannot be taken back: {problem}")
 
     def _write(self, note: Note) -> None:
         self._note = note
@@ -141,6 +181,9 @@ class Hold:
         """
         if self._fd < 0:
             return
+        if self._begun is not None:
+            self._seal()
+            self._begun = None
         if is_clean or (self._note is None and self.is_clean):
             os.ftruncate(self._fd, 0)
         # A child that the caller's program has forked would keep the lock.

@@ -6,6 +6,8 @@ import os
 
 from cloche.host import xdg
 
+#: Below a profile: the marker of a revert under way (``host.undo``).
+REVERTING = ("undo", "reverting")
 IMAGE = "disk.img"
 
 

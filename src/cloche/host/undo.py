@@ -16,8 +16,10 @@ import fcntl
 import os
 
 from cloche.errors import ProfileError
+from cloche.host.profile_place import REVERTING
 from cloche.host.undolog import (
     CLUSTER,
+    HEADER,
     PAGE,
     Header,
     LogError,
@@ -30,17 +32,18 @@ from cloche.host.undolog import (
     this_boot,
     write_header,
 )
+from cloche.model.profile import KEPT_BYTES, KEPT_STARTS
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-#: How many starts are kept, and how many bytes their logs take together, unless something else is set.
-STARTS, TOTAL_BYTES = 5, 4 << 30
-_MARKER = "reverting"
+_MARKER = REVERTING[-1]
 #: What the marker says: the disk is being written, or is and the logs are to go.
 _WRITING, _WRITTEN = b"writing", b"written"
 _DIGITS = 8
+#: Behind a log's name: the program's words, with NUL bytes between them.
+_ARGV, _MOST_ARGV = ".argv", 4096
 #: A log takes at most this part of what is free on the host when it begins.
 _OF_FREE = 4
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -57,12 +60,14 @@ class Start(Record):
         started_ns: When, in nanoseconds since the epoch; 0 if that is lost.
         used_bytes: What its log takes on the host.
         problem: Why one cannot go back to it, in a clause; empty when one can.
+        argv: The program that was started, as far as it is known.
     """
 
     number: int
     started_ns: int
     used_bytes: int
     problem: str
+    argv: tuple[bytes, ...] = ()
 
 
 class Begun(Record):
@@ -115,7 +120,16 @@ def _look(directory: str, number: int) -> Start:
     finally:
         used = os.fstat(fd).st_blocks * 512
         os.close(fd)
-    return Start(number, started, used, problem)
+    return Start(number, started, used, problem, _argv(path))
+
+
+def _argv(path: str) -> tuple[bytes, ...]:
+    try:
+        with open(path + _ARGV, "rb") as file:
+            data = file.read(_MOST_ARGV)
+    except OSError:
+        return ()
+    return tuple(data.split(b"\0")) if data else ()
 
 
 def _problem(fd: int, header: Header) -> str:
@@ -130,9 +144,20 @@ def _problem(fd: int, header: Header) -> str:
 
 
 def begin(
-    directory: str, disk_bytes: int, keep: int = STARTS, total_bytes: int = TOTAL_BYTES
+    directory: str,
+    disk_bytes: int,
+    keep: int = KEPT_STARTS,
+    total_bytes: int = KEPT_BYTES,
+    argv: tuple[bytes, ...] = (),
 ) -> Begun | None:
     """Make the log of a start that is about to be made, and room for it; None if none is to be kept.
+
+    Args:
+        directory: The profile's.
+        disk_bytes: How large its disk is.
+        keep: How many starts are kept, this one among them.
+        total_bytes: How much room that may take.
+        argv: The program, for those who look at the list.
 
     Raises:
         ProfileError: It cannot be made.
@@ -155,6 +180,8 @@ def begin(
         with open(path, "xb", buffering=0) as file:
             os.chmod(path, 0o600)
             file.write(encode_header(new_header(disk_bytes)))
+        with open(path + _ARGV, "wb") as file:
+            file.write(b"\0".join(argv)[:_MOST_ARGV])
         status = os.statvfs(directory)
         free = status.f_bavail * status.f_frsize
         most = min(total_bytes - sum(start.used_bytes for start in kept), free // _OF_FREE)
@@ -178,6 +205,8 @@ def secure(begun: Begun) -> None:
 def settle(directory: str) -> str:
     """Seal the log of a run that has ended. Done at once, or by the next command in the same boot of the host.
 
+    A run that has changed nothing leaves no log.
+
     Returns:
         Why one cannot go back to the last start, in a clause, if that shows now; else nothing.
 
@@ -187,13 +216,17 @@ def settle(directory: str) -> str:
     number = max(_numbers(directory), default=0)
     if not number:
         return ""
-    fd = os.open(_path(directory, number), _FLAGS)
+    path = _path(directory, number)
+    fd = os.open(path, _FLAGS)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         header = read_header(fd)
         if header.sealed or header.boot != this_boot():
             return ""
         end = end_of(fd, header)
+        if end == HEADER:
+            _remove(directory, [number])
+            return ""
         if end < os.fstat(fd).st_size:
             os.ftruncate(fd, end)
         write_header(fd, header._replace(sealed=end))
@@ -403,7 +436,12 @@ def _path(directory: str, number: int) -> str:
 def _remove(directory: str, numbers: Collection[int]) -> None:
     """Remove logs for good: one that came back after a loss of power would know nothing of what came after it."""
     for number in sorted(numbers):
-        os.unlink(_path(directory, number))
+        path = _path(directory, number)
+        os.unlink(path)
+        try:
+            os.unlink(path + _ARGV)
+        except FileNotFoundError:
+            pass
     if numbers:
         _sync(os.path.join(directory, "undo"))
 

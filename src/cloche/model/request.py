@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloche.model.machine import Devices
+from cloche.model.profile import KEPT_BYTES, KEPT_STARTS
 from cloche.record import Record
 
 
@@ -39,6 +40,8 @@ class Disk(Record):
         copied: The guest gets a copy of it, which goes with the machine.
         empty: There is no file yet: the guest gets a new one of ``most_bytes`` in the directory of ``path``, without a
             name, which goes with the machine.
+        undo: The file that what is overwritten is kept in first; empty for none.
+        undo_bytes: The largest that may become.
     """
 
     tag: str
@@ -48,6 +51,8 @@ class Disk(Record):
     most_bytes: int | None = 0
     copied: bool = False
     empty: bool = False
+    undo: str = ""
+    undo_bytes: int = 0
 
 
 class MountKind:
@@ -132,11 +137,15 @@ class Layer(Record):
         name: What its owner calls it.
         image: Its disk, an absolute path.
         needs_check: The disk was not closed cleanly, and the file system on it is looked at before it is mounted.
+        kept_starts: How many starts can be gone back to.
+        kept_bytes: How much room that may take.
     """
 
     name: str
     image: str
     needs_check: bool = False
+    kept_starts: int = KEPT_STARTS
+    kept_bytes: int = KEPT_BYTES
 
 
 class RunRequest(Record):

@@ -14,6 +14,7 @@ from cloche.model.options import (
     parse_size_mib,
     parse_time_s,
 )
+from cloche.model.profile import KEPT_BYTES, KEPT_STARTS
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -292,6 +293,24 @@ _OWN = (
         metavar="NAME",
         levels=_OF_OTHERS,
         example='"default"',
+    ),
+    Key(
+        "kept_starts",
+        Kind.COUNT,
+        "How many starts of a profile can be gone back to; 0 for none.",
+        metavar="N",
+        convert=parse_number,
+        default=str(KEPT_STARTS),
+        example="10",
+    ),
+    Key(
+        "kept_room",
+        Kind.SIZE,
+        "How much room what is kept for that may take, at most.",
+        metavar="SIZE",
+        convert=parse_size_mib,
+        default=f"{KEPT_BYTES >> 30}G",
+        example='"8G"',
     ),
     Key(
         "command",

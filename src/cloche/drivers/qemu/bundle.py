@@ -6,7 +6,7 @@ The devices are the same as in processes of their own, a thread each. Their one 
 from __future__ import annotations
 
 from cloche.drivers.qemu.board import DeviceParts
-from cloche.drivers.qemu.disk import disk_device, disk_file, disk_options, limit_files
+from cloche.drivers.qemu.disk import disk_device, disk_files, disk_options, limit_files
 from cloche.drivers.qemu.files import STAGE, server_options, stage_root, tree_device
 from cloche.drivers.qemu.jails import device_jail
 from cloche.drivers.qemu.rng import rng_device
@@ -46,9 +46,9 @@ def plan_bundle(
     check_disks(request.disks, board.left)
     for index, disk in enumerate(request.disks):
         name = f"disk{index}"
-        number = bundle.next_fd()
-        bundle.files.append(disk_file(disk, number))
-        bundle.connect(name, bundle.add(name, b"disk", disk_options(disk, number)))
+        numbers = (bundle.next_fd(), bundle.next_fd())
+        bundle.files += disk_files(disk, *numbers)
+        bundle.connect(name, bundle.add(name, b"disk", disk_options(disk, *numbers)))
         bundle.argv += disk_device(board, name)
     if request.hwrng:
         bundle.connect("rng", bundle.add("rng", b"rng", ()))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cloche.model.jail import Jail
     from cloche.model.request import Disk
 
-_SOCKET_FD, _IMAGE_FD = 3, 4
+_SOCKET_FD, _IMAGE_FD, _UNDO_FD = 3, 4, 5
 _RLIMIT_FSIZE = 1
 #: The notes on requests in flight are a file too: of a queue of 1024 they take 16448 bytes (inflight.rs).
 _NOTES_BYTES = 32 << 10
@@ -55,18 +55,21 @@ def disk_device(board: Board, chardev: str) -> tuple[str, str]:
     return "-device", f"{place},chardev={chardev},num-queues=1,queue-size={_QUEUE},config-wce=off"
 
 
-def disk_options(disk: Disk, image_fd: int) -> tuple[bytes, ...]:
-    """Return the options that say what a disk of ours is, its image being open as ``image_fd``."""
+def disk_options(disk: Disk, image_fd: int, undo_fd: int) -> tuple[bytes, ...]:
+    """Return the options that say what a disk of ours is, and as what its image is open, and its undo log if any."""
     words = [b"--image-fd", b"%d" % image_fd, b"--format", disk.format.encode(), b"--tag", disk.tag.encode()]
     if not disk.writable:
         words.append(b"--readonly")
+    if disk.undo:
+        words += [b"--undo-fd", b"%d" % undo_fd, b"--undo-bytes", b"%d" % disk.undo_bytes]
     return tuple(words)
 
 
-def disk_file(disk: Disk, number: int) -> OpenFile:
-    """Return the open file that a disk is kept in."""
+def disk_files(disk: Disk, image_fd: int, undo_fd: int) -> tuple[OpenFile, ...]:
+    """Return what a disk is kept in, as its process has it open."""
     size = disk.most_bytes or 0 if disk.empty else 0
-    return OpenFile(disk.path, disk.writable, number, disk.copied, size)
+    image = OpenFile(disk.path, disk.writable, image_fd, disk.copied, size)
+    return (image, OpenFile(disk.undo, True, undo_fd)) if disk.undo else (image,)
 
 
 def _plan_disk(board: Board, disk: Disk, name: str, facts: HostFacts) -> DeviceParts:
@@ -83,16 +86,16 @@ def _plan_disk(board: Board, disk: Disk, name: str, facts: HostFacts) -> DeviceP
 
 
 def _plan_process(disk: Disk, endpoint: str, facts: HostFacts) -> ProcessPlan:
-    # It holds a socket and one open file, and knows no name of either.
+    # It holds a socket and one or two open files, and knows no name of any.
     jail = device_jail(facts, "cloche-disk")
     return ProcessPlan(
         name=f"disk-{disk.tag}",
-        argv=(b"cloche-disk", b"--fd", b"%d" % _SOCKET_FD, *disk_options(disk, _IMAGE_FD)),
+        argv=(b"cloche-disk", b"--fd", b"%d" % _SOCKET_FD, *disk_options(disk, _IMAGE_FD, _UNDO_FD)),
         env=(),
         descriptors=(Descriptor(endpoint, "listen", _SOCKET_FD),),
         jail=limit_files(jail, (disk,)),
         executable=facts.tools.disk,
-        files=(disk_file(disk, _IMAGE_FD),),
+        files=disk_files(disk, _IMAGE_FD, _UNDO_FD),
         restarts=True,
     )
 
@@ -108,5 +111,5 @@ def limit_files(jail: Jail, disks: tuple[Disk, ...], least: int = _NOTES_BYTES) 
     sizes = [disk.most_bytes for disk in disks]
     if None in sizes:
         return jail
-    most = max(least, *(size for size in sizes if size is not None))
+    most = max(least, *(size for size in sizes if size is not None), *(disk.undo_bytes for disk in disks))
     return jail._replace(rlimits=(*jail.rlimits, (_RLIMIT_FSIZE, most, most)))

@@ -1,0 +1,170 @@
+"""``cloche profile export|import`` (layer 6): a profile as one file, to keep or to take elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import contextmanager
+
+from cloche import log
+from cloche.cli.progress import Progress
+from cloche.domain.settings import read_text, what_opens, wrong
+from cloche.errors import ProfileError, UsageError
+from cloche.host import profiles
+from cloche.host.names import check_name
+from cloche.host.profile_archive import MOST_SETTINGS, ArchiveReader, write_archive
+from cloche.host.profile_lock import Hold
+from cloche.host.profile_place import IMAGE, exists, settings_path
+from cloche.host.text import format_size
+from cloche.model.options import Level
+from cloche.model.profile import CEILING_BYTES
+from cloche.model.settings import all_keys
+from cloche.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cloche.cli.parser import Parsed
+
+_STREAM = "-"
+
+
+def export(parsed: Parsed) -> int:
+    """Write a profile; the file is there when it is whole, and never takes another one's place."""
+    if len(parsed.operands) != 2:
+        raise UsageError("`cloche profile export` takes a name and a file", hint="- writes to stdout.")
+    name, path = parsed.operands
+    directory = profiles.directory(name)
+    progress = Progress()
+    # One that its owner has locked is not changed by this.
+    hold = Hold.take(name, sealed=True)
+    try:
+        settings = _read_settings(settings_path(name))
+        disk = os.open(os.path.join(directory, IMAGE), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            with _target(path) as fd:
+                write_archive(
+                    name,
+                    disk,
+                    settings,
+                    lambda data: _write_all(fd, data),
+                    lambda done, total: progress("exporting", done / max(total, 1)),
+                )
+        finally:
+            os.close(disk)
+    except OSError as error:
+        raise ProfileError(f"cannot export the profile {name}: {error.strerror}") from None
+    finally:
+        progress.done()
+        hold.release(is_clean=hold.is_clean)
+    return 0
+
+
+def _read_settings(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return b""
+    with open(fd, "rb") as file:
+        data = file.read(MOST_SETTINGS + 1)
+    if len(data) > MOST_SETTINGS:
+        raise ProfileError(f"{path} is too large to be exported")
+    return data
+
+
+@contextmanager
+def _target(path: str) -> Iterator[int]:
+    """Provide what is written to: stdout, or a file that has no name until all is well."""
+    if path == _STREAM:
+        if os.isatty(1):
+            raise UsageError("a profile is not written to a terminal", hint="Name a file.")
+        yield 1
+        return
+    if os.path.lexists(path):
+        raise ProfileError(f"there is a file {path} already", hint="Take another name, or remove it.")
+    try:
+        fd = os.open(os.path.dirname(path) or ".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise ProfileError(
+            f"cannot export to {path}: the file system has no files without a name",
+            hint=f"Write `- > {path}` instead: what is there is then not whole before the end.",
+        ) from None
+    try:
+        yield fd
+        os.fsync(fd)
+        # Only with a directory does it take the system call that follows the link to the nameless file.
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def import_(parsed: Parsed) -> int:
+    """Make a profile of what is read; it is there when all of it was found right."""
+    if not 1 <= len(parsed.operands) <= 2:
+        raise UsageError("`cloche profile import` takes a file and at most one name")
+    path, name = parsed.operands[0], parsed.operands[1] if len(parsed.operands) == 2 else ""
+    most_mib = parsed.get("most")
+    most = CEILING_BYTES if most_mib is None else int(str(most_mib)) << 20
+    try:
+        source = 0 if path == _STREAM else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ProfileError(f"cannot open {path}: {error.strerror}") from None
+    progress = Progress()
+    try:
+        reader = ArchiveReader(lambda count: os.read(source, count))
+        name = _name_for(reader, name, most)
+        with profiles.building() as place:
+            with open(os.path.join(place, IMAGE), "xb", buffering=0) as disk:
+                os.chmod(disk.fileno(), 0o600)
+                reader.restore(disk.fileno(), lambda done, total: progress("importing", done / max(total, 1)))
+            _take_settings(place, reader.settings, name, everything=bool(parsed.get("settings")))
+            profiles.publish(place, name)
+    except OSError as error:
+        raise ProfileError(f"cannot import {path}: {error.strerror}") from None
+    finally:
+        progress.done()
+        if source:
+            os.close(source)
+    sys.stdout.write(f"{name}\n")
+    return 0
+
+
+def _name_for(reader: ArchiveReader, name: str, most: int) -> str:
+    name = check_name(name or reader.head.name, "profile")
+    if exists(name):
+        raise profiles.taken(name)
+    size = reader.head.disk_bytes
+    if size > most:
+        raise ProfileError(
+            f"the profile has a disk of {format_size(size)}, and {format_size(most)} is the most that is taken",
+            hint=f"`--most {-(-size >> 30)}G` takes it.",
+        )
+    return name
+
+
+def _take_settings(place: str, data: bytes, name: str, *, everything: bool) -> None:
+    """Keep settings from elsewhere, unless they would open something of the host and that was not asked for."""
+    if not data:
+        return
+    target = os.path.join(place, os.path.basename(settings_path(name)))
+    settings, problems = read_text(data.decode("utf-8", "replace"), Level.PROFILE, "its settings", all_keys())
+    if problems:
+        raise wrong("its settings", problems)
+    opens = what_opens(settings)
+    if opens and not everything:
+        log.notice(
+            f"the settings of {name} are left out, because they say {', '.join(opens)}: --settings takes them"
+        )
+        return
+    with open(target, "xb") as file:
+        os.chmod(file.fileno(), 0o600)
+        file.write(data)
