@@ -65,10 +65,15 @@ def disk_options(disk: Disk, image_fd: int, undo_fd: int) -> tuple[bytes, ...]:
     return tuple(words)
 
 
-def disk_files(disk: Disk, image_fd: int, undo_fd: int) -> tuple[OpenFile, ...]:
-    """Return what a disk is kept in, as its process has it open."""
+def disk_file(disk: Disk, number: int) -> OpenFile:
+    """Return the open file that a disk is kept in."""
     size = disk.most_bytes or 0 if disk.empty else 0
-    image = OpenFile(disk.path, disk.writable, image_fd, disk.copied, size)
+    return OpenFile(disk.path, disk.writable, number, disk.copied, size)
+
+
+def disk_files(disk: Disk, image_fd: int, undo_fd: int) -> tuple[OpenFile, ...]:
+    """Return what a disk's process has open: what it is kept in, and its undo log if it has one."""
+    image = disk_file(disk, image_fd)
     return (image, OpenFile(disk.undo, True, undo_fd)) if disk.undo else (image,)
 
 
