@@ -68,6 +68,25 @@ def test_a_profile_is_an_application(home: Home) -> None:
     assert "no program was named" in home("run").stderr
 
 
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('memory = "4000000M"', ("true",)),
+        ("boot_log = true", ("-d", "true")),
+        ('command = "no-such-program"', ()),
+    ],
+)
+def test_an_error_names_the_line_that_has_led_to_it(home: Home, line: str, words: tuple[str, ...]) -> None:
+    """What a file says and no machine can have, or not together with the command line, is told with its line."""
+    path = _settings(home, f"\n{line}\n")
+    done = home("run", "-p", "job", *words)
+    assert done.returncode in (125, 127)
+    assert f"\nhint: It is set in {path}:2." in done.stderr
+    assert "It is set in" not in home("run", "-p", "job", "--memory", "4000000M", "true").stderr
+    _settings(home, 'share = ["/usr/share"]\n')
+    assert "It is set in" not in home("run", "-p", "job", "--share", "/none", "true").stderr
+
+
 def test_which_profile_a_run_has(home: Home) -> None:
     """The named one, else the default one; -t and `temporary` mean none, but a name is stronger than a file's."""
     _settings(home, "cpus = 3\n")

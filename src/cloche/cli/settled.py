@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cloche.cli.profile_choice import choose_profile
 from cloche.domain.settings import load, settle
-from cloche.errors import ClocheError
+from cloche.errors import ClocheError, CommandNotExecutableError, CommandNotFoundError
 from cloche.host.profile_place import has_settings, settings_path
 from cloche.host.profiles import directory
 from cloche.host.settings_files import open_one, open_settings
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cloche.cli.parser import Parsed
     from cloche.domain.settings import Settled
     from cloche.model.settings import Key, Settings
+    from cloche.profile.merge import Chosen
 
 
 def run_with_settings(parsed: Parsed, run: Callable[[Parsed], int]) -> int:
@@ -38,14 +39,18 @@ def run_with_settings(parsed: Parsed, run: Callable[[Parsed], int]) -> int:
     )
     if own is not None:
         parsed = _settle(parsed, [*files, *load([own], keys)], keys)
-    if not parsed.operands and parsed.get("command"):
+    is_application = not parsed.operands and bool(parsed.get("command"))
+    if is_application:
         args = parsed.get("args", ())
         parsed = parsed._replace(operands=(str(parsed.get("command")), *args))  # type: ignore[misc]
     try:
         return run(parsed)
     except ClocheError as error:
         assert parsed.settings is not None
-        blame(error, parsed.settings)
+        if is_application and isinstance(error, CommandNotFoundError | CommandNotExecutableError):
+            _name_origin(error, parsed.settings.chosen["command"][-1])
+        else:
+            blame(error, parsed.settings, keys)
         raise
 
 
@@ -55,10 +60,9 @@ def _settle(parsed: Parsed, files: list[Settings], keys: dict[str, Key]) -> Pars
     return parsed._replace(values=dict(settled.values), settings=settled)
 
 
-def blame(error: ClocheError, settled: Settled) -> None:
+def blame(error: ClocheError, settled: Settled, keys: dict[str, Key]) -> None:
     """Say in the hint of an error which line of which file has led to it, if one has."""
     from cloche.domain.request import read_variable
-    from cloche.domain.settings import find_origin
     from cloche.host.images import resolve_disk, resolve_mounts
     from cloche.host.networks import resolve_network
     from cloche.host.paths import resolve_include, resolve_share
@@ -78,5 +82,17 @@ def blame(error: ClocheError, settled: Settled) -> None:
                 reader(one.entry.word)
             except ClocheError as again:
                 if again.message == error.message:
-                    error.hint = f"It is set in {find_origin(one)}. {error.hint or ''}".rstrip()
+                    _name_origin(error, one)
                     return
+    named = {word.strip(".,:;`'") for word in f"{error.message} {error.hint or ''}".split()}
+    # A value that the command line gives itself is not among them; the members of lists were looked at.
+    for name, words in settled.chosen.items():
+        if not keys[name].is_list and keys[name].option and keys[name].option in named:
+            _name_origin(error, words[-1])
+            return
+
+
+def _name_origin(error: ClocheError, one: Chosen) -> None:
+    from cloche.domain.settings import find_origin
+
+    error.hint = f"It is set in {find_origin(one)}. {error.hint or ''}".rstrip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from cloche import log
 from cloche.domain.setting_words import check_word, identify
 from cloche.errors import SettingsError, UsageError
 from cloche.host import settings_cache, settings_files
@@ -43,6 +44,7 @@ def load(files: Iterable[Opened], keys: dict[str, Key]) -> list[Settings]:
 
 
 def _load(opened: Opened, keys: dict[str, Key]) -> Settings:
+    log.debug(f"settings are read from {opened.path}")
     status = os.fstat(opened.fd)
     known = settings_cache.find(opened.level, status)
     if known is not None and _is_readable(known, keys):
