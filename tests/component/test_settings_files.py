@@ -100,6 +100,19 @@ def test_check_tells_everything(home: Home) -> None:
     assert home("settings", "check", str(home.user)).returncode == 0
 
 
+def test_a_file_that_is_checked_may_lie_anywhere(home: Home) -> None:
+    """Only for files that runs read it matters who could have written them."""
+    other = home.path / "open/draft.toml"
+    other.parent.mkdir()
+    other.parent.chmod(0o777)
+    other.write_text("cpus = 1\n")
+    assert home("settings", "check", str(other)).returncode == 0
+    other.rename(home.user)
+    assert home("settings", "check", str(home.user)).returncode == 0
+    home.user.chmod(0o666)
+    assert "others than you" in home("settings", "check", str(home.user)).stdout
+
+
 def test_the_doctor_looks_at_settings(home: Home) -> None:
     """`cloche doctor` names the files, or what is wrong with one and what mends it."""
 

@@ -99,7 +99,7 @@ class _Fault(Record):
 
 def _faults(level: str, path: str, *, is_named: bool) -> list[_Fault]:
     try:
-        opened = settings_files.open_one(level, path)
+        opened = settings_files.open_one(level, path, trusted=not is_named or _is_in_use(level, path))
         if opened is None:
             return [_Fault(path, None, None, f"there is no file {path}", None)] if is_named else []
         _, problems = read_text(settings_files.read(opened), level, path, all_keys())
@@ -108,6 +108,12 @@ def _faults(level: str, path: str, *, is_named: bool) -> list[_Fault]:
     return [
         _Fault(path, one.line or None, one.column or None, describe(path, one), one.hint) for one in problems
     ]
+
+
+def _is_in_use(level: str, path: str) -> bool:
+    """Tell whether a file that was named is one that runs read; others may lie wherever they are written."""
+    places = [os.path.realpath(place) for _, place in xdg.settings_places()]
+    return level == Level.PROFILE or os.path.realpath(path) in places
 
 
 def level_of(path: str) -> str:

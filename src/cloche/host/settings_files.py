@@ -34,8 +34,13 @@ def open_settings() -> list[Opened]:
     return [opened for level, path in xdg.settings_places() if (opened := open_one(level, path)) is not None]
 
 
-def open_one(level: str, path: str) -> Opened | None:
+def open_one(level: str, path: str, *, trusted: bool = True) -> Opened | None:
     """Open one file; None when it is not there.
+
+    Args:
+        level: Whose settings it holds.
+        path: Where it is.
+        trusted: Whether it is going to be used, so that nobody else may be able to write it.
 
     Raises:
         SettingsError: It cannot be read or trusted.
@@ -48,16 +53,27 @@ def open_one(level: str, path: str) -> Opened | None:
     except OSError as error:
         raise SettingsError(f"cannot read the settings in {path}: {error.strerror}") from None
     try:
-        _check_trust(path, os.fstat(fd))
+        status = os.fstat(fd)
+        _check_kind(path, status)
+        if trusted:
+            _check_trust(path, status)
     except BaseException:
         os.close(fd)
         raise
     return Opened(level, path, fd)
 
 
-def _check_trust(path: str, status: os.stat_result) -> None:
+def _check_kind(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise SettingsError(f"{path} is no file", hint="Settings are read from a file; move it away.")
+    if status.st_size > MOST_BYTES:
+        raise SettingsError(
+            f"the settings in {path} are not used: {status.st_size} bytes are too many",
+            hint=f"At most {MOST_BYTES} bytes are read.",
+        )
+
+
+def _check_trust(path: str, status: os.stat_result) -> None:
     directory = os.path.dirname(path)
     for name, found in ((path, status), (directory, os.stat(directory))):
         if found.st_uid not in (0, os.geteuid()):
@@ -70,11 +86,6 @@ def _check_trust(path: str, status: os.stat_result) -> None:
                 f"the settings in {path} are not used: others than you can write to {name}",
                 hint=f"chmod go-w {name}",
             )
-    if status.st_size > MOST_BYTES:
-        raise SettingsError(
-            f"the settings in {path} are not used: {status.st_size} bytes are too many",
-            hint=f"At most {MOST_BYTES} bytes are read.",
-        )
 
 
 def read(opened: Opened) -> str:
