@@ -109,6 +109,7 @@ def test_a_file_that_is_checked_may_lie_anywhere(home: Home) -> None:
     assert home("settings", "check", str(other)).returncode == 0
     other.rename(home.user)
     assert home("settings", "check", str(home.user)).returncode == 0
+    assert home("settings", "check", os.path.relpath(home.user)).returncode == 0
     home.user.chmod(0o666)
     assert "others than you" in home("settings", "check", str(home.user)).stdout
 

@@ -74,7 +74,7 @@ def _check_kind(path: str, status: os.stat_result) -> None:
 
 
 def _check_trust(path: str, status: os.stat_result) -> None:
-    directory = os.path.dirname(path)
+    directory = os.path.dirname(os.path.abspath(path))
     for name, found in ((path, status), (directory, os.stat(directory))):
         if found.st_uid not in (0, os.geteuid()):
             raise SettingsError(
