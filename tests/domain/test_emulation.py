@@ -39,7 +39,8 @@ def test_without_the_clearing_they_crash(cloche: Runner) -> None:
         f"import sys; sys.path.insert(0, {str(source)!r})\n"
         "from cloche.drivers.qemu import command\n"
         "build = command.build_kernel_command_line\n"
-        "command.build_kernel_command_line = lambda *a: build(*a).replace('init_on_alloc=1', '')\n"
+        "def without(*a, **k): return build(*a, **k).replace('init_on_alloc=1', '')\n"
+        "command.build_kernel_command_line = without\n"
         "from cloche.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
