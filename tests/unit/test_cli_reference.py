@@ -107,6 +107,8 @@ def test_the_manual_page_has_no_warnings(capfdbinary: pytest.CaptureFixture[byte
         ("cloche --sh", {"--share", "--shell-on-failure"}, {"--strace"}),
         ("cloche --v", {"--verbose", "--version"}, {"--here"}),
         ("cloche run ", {"ls"}, {"--share"}),
+        ("cloche --no-s", {"--no-share", "--no-strace"}, {"--no-here", "--share"}),
+        ("cloche run --no-p", {"--no-pool", "--no-privileged"}, {"--no-profile"}),
         ("cloche run --her", {"--here"}, set()),
         ("cloche -m 1G --cp", {"--cpus"}, set()),
         ("cloche --memory = 1G --cp", {"--cpus"}, set()),

@@ -7,6 +7,7 @@ import sys
 from cloche import __version__
 from cloche.cli.verbs import COMMON, RUN, VERBS
 from cloche.errors import UsageError
+from cloche.model.options import NOT_IN_FILES
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -223,6 +224,12 @@ def _long_names(options: tuple[Option, ...]) -> str:
     return " ".join(name for option in options for name in option.names if name.startswith("--"))
 
 
+def _taken_back() -> str:
+    """Return every --no-NAME of a run; too many to be offered before one has begun to write it."""
+    names = (option.names[-1] for option in RUN.options if option.key not in NOT_IN_FILES)
+    return " ".join(name if name.startswith("--no-") else f"--no-{name[2:]}" for name in names)
+
+
 def _words_after(verb: Verb) -> str:
     """Return what may follow a verb: its verbs or the choices of its operand, and its options."""
     choices = " ".join(inner.name for inner in verb.verbs)
@@ -276,6 +283,8 @@ _cloche() {{
     return  # an option's value: the shell offers file names
   elif [ "$i" -lt "$COMP_CWORD" ]; then
     if declare -F _command_offset >/dev/null; then _command_offset "$i"; fi
+  elif [[ "$cur" == --no-* ]]; then
+    COMPREPLY=($(compgen -W "{_taken_back()}" -- "$cur"))
   elif [[ "$cur" == -* ]]; then
     COMPREPLY=($(compgen -W "{options}" -- "$cur"))
   else
