@@ -15,12 +15,11 @@ from cloche.errors import (
     BootTimeoutError,
     ClocheError,
     DomainError,
-    LaunchError,
     MachineEndedError,
     ProtocolError,
     TemplateError,
 )
-from cloche.host.text import describe_errno, escape_untrusted
+from cloche.host.text import escape_untrusted
 from cloche.model.plan import EndpointKind
 from cloche.record import TYPE_CHECKING
 
@@ -258,25 +257,13 @@ class Domain:
 
         self._cancel_deadline()
         if isinstance(answer, SetupFailed):
-            self._ended(self._not_set_up(answer))
+            from cloche.domain.mounting import not_set_up
+
+            self._ended(not_set_up(self.plan, answer))
             return
         self.timings.mark("guest set up")
         self.life.enter(State.RUNNING)
         self.on_open()
-
-    def _not_set_up(self, answer: SetupFailed) -> ClocheError:
-        request, layer = self.plan.request, self.plan.layer
-        steps = layer.setup if layer is not None and layer.check is not None else self.plan.setup
-        if request is not None and answer.step < len(steps):
-            from cloche.domain.mounting import why_not_mounted
-
-            known = why_not_mounted(request, steps[answer.step], answer.errno)
-            if known is not None:
-                return known
-        return LaunchError(
-            f"the guest could not be set up: {escape_untrusted(answer.what, 200)}: {describe_errno(answer.errno)}",
-            hint="--agent-log and --boot-log tell more.",
-        )
 
     def _too_late(self) -> None:
         tail = tuple(self._launcher.console_tail())

@@ -5,20 +5,35 @@ from __future__ import annotations
 import errno
 import os
 
-from cloche.errors import ClocheError, MountError
-from cloche.host.text import describe_errno
+from cloche.errors import ClocheError, LaunchError, MountError
+from cloche.host.text import describe_errno, escape_untrusted
 from cloche.model.guest import CheckPlace, Mkdir, Mount
 from cloche.model.request import GuestMount, MountKind
 from cloche.plan.places import outer_place
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cloche.guest.messages import SetupFailed
     from cloche.model.guest import Step
+    from cloche.model.plan import LaunchPlan
     from cloche.model.request import RunRequest
     from cloche.plan.places import Place
 
 #: What guest/kernel.config has.
 _KNOWN = "cloche's own kernel knows ext2, ext3, ext4, squashfs, erofs, ISO 9660, UDF and FAT"
+
+
+def not_set_up(plan: LaunchPlan, answer: SetupFailed) -> ClocheError:
+    """Return why a guest could not be set up, by what it says of a step."""
+    layer = plan.layer
+    steps = layer.setup if layer is not None and layer.check is not None else plan.setup
+    known = None
+    if plan.request is not None and answer.step < len(steps):
+        known = why_not_mounted(plan.request, steps[answer.step], answer.errno)
+    return known or LaunchError(
+        f"the guest could not be set up: {escape_untrusted(answer.what, 200)}: {describe_errno(answer.errno)}",
+        hint="--agent-log and --boot-log tell more.",
+    )
 
 
 def why_not_mounted(request: RunRequest, step: Step, code: int) -> ClocheError | None:
