@@ -35,7 +35,7 @@ def check(
     """Look a program up for a run from a directory."""
     asked = request(name, shares=shares, **options)
     host = facts(cwd=cwd, environment={b"PATH": path})
-    shown = shown_trees(shares)
+    shown = shown_trees(asked)
     return find_program(build_command(asked, host, ALICE, shown), tuple(map(os.fsencode, shown)))
 
 

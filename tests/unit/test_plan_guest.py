@@ -96,7 +96,7 @@ def environment(host: dict[bytes, bytes], person: User = ALICE, **options: Any) 
 
 def command(asked: RunRequest, cwd: str = "/home/alice", user: User = ALICE) -> GuestCommand:
     """Return the program as it will be started."""
-    return build_command(asked, facts(user, cwd=cwd), resolve_user(asked, user), shown_trees(asked.shares))
+    return build_command(asked, facts(user, cwd=cwd), resolve_user(asked, user), shown_trees(asked))
 
 
 def test_the_hosts_environment_stays_on_the_host() -> None:
@@ -152,7 +152,7 @@ def test_path_keeps_what_the_guest_has() -> None:
 
 def test_path_of_shares_and_of_root() -> None:
     """A shared directory's programs are found; root has the directories for administrators too."""
-    shown = shown_trees((share("/home/alice/bin"), share("/home/alice/lib", "/elsewhere")))
+    shown = shown_trees(request(shares=(share("/home/alice/bin"), share("/home/alice/lib", "/elsewhere"))))
     path = guest_path(b"/home/alice/bin:/home/alice/lib:/elsewhere", ALICE, shown)
     assert path.split(b":")[:2] == [b"/home/alice/bin", b"/usr/local/bin"]
     assert b"/usr/sbin" in guest_path(b"", ROOT, shown).split(b":")

@@ -44,6 +44,7 @@ KERNEL = (
 )
 #: What the tests run, on the host and in the guest (which sees the host's /usr).
 TEST = (
+    "busybox-static",  # a root tree of one program
     "dosfstools",  # images of the file systems that a guest can mount
     "e2fsprogs",
     "erofs-utils",

@@ -208,7 +208,7 @@ class Sandbox(Machine):
             privileged=self.request.privileged and wanted.user is None,
         )
         facts = self._facts
-        command = build_command(asked, facts, resolve_user(asked, facts.user), shown_trees(asked.shares))
+        command = build_command(asked, facts, resolve_user(asked, facts.user), shown_trees(asked))
         return Popen(loop, wanted.words, command, wanted.files, wanted.text)
 
     def _require_loop(self) -> Loop:

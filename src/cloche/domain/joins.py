@@ -141,7 +141,8 @@ def _command(plan: LaunchPlan, asked: Exec, words: Words) -> GuestCommand:
             )
     command = build_join(plan.command, words.argv, words.env, asked.workdir, person)
     # Found here it need not be searched for in the guest, where each directory costs a request.
-    return command._replace(program=find_program(command, tuple(os.fsencode(path) for path in SYSTEM_TREES)))
+    shown = () if plan.request is not None and plan.request.root is not None else SYSTEM_TREES
+    return command._replace(program=find_program(command, tuple(os.fsencode(path) for path in shown)))
 
 
 def streams(fds: list[int], *, terminal: bool) -> tuple[int | None, int | None, int | None]:

@@ -9,6 +9,7 @@ from cloche.errors import ClocheError, LaunchError, MountError
 from cloche.host.text import describe_errno, escape_untrusted
 from cloche.model.guest import CheckPlace, Mkdir, Mount
 from cloche.model.request import GuestMount, MountKind
+from cloche.plan.guest import SYSTEM_PLACE
 from cloche.plan.places import outer_place
 from cloche.record import TYPE_CHECKING
 
@@ -38,6 +39,10 @@ def not_set_up(plan: LaunchPlan, answer: SetupFailed) -> ClocheError:
 
 def why_not_mounted(request: RunRequest, step: Step, code: int) -> ClocheError | None:
     """Return what is to be said of a step that failed; None when it was not about a share or a mount."""
+    root = request.root
+    if root is not None and isinstance(step, Mount) and step.target == SYSTEM_PLACE:
+        mount = GuestMount(MountKind.HOST_IMAGE, "/", root.source, False, root.fs, root.part)
+        return _bad_image(mount, request, code)
     place = _place_of(request, step)
     if place is None:
         return None

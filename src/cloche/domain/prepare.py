@@ -12,7 +12,7 @@ from cloche.host.programs import find_program
 from cloche.model.jail import INSECURE_PARTS
 from cloche.model.machine import NOT_APART, Kernel
 from cloche.model.plan import Template
-from cloche.plan.stage import SYSTEM_TREES
+from cloche.plan.guest import shown_trees
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) ->
         why_cold = "" if template else NO_TEMPLATE_YET
     plan = driver.plan(request, facts, kernel, template)._replace(cold=why_cold, name=request.name)
     if not request.includes:
-        shown = (*SYSTEM_TREES, *(share.target for share in request.shares if share.target == share.source))
-        program = find_program(plan.command, tuple(os.fsencode(path) for path in shown))
+        program = find_program(plan.command, tuple(os.fsencode(path) for path in shown_trees(request)))
         plan = plan._replace(command=plan.command._replace(program=program))
     return plan
 

@@ -43,6 +43,12 @@ def build_request(given: Mapping[str, object], program: Sequence[str]) -> RunReq
         disks = tuple(resolve_disk(word) for word in given.get("disk", ()))  # type: ignore[attr-defined]
         more, images, mounts = resolve_mounts(given.get("mount", ()))  # type: ignore[arg-type]
         shares, disks = (*shares, *more), (*disks, *images)
+    root = None
+    if "root" in given:
+        from cloche.domain.archives import find_root
+
+        root, images = find_root(str(given["root"]))
+        disks = (*disks, *images)
     network = None
     if "net" in given:
         from cloche.host.networks import resolve_network
@@ -81,6 +87,7 @@ def build_request(given: Mapping[str, object], program: Sequence[str]) -> RunReq
         includes=includes,
         disks=disks,
         mounts=mounts,
+        root=root,
         network=network,
         env=tuple(read_variable(word) for word in given.get("env", ())),  # type: ignore[attr-defined]
         memory_mib=given.get("memory"),  # type: ignore[arg-type]

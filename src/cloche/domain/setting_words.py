@@ -89,6 +89,12 @@ def _mount(word: str) -> None:
         _path(mount.source)
 
 
+def _root(word: str) -> None:
+    from cloche.plan.roots import parse_root
+
+    _path(parse_root(word).path)
+
+
 def _net(word: str) -> None:
     from cloche.plan.networks import parse_network
 
@@ -173,6 +179,7 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "include_list": _path,
     "mount": _mount,
     "disk": _disk,
+    "root": _root,
     "net": _net,
     "env": _env,
     "workdir": _workdir,

@@ -184,7 +184,7 @@ class Taken:
             ignored=begin.ignored,
             nice=os.getpriority(os.PRIO_PROCESS, 0),
         )
-        shown = shown_trees(request.shares)
+        shown = shown_trees(request)
         command = build_command(request, facts, resolve_user(request, facts.user), shown)
         command = command._replace(program=find_program(command, tuple(encode(path) for path in shown)))
         plan = self._domain.plan

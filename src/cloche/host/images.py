@@ -77,17 +77,27 @@ def _size_of(read: MountWord) -> int:
 
 def _disk_of(read: MountWord, disks: list[Disk]) -> str:
     """Return the tag of the disk of an image, which is among the disks then."""
-    disk = _look_at(f"{MOUNT_TAG}{len(disks)}", read.source, read.format or "raw", read.writable)
-    if not read.format and _head(disk.path)[:4] == QCOW2_MAGIC:
-        raise DiskError(
-            f"{read.source} looks like a qcow2 image",
-            hint="Say format=qcow2, or format=raw if it only looks so: a guest can make any disk look like one.",
-        )
+    disk = look_at_image(f"{MOUNT_TAG}{len(disks)}", read.source, read.format, read.writable)
     for known in disks:
         if known._replace(tag=disk.tag) == disk:
             return known.tag
     disks.append(disk)
     return disk.tag
+
+
+def look_at_image(tag: str, path: str, kind: str, writable: bool) -> Disk:
+    """Return the disk of an image; ``kind`` is empty when no format was said, which is then raw.
+
+    Raises:
+        DiskError: As ``resolve_disk``; or it is raw and looks like another format.
+    """
+    disk = _look_at(tag, path, kind or "raw", writable)
+    if not kind and _head(disk.path)[:4] == QCOW2_MAGIC:
+        raise DiskError(
+            f"{path} looks like a qcow2 image",
+            hint="Say format=qcow2, or format=raw if it only looks so: a guest can make any disk look like one.",
+        )
+    return disk
 
 
 def _look_at(tag: str, path: str, kind: str, writable: bool) -> Disk:
@@ -129,6 +139,28 @@ def _head(path: str) -> bytes:
             return file.read(QCOW2_HEAD)
     except OSError as error:
         raise DiskError(f"cannot read {path}: {reason_of(error)}") from None
+
+
+def make_file_system(path: str, size_bytes: int) -> None:
+    """Make a sparse image with an empty ext4 that has no journal: for what is written once, as a whole.
+
+    Raises:
+        MissingToolError: There is no mkfs.ext4.
+        CommandError: It fails.
+        OSError: There is no room, or something is there.
+    """
+    from cloche.errors import MissingToolError
+    from cloche.host.process import run
+    from cloche.host.tools import find_system_tool
+
+    mkfs = find_system_tool("mkfs.ext4")
+    if not mkfs:
+        raise MissingToolError("mkfs.ext4", hint="Install the package e2fsprogs.")
+    with open(path, "xb") as file:
+        file.truncate(size_bytes)
+    os.chmod(path, 0o600)
+    options = "lazy_itable_init=1,nodiscard,root_owner=0:0"
+    run((mkfs, "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", options, path), check=True)
 
 
 def read_list(path: str) -> list[str]:

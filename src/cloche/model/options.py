@@ -184,6 +184,11 @@ RUN_OPTIONS = (
         repeat=True,
     ),
     Option(
+        ("--root",),
+        "Give the guest another system tree than the host's: a directory, an image or a tar archive.",
+        metavar="DIR|TAR|IMAGE[,format=raw|qcow2][,fs=TYPE][,part=N]",
+    ),
+    Option(
         ("--disk",),
         "Give the machine a disk kept in a file of the host, or an empty one that goes with it: /dev/disk/by-tag/TAG.",
         metavar="TAG=FILE[,format=raw|qcow2][,ro]|TAG=size:SIZE",

@@ -99,6 +99,32 @@ class GuestMount(Record):
     size_bytes: int = 0
 
 
+class RootKind:
+    """Where a guest's system tree comes from, if not from the host: a DIRECTORY of the host, or an IMAGE."""
+
+    DIRECTORY = "directory"
+    IMAGE = "image"
+
+
+class Root(Record):
+    """The system tree of another system; all of it is shown, and changes go to the guest's writable layer.
+
+    Attributes:
+        kind: One of RootKind.
+        source: DIRECTORY: an absolute path, links resolved. IMAGE: the tag of the disk.
+        machine_id: 32 hexadecimal digits for the guest.
+        shell: What a program of the caller's is told to be the shell: one that the tree has.
+        fs, part: IMAGE: as in a GuestMount.
+    """
+
+    kind: str
+    source: str
+    machine_id: str
+    shell: str = "/bin/sh"
+    fs: str = ""
+    part: int = 0
+
+
 class NetworkKind:
     """Who is at the other end of a guest's network card.
 
@@ -180,6 +206,7 @@ class RunRequest(Record):
     includes: tuple[Include, ...] = ()
     disks: tuple[Disk, ...] = ()
     mounts: tuple[GuestMount, ...] = ()
+    root: Root | None = None
     network: Network | None = None
     env: tuple[tuple[bytes, bytes], ...] = ()
     workdir: str | None = None

@@ -136,6 +136,7 @@ _EXAMPLES = {
     "include": '["/etc/app.conf=~/app.conf"]',
     "include_list": '["~/.config/app/copies"]',
     "mount": '["host-image:~/data.img,at=/data", "ram:at=/scratch,size=1G"]',
+    "root": '"/srv/debian13"',
     "disk": '["data=~/data.img,ro"]',
     "net": '"user"',
     "user": '"nobody"',

@@ -26,16 +26,19 @@ from cloche.model.guest import (
     WriteFile,
 )
 from cloche.model.machine import Devices
+from cloche.model.request import RootKind
 from cloche.plan.shares import contains
 from cloche.plan.stage import EMPTY_DIRECTORIES, SYSTEM_TREES
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.model.facts import HostFacts, SkeletonEntry, User
-    from cloche.model.request import Include, RunRequest, Share
+    from cloche.model.request import Include, RunRequest
 
 SYSTEM_TAG = b"system"
 SHARES_TAG = b"shares"
+#: Where the system tree is mounted before it is laid under the writable layer.
+SYSTEM_PLACE = b"/cloche/system"
 
 #: Index, metadata copies and redirects would tie the upper layer to the inodes of a lower one that may change
 #: (DESIGN D2). Inode numbers of both layers in one range (xino) are worked out anew at each look and stored nowhere;
@@ -137,7 +140,12 @@ def build_machine_steps(
     if entropy:
         steps.append(Entropy())
     steps += [BindDevice(name) for name in devices]
-    if not restored:
+    if request.root is not None:
+        from cloche.plan.roots import build_own_steps
+
+        steps += build_first_steps(user, None, hostname=hostname, devices=request.devices, request=request)
+        steps += build_own_steps(request, user, hostname)
+    elif not restored:
         steps += build_first_steps(user, skeleton, hostname=hostname, devices=request.devices)
     if request.disks:
         from cloche.plan.disks import build_disk_steps
@@ -170,7 +178,12 @@ def build_machine_steps(
 
 
 def build_first_steps(
-    user: User, skeleton: tuple[SkeletonEntry, ...] | None, *, hostname: str, devices: str
+    user: User,
+    skeleton: tuple[SkeletonEntry, ...] | None,
+    *,
+    hostname: str,
+    devices: str,
+    request: RunRequest | None = None,
 ) -> tuple[Step, ...]:
     """Return the steps that all machines of a user have in common: system tree, the layer over it, home, name.
 
@@ -182,25 +195,34 @@ def build_first_steps(
         skeleton: What the home begins with, if it is to be sent along.
         hostname: The guest's name.
         devices: How the machine's devices are arranged.
+        request: Of a machine with a system tree of its own.
     """
     # Put together aside, and then made the root: what is there first is a file system of the kernel's.
     base, root = b"/cloche", b"/cloche/root"
     layer = base + b"/layer"
+    system: tuple[Step, ...] = (mount_tree(SYSTEM_TAG, SYSTEM_PLACE, MS_RDONLY, devices=devices),)
+    flags = 0
+    if request is not None and request.root is not None:
+        flags = MS_NODEV
+        if request.root.kind == RootKind.IMAGE:
+            from cloche.plan.roots import build_image_steps
+
+            system = build_image_steps(request, SYSTEM_PLACE)
     return (
-        Mkdir(base + b"/system"),
+        Mkdir(SYSTEM_PLACE),
         Mkdir(layer),
         Mkdir(root),
-        mount_tree(SYSTEM_TAG, base + b"/system", MS_RDONLY, devices=devices),
+        *system,
         Mount(b"tmpfs", b"layer", layer, 0, b"mode=0755,size=80%"),
         Mkdir(layer + b"/upper"),
         Mkdir(layer + b"/work"),
         # Made in the writable layer itself, before it lies over the system tree: nothing has to be copied up for it.
-        *build_home_steps(user, skeleton, home=layer + b"/upper", system=base + b"/system"),
+        *build_home_steps(user, skeleton, home=layer + b"/upper", system=SYSTEM_PLACE),
         Mount(
             b"overlay",
             b"cloche",
             root,
-            0,
+            flags,
             b"lowerdir=/cloche/system,upperdir=/cloche/layer/upper,workdir=/cloche/layer/work,"
             + OVERLAY_OPTIONS,
         ),
@@ -276,9 +298,10 @@ def encode(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
-def shown_trees(shares: tuple[Share, ...]) -> tuple[str, ...]:
+def shown_trees(request: RunRequest) -> tuple[str, ...]:
     """Return the trees of the host that the guest sees at the same place."""
-    return (*SYSTEM_TREES, *(share.target for share in shares if share.target == share.source))
+    shared = (share.target for share in request.shares if share.target == share.source)
+    return tuple(shared) if request.root is not None else (*SYSTEM_TREES, *shared)
 
 
 def resolve_user(request: RunRequest, user: User) -> User:
@@ -331,7 +354,7 @@ def build_environment(
     env = {name: host[name] for name in _PASSED_ON if name in host}
     env[b"HOME"] = encode(person.home)
     env[b"USER"] = env[b"LOGNAME"] = encode(person.name)
-    env[b"SHELL"] = encode(person.shell)
+    env[b"SHELL"] = encode(person.shell if request.root is None else request.root.shell)
     env[b"PATH"] = guest_path(host.get(b"PATH", b""), person, shown)
     env.setdefault(b"TERM", b"dumb")
     env.update(request.env)

@@ -61,6 +61,7 @@ def why_not(request: RunRequest) -> str:
         (request.driver != "qemu", f"--driver {request.driver} makes another kind of domain"),
         (request.cold, "--cold was given"),
         (request.layer is not None, "a machine that waits has no profile's disk"),
+        (request.root is not None, "--root has another tree than the machines that wait"),
         (bool(request.mounts), "--mount is done before a machine's first program"),
         (bool(request.disks), "a disk is not added to a machine that waits"),
         (request.network is not None, "a network card is not added to a machine that waits"),

@@ -8,6 +8,7 @@ from cloche.drivers.qemu.board import DeviceParts
 from cloche.drivers.qemu.jails import device_jail
 from cloche.model.jail import AS_IS, Bind, BindFlag, Dir, Proc
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind, ProcessPlan, SharingPlan
+from cloche.model.request import RootKind
 from cloche.plan.stage import below, build_stage
 from cloche.record import TYPE_CHECKING, Record
 
@@ -60,13 +61,11 @@ class Tree(Record):
 
 def build_trees(request: RunRequest, facts: HostFacts, hostname: str) -> tuple[Tree, ...]:
     """Return the trees of a machine: the host's own, and what was shared if anything was."""
-    stage = build_stage(facts, hostname=hostname, machine_id=MACHINE_ID_PLACEHOLDER)
     is_root = facts.user.uid == 0
     reader = _READER_CAPS if is_root else 0
-    ids = b"host" if is_root else b"squash-root"
-    system = Tree("system", stage, readonly=True, cache=b"forever", ids=ids, caps=reader)
+    system = _system_tree(request, facts, hostname, reader)
     if not (request.shares or request.includes or request.share_later):
-        return (system,)
+        return system
     ids = b"host" if is_root else b"caller:%d:%d" % (facts.user.uid, facts.user.gid)
     writable = _is_writable(request)
     # Who may become anybody to give files their owner would become root again: another id holds nothing back.
@@ -80,7 +79,22 @@ def build_trees(request: RunRequest, facts: HostFacts, hostname: str) -> tuple[T
         caps=caps,
         as_owner=is_root and writable,
     )
-    return system, shares
+    return *system, shares
+
+
+def _system_tree(request: RunRequest, facts: HostFacts, hostname: str, caps: int) -> tuple[Tree, ...]:
+    """Return the system tree; none where the guest mounts it from an image."""
+    root = request.root
+    if root is not None and root.kind == RootKind.IMAGE:
+        return ()
+    if root is not None:
+        from cloche.plan.roots import build_tree
+
+        stage = build_tree(root.source)
+    else:
+        stage = build_stage(facts, hostname=hostname, machine_id=MACHINE_ID_PLACEHOLDER)
+    ids = b"host" if facts.user.uid == 0 else b"squash-root"
+    return (Tree("system", stage, readonly=True, cache=b"forever", ids=ids, caps=caps),)
 
 
 def _is_writable(request: RunRequest) -> bool:

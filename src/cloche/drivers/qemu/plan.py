@@ -14,6 +14,7 @@ from cloche.errors import HostError, UsageError
 from cloche.model.guest import BindDevice
 from cloche.model.machine import LO_ON_DEMAND, NOT_APART, Accelerator, Devices, Isolation
 from cloche.model.plan import LaunchPlan
+from cloche.model.request import RootKind
 from cloche.plan.disks import build_disk_steps
 from cloche.plan.guest import FRESH, build_command, build_machine_steps, resolve_user, shown_trees
 from cloche.plan.places import check_places
@@ -63,6 +64,10 @@ def plan_launch(
     machine, notices = choose_machine(request, facts, kernel)
     check_insecure(request.insecure, facts)
     person = resolve_user(request, facts.user)
+    if request.root is not None:
+        from cloche.plan.roots import check_root
+
+        check_root(request)
     check_places(request.shares, request.includes, request.mounts)
     board = Board(microvm=kernel.machine == "microvm")
     shared = bool(request.shares or request.includes or request.share_later)
@@ -109,7 +114,7 @@ def plan_launch(
         console="console",
         monitor="monitor",
         setup=setup,
-        command=build_command(request, facts, person, shown_trees(request.shares)),
+        command=build_command(request, facts, person, shown_trees(request)),
         writable_shares=any(share.writable for share in request.shares)
         # A profile's is closed in its own way.
         or any(disk.writable for disk in request.disks[request.layer is not None :]),
@@ -208,12 +213,14 @@ def _plan_devices(
             f"there is no arrangement {request.devices!r} of devices",
             hint=f"There are {Devices.PROCESS}, {Devices.BUNDLED} and {Devices.VMM}.",
         )
-    system, *shares = zip(trees, SOCKET_FDS, strict=False)
-    devices = [plan_file_server(board, *system, facts)]
+    # The system tree comes first, where it is not in an image; no machine without it has a balloon.
+    in_template = 0 if request.root is not None and request.root.kind == RootKind.IMAGE else 1
+    servers = list(zip(trees, SOCKET_FDS, strict=False))
+    devices = [plan_file_server(board, tree, fd, facts) for tree, fd in servers[:in_template]]
     if balloon:
         # Its driver takes an emulated guest 12 ms at a boot, and none where a template has it.
         devices.append(plan_balloon(board))
-    devices += [plan_file_server(board, tree, fd, facts) for tree, fd in shares]
+    devices += [plan_file_server(board, tree, fd, facts) for tree, fd in servers[in_template:]]
     before = _disks_before_card(request)
     if before:
         from cloche.drivers.qemu.disk import plan_disks

@@ -39,6 +39,8 @@ def why_cold(request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> st
     version = facts.tools.qemu_version
     if request.cold:
         return "--cold was given"
+    if request.root is not None:
+        return "a template has the host's tree, and --root has another one"
     if request.boot_log or request.boot_timeout_s is not None:
         return "--boot-log and --boot-timeout are about a boot"
     if kernel is None or kernel.machine != _MICROVM:
