@@ -14,10 +14,13 @@ pub struct Budget {
     held: Mutex<Held>,
 }
 
+/// An inode that the guest knows.
 #[derive(Debug)]
-struct Known {
-    lookups: u64,
-    place: Place,
+pub struct Known {
+    /// How often it was looked up and not forgotten.
+    pub lookups: u64,
+    /// Where it lies.
+    pub place: Place,
 }
 
 #[derive(Debug)]
@@ -30,15 +33,17 @@ struct Open {
 struct Held {
     inodes: HashMap<u64, Known>,
     handles: HashMap<u64, Open>,
-    /// Descriptors of before a restore, of inodes and open files that were never seen here.
-    restored: u64,
-    /// There was a restore: of some of it nobody knows where it lies, nor of what is found through it.
-    is_restored: bool,
 }
 
 impl Held {
+    fn open(&mut self, inode: u64, handle: u64) {
+        let place = self.inodes.get(&inode).map(|known| known.place.clone());
+        let place = place.unwrap_or_default();
+        self.handles.insert(handle, Open { inode, place });
+    }
+
     fn count(&self) -> u64 {
-        self.inodes.len() as u64 + self.handles.len() as u64 + self.restored
+        self.inodes.len() as u64 + self.handles.len() as u64
     }
 }
 
@@ -85,7 +90,6 @@ impl Budget {
     pub fn forget(&self, inode: u64, count: u64) {
         let mut held = self.lock();
         let Some(known) = held.inodes.get_mut(&inode) else {
-            held.restored = held.restored.saturating_sub(1);
             return;
         };
         known.lookups = known.lookups.saturating_sub(count);
@@ -94,38 +98,27 @@ impl Budget {
         }
     }
 
-    /// Whether the guest knows an inode. After a restore nobody can tell, and every one counts as known.
+    /// Whether the guest knows an inode.
     #[must_use]
     pub fn knows(&self, inode: u64) -> bool {
-        let held = self.lock();
-        held.is_restored || held.inodes.contains_key(&inode)
+        self.lock().inodes.contains_key(&inode)
     }
 
     /// Counts an opened file or directory.
     pub fn open(&self, inode: u64, handle: Option<u64>) {
         let Some(handle) = handle else { return };
-        let mut held = self.lock();
-        let place = held.inodes.get(&inode).map(|known| known.place.clone());
-        let place = place.unwrap_or_default();
-        held.handles.insert(handle, Open { inode, place });
+        self.lock().open(inode, handle);
     }
 
     /// Counts a closed one.
     pub fn close(&self, handle: u64) {
-        let mut held = self.lock();
-        if held.handles.remove(&handle).is_none() {
-            held.restored = held.restored.saturating_sub(1);
-        }
+        self.lock().handles.remove(&handle);
     }
 
-    /// Takes everything off that the guest holds of a place; `None` when what it holds cannot be told apart, because it
-    /// comes from before a restore.
+    /// Takes everything off that the guest holds of a place.
     #[must_use]
-    pub fn take(&self, place: &[u8]) -> Option<Holding> {
+    pub fn take(&self, place: &[u8]) -> Holding {
         let mut held = self.lock();
-        if held.is_restored {
-            return None;
-        }
         let mut holding = Holding::default();
         held.inodes.retain(|inode, known| {
             let is_elsewhere = *known.place != *place;
@@ -141,16 +134,20 @@ impl Budget {
             }
             is_elsewhere
         });
-        Some(holding)
+        holding
     }
 
-    /// The guest starts anew, and what it knew before holds `restored` descriptors (0: it knows nothing).
-    pub fn restart(&self, restored: u64) {
-        *self.lock() = Held {
-            restored,
-            is_restored: restored > 0,
+    /// The guest starts anew, and knows these inodes and open files (handle and inode): nothing, or what it knew when it
+    /// was saved.
+    pub fn restart(&self, inodes: HashMap<u64, Known>, handles: &[(u64, u64)]) {
+        let mut held = Held {
+            inodes,
             ..Held::default()
         };
+        for (handle, inode) in handles {
+            held.open(*inode, *handle);
+        }
+        *self.lock() = held;
     }
 
     /// Descriptors held for the guest.
@@ -219,17 +216,20 @@ mod tests {
         assert!(budget.is_scarce());
         budget.close(0);
         assert!(!budget.is_scarce());
-        budget.restart(0);
+        budget.restart(HashMap::new(), &[]);
         assert_eq!(budget.held(), 0);
     }
 
     #[test]
-    fn what_was_restored_counts_until_it_is_let_go() {
+    fn what_was_restored_is_held_as_if_it_had_been_told_here() {
         let budget = Budget::new(1);
-        budget.restart(2);
-        assert!(budget.is_scarce());
+        let place: Place = b"7"[..].into();
+        let known = Known { lookups: 2, place };
+        budget.restart(HashMap::from([(5, known)]), &[(9, 5)]);
+        assert!(budget.is_scarce() && budget.knows(5) && !budget.knows(6));
         budget.forget(5, 1);
-        budget.close(9);
+        let taken = budget.take(b"7");
+        assert_eq!((taken.inodes, taken.handles), (vec![(5, 1)], vec![(5, 9)]));
         assert_eq!(budget.held(), 0);
     }
 
@@ -244,13 +244,13 @@ mod tests {
         budget.open(3, Some(10));
         budget.open(5, Some(11));
         budget.forget(4, 1);
-        let mut taken = budget.take(b"7").unwrap();
+        let mut taken = budget.take(b"7");
         taken.inodes.sort_unstable();
         assert_eq!(taken.inodes, [(2, 1), (3, 2)]);
         assert_eq!(taken.handles, [(3, 10)]);
         assert!(!budget.knows(3) && budget.knows(5));
         assert_eq!(budget.held(), 2);
-        assert_eq!(budget.take(b"7"), Some(Holding::default()));
+        assert_eq!(budget.take(b"7"), Holding::default());
     }
 
     #[test]
@@ -259,13 +259,6 @@ mod tests {
         budget.remember(1, b"7", 2);
         budget.open(2, Some(10));
         budget.forget(2, 1);
-        assert_eq!(budget.take(b"7").unwrap().handles, [(2, 10)]);
-    }
-
-    #[test]
-    fn what_was_restored_cannot_be_told_apart() {
-        let budget = Budget::new(9);
-        budget.restart(1);
-        assert!(budget.take(b"7").is_none() && budget.knows(77));
+        assert_eq!(budget.take(b"7").handles, [(2, 10)]);
     }
 }

@@ -1,5 +1,6 @@
 //! What a share answers to each kind of request: checked here, done by the library, counted here.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -33,7 +34,7 @@ impl FileSystem for ShareFs {
             .session
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        self.0.budget.restart(0);
+        self.0.budget.restart(HashMap::new(), &[]);
         let wanted = self.0.files.init(capable)?;
         // The host's kernel itself takes set-id bits away when a process without privileges writes, so that the guest
         // need not ask for `security.capability` before every write.
@@ -47,7 +48,7 @@ impl FileSystem for ShareFs {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         self.0.files.destroy();
-        self.0.budget.restart(0);
+        self.0.budget.restart(HashMap::new(), &[]);
     }
 
     fn lookup(&self, ctx: Context, parent: Inode, name: &CStr) -> io::Result<Entry> {
@@ -477,15 +478,9 @@ impl SerializableFileSystem for ShareFs {
             .unwrap_or_else(PoisonError::into_inner)
             .take()
             .ok_or_else(|| invalid("a second state"))?;
-        let state = vessel.fill(state, self.0.guest_fds)?;
-        // All but the state's own, which the library closes.
-        let before = open_fds()?.saturating_sub(1);
+        let (state, held) = vessel.fill(state, self.0.guest_fds)?;
         self.0.files.deserialize_and_apply(state)?;
-        self.0.budget.restart(open_fds()?.saturating_sub(before));
+        self.0.budget.restart(held.inodes, &held.handles);
         Ok(())
     }
-}
-
-fn open_fds() -> io::Result<u64> {
-    Ok(std::fs::read_dir("/proc/self/fd")?.count() as u64)
 }

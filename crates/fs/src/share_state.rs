@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::FromRawFd;
 
+use crate::budget::{Known, Place};
 use crate::nodes::ROOT;
 use crate::request::check_name;
 use crate::tree_state::invalid;
@@ -30,6 +31,15 @@ const VERSION: u64 = 1;
 const AT_ROOT: u64 = 0;
 const AT_PATH: u64 = 1;
 const NOWHERE: u64 = 2;
+
+/// What the guest holds by a state.
+#[derive(Debug, Default)]
+pub struct Holding {
+    /// Inodes by their number.
+    pub inodes: HashMap<u64, Known>,
+    /// Open files: handle and inode.
+    pub handles: Vec<(u64, u64)>,
+}
 
 /// What a state that was looked at is handed to the library in. Made beforehand: the filter of system calls makes no files.
 #[derive(Debug)]
@@ -54,7 +64,7 @@ impl Vessel {
     ///
     /// # Errors
     /// `InvalidData` when it is longer than any, or is not what the library writes.
-    pub fn fill(self, from: impl Read, descriptors: u64) -> io::Result<File> {
+    pub fn fill(self, from: impl Read, descriptors: u64) -> io::Result<(File, Holding)> {
         let most = descriptors
             .saturating_mul(MOST_INODE + MOST_HANDLE)
             .saturating_add(MOST_REST)
@@ -64,16 +74,17 @@ impl Vessel {
         if bytes.len() as u64 > most {
             return Err(invalid("a state of a share that is too long"));
         }
-        check(&bytes, descriptors)?;
+        let held = check(&bytes, descriptors)?;
         let mut file = self.0;
         file.write_all(&bytes)?;
         file.rewind()?;
-        Ok(file)
+        Ok((file, held))
     }
 }
 
-/// Looks through a state; `descriptors` is the most that inodes and open files may be together.
-fn check(bytes: &[u8], descriptors: u64) -> io::Result<()> {
+/// Looks through a state, and returns what the guest holds by it; `descriptors` is the most that inodes and open files may
+/// be together.
+fn check(bytes: &[u8], descriptors: u64) -> io::Result<Holding> {
     let mut input = Input(bytes);
     if input.number()? != VERSION {
         return Err(invalid("the state of a share of another version"));
@@ -84,12 +95,12 @@ fn check(bytes: &[u8], descriptors: u64) -> io::Result<()> {
     }
     // How often each is held, and by how many inodes in it.
     let mut held: HashMap<u64, u64> = HashMap::new();
-    let mut children: HashMap<u64, u64> = HashMap::new();
+    let mut children: HashMap<u64, Vec<(u64, &[u8])>> = HashMap::new();
     let mut last = 0;
     for _ in 0..count {
         let (number, times) = (input.number()?, input.number()?);
-        if let Some(parent) = input.place(number)? {
-            *children.entry(parent).or_default() += 1;
+        if let Some((parent, name)) = input.place(number)? {
+            children.entry(parent).or_default().push((number, name));
         }
         // A file handle to compare with is never asked for.
         if input.byte()? != 0 {
@@ -100,16 +111,17 @@ fn check(bytes: &[u8], descriptors: u64) -> io::Result<()> {
             return Err(invalid("an inode that is there twice"));
         }
     }
-    if children
-        .iter()
-        .any(|(parent, count)| held.get(parent).is_none_or(|times| times < count))
-    {
+    if children.iter().any(|(parent, inside)| {
+        held.get(parent)
+            .is_none_or(|times| *times < inside.len() as u64)
+    }) {
         return Err(invalid("an inode held less often than it must be"));
     }
     if input.number()? <= last {
         return Err(invalid("an inode with a number that is yet to come"));
     }
-    check_handles(&mut input, descriptors - count)?;
+    let inodes = find_places(&held, &children);
+    let handles = read_handles(&mut input, descriptors - count)?;
     for _ in 0..4 {
         if input.byte()? > 1 {
             return Err(invalid("an option that is neither on nor off"));
@@ -119,22 +131,53 @@ fn check(bytes: &[u8], descriptors: u64) -> io::Result<()> {
     if input.number()? != 0 || !input.0.is_empty() {
         return Err(invalid("more than a state"));
     }
-    Ok(())
+    Ok(Holding { inodes, handles })
 }
 
-fn check_handles(input: &mut Input<'_>, most: u64) -> io::Result<()> {
+/// Returns how often the guest holds each inode, and the directory of the root it lies in. What an inode is held by those
+/// in it is over when the library has found them.
+fn find_places(
+    held: &HashMap<u64, u64>,
+    children: &HashMap<u64, Vec<(u64, &[u8])>>,
+) -> HashMap<u64, Known> {
+    let mut found = HashMap::new();
+    let mut open: Vec<(u64, Place)> = vec![(ROOT, Place::default())];
+    while let Some((number, place)) = open.pop() {
+        let inside = children.get(&number).map_or(&[][..], Vec::as_slice);
+        for &(child, name) in inside {
+            // What lies in the root is a place of its own, everything below belongs to it.
+            let place = if number == ROOT {
+                name.into()
+            } else {
+                place.clone()
+            };
+            open.push((child, place));
+        }
+        let times = held.get(&number).copied().unwrap_or_default();
+        let lookups = times.saturating_sub(inside.len() as u64);
+        if number != ROOT && lookups > 0 {
+            found.insert(number, Known { lookups, place });
+        }
+    }
+    found
+}
+
+/// Returns the open files: handle and inode.
+fn read_handles(input: &mut Input<'_>, most: u64) -> io::Result<Vec<(u64, u64)>> {
     let count = input.number()?;
     if count > most {
         return Err(invalid("more open files than the guest may hold"));
     }
+    let mut handles = Vec::new();
     for _ in 0..count {
-        let (_number, _inode) = (input.number()?, input.number()?);
+        handles.push((input.number()?, input.number()?));
         let (source, _flags) = (input.number()?, input.number()?);
         if source != 0 {
             return Err(invalid("an open file from nowhere"));
         }
     }
-    input.number().map(drop)
+    input.number()?;
+    Ok(handles)
 }
 
 /// What has not been read yet.
@@ -174,16 +217,16 @@ impl<'b> Input<'b> {
         Err(invalid("a number that is too large"))
     }
 
-    /// Reads where an inode is, and returns the directory it is in, if it is in one.
-    fn place(&mut self, number: u64) -> io::Result<Option<u64>> {
+    /// Reads where an inode is, and returns the directory it is in and its name there, if it is in one.
+    fn place(&mut self, number: u64) -> io::Result<Option<(u64, &'b [u8])>> {
         match self.number()? {
             AT_ROOT if number == ROOT => Ok(None),
             AT_PATH if number != ROOT => {
                 let parent = self.number()?;
                 let length = self.number()?;
-                let name = CString::new(self.bytes(length)?)?;
-                check_name(&name)?;
-                Ok(Some(parent))
+                let name = self.bytes(length)?;
+                check_name(&CString::new(name)?)?;
+                Ok(Some((parent, name)))
             }
             NOWHERE if number != ROOT => Ok(None),
             _ => Err(invalid("an inode that is elsewhere")),

@@ -1,3 +1,4 @@
+use std::ffi::CStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -222,4 +223,41 @@ fn what_the_library_would_not_write_is_refused() {
     }
     let largest = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1];
     assert_eq!(Input(&largest).number().unwrap(), u64::MAX);
+}
+
+#[test]
+fn a_restored_share_knows_what_lies_where_and_lets_go_of_it() {
+    let scratch = Scratch::new("places");
+    for place in ["7", "8"] {
+        fs::create_dir_all(scratch.served().join(place).join("inner")).unwrap();
+        fs::write(scratch.served().join(place).join("inner/file"), b"text").unwrap();
+    }
+    let before = share(&scratch.served());
+    let walk = |share: &ShareFs, place: &CStr| {
+        let top = share.lookup(ctx(), ROOT, place).unwrap().inode;
+        let inner = share.lookup(ctx(), top, c"inner").unwrap().inode;
+        let file = share.lookup(ctx(), inner, c"file").unwrap().inode;
+        let (handle, _) = share.open(ctx(), file, false, 0).unwrap();
+        (file, handle.unwrap())
+    };
+    let (file, handle) = walk(&before, c"7");
+    let (other, other_handle) = walk(&before, c"8");
+    // Twice: the guest holds it as often.
+    walk(&before, c"8");
+    let bytes = saved(&before);
+    let after = share(&scratch.served());
+    after.deserialize_and_apply(holding(&bytes)).unwrap();
+    assert_eq!(after.held_fds(), before.held_fds());
+    assert_eq!(after.let_go(b"7").unwrap(), 4);
+    let refused = after.getattr(ctx(), file, None).map(drop);
+    let errno = refused.unwrap_err().raw_os_error();
+    assert_eq!(errno, Some(libc::ESTALE));
+    assert!(after.fsync(ctx(), file, false, handle).is_err());
+    assert!(after.fsync(ctx(), other, false, other_handle).is_ok());
+    // What is told from now on is counted with it; what was forgotten once is still known, and then no more.
+    after.lookup(ctx(), ROOT, c"8").unwrap();
+    after.forget(ctx(), other, 1);
+    assert!(after.getattr(ctx(), other, None).is_ok());
+    after.forget(ctx(), other, 1);
+    assert!(after.getattr(ctx(), other, None).is_err());
 }
