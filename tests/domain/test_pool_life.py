@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import select
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
+from cloche.host.groups import UNIFIED, mounts
+from support.domains import domain_processes
 from support.pools import FROM_POOL
 from support.pty import TerminalProgram
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from support.pools import Pool
 
 
@@ -77,3 +87,45 @@ def test_a_run_from_the_pool_is_saved_and_forked(pool: Pool) -> None:
                 cloche("rm", name)
             cloche("snapshot", "delete", "pooled")
             process.kill()
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """Provide a control group of this test's."""
+    places = mounts()
+    place = places.get(UNIFIED) or next(iter(places.values()))
+    made = Path(place) / f"cloche-test-{os.getpid()}"
+    made.mkdir()
+    yield made
+    made.rmdir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a control group everywhere")
+@pytest.mark.parametrize("pool", ["caller"], indirect=True)
+def test_a_run_counts_in_its_callers_control_group(pool: Pool, group: Path) -> None:
+    """Every process of the machine is in the group of whoever has taken it, and in its maker's before."""
+    pool.set(1)
+    (ident,) = pool.waiting()
+    supervisor = pool.supervisor(ident)
+
+    def members() -> list[bool]:
+        processes = (supervisor, *domain_processes(supervisor))
+        return [f"/{group.name}\n" in Path(f"/proc/{pid}/cgroup").read_text() for pid in processes]
+
+    assert not any(members())
+    script = f'echo $$ > {group}/cgroup.procs; exec "$0" -v sh -c "echo up; read x"'
+    words = ["sh", "-c", script, pool.cloche.program]
+    with pool.cloche.user.popen(words, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"up\n"
+        seen = members()
+        assert len(seen) > 3
+        assert all(seen)
+        all_ends = [os.pidfd_open(pid) for pid in (supervisor, *domain_processes(supervisor))]
+        _, said = process.communicate(b"\n")
+    assert FROM_POOL in said
+    # The group can be removed when nobody is in it any more.
+    for end in all_ends:
+        assert select.select([end], [], [], 90)[0]
+        os.close(end)

@@ -30,6 +30,7 @@ from cloche.domain.taken import Taken
 from cloche.domain.warmup import WarmUp
 from cloche.errors import ClocheError, DomainError, TemplateError
 from cloche.host import rundir
+from cloche.host.groups import UNIFIED, follow
 from cloche.host.pool import Entry, own_key
 from cloche.host.procfs import descendants
 from cloche.host.reactor import READ, Reactor
@@ -184,12 +185,15 @@ class Member:
         Raises:
             OSError: That may not be.
         """
-        if wanted == current():
-            return
+        if wanted != current():
+            apply(self._processes(), wanted)
+
+    def _processes(self) -> tuple[int, ...]:
+        """Return all processes of the domain, this one included."""
         warden = next(
             (one.warden for one in rundir.find_running(waiting=True) if one.ident == self._domain.ident), 0
         )
-        apply((*(descendants(warden) if warden else ()), os.getpid()), wanted)
+        return (*(descendants(warden) if warden else ()), os.getpid())
 
     # What those who come want (``claims.Wanted``)
 
@@ -203,6 +207,8 @@ class Member:
         self._taken = taken = Taken(self._launcher, self._programs, self._facts, taker, claim.shares)
         taken.on_over = self._finish
         taken.go_on()
+        # While the guest wakes up. Processes with limits of their own have groups of their own, too.
+        follow(taker.pid, self._processes(), but=(UNIFIED,) if self._domain.plan.cgroup else ())
         changed = self._fingerprint.changed(self._setting.kernel)
         try:
             if changed:
