@@ -95,6 +95,14 @@ def test_what_cannot_be_a_name_is_refused(word: str) -> None:
         names.check_name(word)
 
 
+def test_a_word_that_is_too_long_is_told_in_part() -> None:
+    """The error stays a sentence."""
+    with pytest.raises(UsageError) as raised:
+        names.check_name("a" * 100_000, "snapshot")
+    assert raised.value.message.endswith("aaa...' cannot be a snapshot's name")
+    assert len(raised.value.message) < 200
+
+
 @pytest.mark.parametrize("word", ["a", "web-1", "A.b_c", "x" * 63, "0123456789abc"])
 def test_what_can_be_a_name(word: str) -> None:
     """Letters, digits and a few signs."""

@@ -26,7 +26,7 @@ class Snapshot:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = check_name(name)
+        self.name = check_name(name, "snapshot")
 
     def __repr__(self) -> str:
         return f"Snapshot({self.name!r})"

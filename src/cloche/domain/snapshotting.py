@@ -45,7 +45,7 @@ def save(ident: str, name: str, *, stop: bool) -> None:
         SnapshotError: There is one of that name, or no room.
         DomainError: The domain cannot be saved; it goes on.
     """
-    check_name(name)
+    check_name(name, "snapshot")
     if name in snapshots.names():
         raise snapshots.taken(name)
     with snapshots.building() as directory, Control(ident, _PATIENCE_S) as control:

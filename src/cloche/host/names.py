@@ -14,6 +14,8 @@ from cloche.errors import UsageError
 
 _MARK = "@"
 _LOCK = "@"
+#: As much of a word is told that is none.
+_SHOWN = 80
 _LONGEST = 63
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 #: An identity has as many hexadecimal digits.
@@ -27,8 +29,10 @@ def check_name(word: str, kind: str = "domain") -> str:
         UsageError: It may not.
     """
     if not word or len(word) > _LONGEST or not set(word) <= _LETTERS or not word[0].isalnum():
+        # An error is a sentence, however long the word.
+        shown = word if len(word) <= _SHOWN else f"{word[:_SHOWN]}..."
         raise UsageError(
-            f"{word!r} cannot be a {kind}'s name",
+            f"{shown!r} cannot be a {kind}'s name",
             hint=f"Take up to {_LONGEST} letters, digits and -_. that begin with a letter or a digit.",
         )
     if len(word) == _IDENT_DIGITS and set(word) <= set("0123456789abcdef"):

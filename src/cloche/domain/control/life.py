@@ -64,7 +64,11 @@ class AskLife(Record):
     ) -> None:
         """Carry it out."""
         del fds, fail
-        programs = programs_of(launcher)
+        programs = launcher.programs
+        if programs is None:
+            # A template is being made of it: nothing of anybody's runs in it.
+            answer(LifeNow("running", launcher.name, 0, detached=False, terminal=False, interactive=False))
+            return
         outlet = programs.outlet
         answer(
             LifeNow(
