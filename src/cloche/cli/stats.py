@@ -12,7 +12,7 @@ from cloche.domain.numbers import read_numbers
 from cloche.errors import UsageError
 from cloche.host.reactor import Reactor
 from cloche.host.rundir import find_running
-from cloche.host.text import format_size
+from cloche.host.text import escape_untrusted, format_size
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,8 +72,13 @@ def top(parsed: Parsed) -> int:
 
 def inspect(parsed: Parsed) -> int:
     """Print plan and state of a domain as JSON; of one that has ended, what is kept of it."""
-    if len(parsed.operands) != 1:
-        raise UsageError("`cloche inspect` takes one domain", hint="Write: cloche inspect DOMAIN")
+    if parsed.get("stage"):
+        return _show_stage(parsed)
+    if len(parsed.operands) != 1 or "root" in parsed.values:
+        raise UsageError(
+            "`cloche inspect` takes one domain, or --stage",
+            hint="Write: cloche inspect DOMAIN, or cloche inspect --stage",
+        )
     ident, running, kept = find_any(parsed.operands[0])
     if running is None:
         assert kept is not None
@@ -90,6 +95,29 @@ def inspect(parsed: Parsed) -> int:
         control.ask(Inspect(), Nothing, (fd,))
         file.seek(0)
         sys.stdout.write(file.read().decode())
+    return 0
+
+
+def _show_stage(parsed: Parsed) -> int:
+    """Print what a guest sees of this host, or of the system in a directory."""
+    from cloche.host.facts import path_facts
+    from cloche.plan.shown import describe_stage
+    from cloche.plan.stage import stage_candidates
+
+    if parsed.operands:
+        raise UsageError("--stage is about the host, and not about a domain", hint="Leave one of them out.")
+    root = str(parsed.get("root", "")).rstrip("/")
+    if root and not os.path.isdir(root):
+        raise UsageError(f"--root {root}: there is no such directory", hint="Name the root of a system.")
+    rows = describe_stage(path_facts(stage_candidates(), root))
+    if parsed.get("json"):
+        print_json([row._asdict() for row in rows])
+        return 0
+    shown = [row for row in rows if row.how != "absent"]
+    widths = [max(len(getattr(row, field)) for row in shown) for field in ("how", "path")]
+    for row in shown:
+        line = f"{row.how:{widths[0]}}  {row.path:{min(widths[1], 32)}}  {row.why}"
+        print(escape_untrusted(os.fsencode(line), 400))
     return 0
 
 

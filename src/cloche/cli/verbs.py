@@ -158,7 +158,17 @@ VERBS = (
             Option(("-n", "--times"), "So many times, and no more.", metavar="N", convert=parse_count),
         ),
     ),
-    Verb("inspect", "Print state and plan of a domain as JSON.", "stats:inspect", operands="DOMAIN"),
+    Verb(
+        "inspect",
+        "Print state and plan of a domain as JSON; or what a guest sees of this host, and why.",
+        "stats:inspect",
+        (
+            Option(("--stage",), "Print what a guest sees of the host's tree, what it does not, and why."),
+            Option(("--root",), "With --stage: of the system that lies in this directory.", metavar="DIR"),
+            _JSON,
+        ),
+        operands="[DOMAIN]",
+    ),
     Verb("rename", "Call a running domain something else.", "life:rename", operands="DOMAIN NAME"),
     Verb(
         "rm",

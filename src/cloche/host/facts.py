@@ -32,7 +32,7 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
         cwd=working_directory(),
         umask=_umask(),
         environment=dict(os.environb),
-        paths=_path_facts(stage_candidates()),
+        paths=path_facts(stage_candidates()),
         tools=Tools(
             qemu=qemu,
             qemu_version=tools.qemu_version(qemu, remember=remember) if qemu else (0, 0),
@@ -125,16 +125,18 @@ def _umask() -> int:
     return 0o022
 
 
-def _path_facts(candidates: tuple[str, ...]) -> dict[str, PathFact]:
+def path_facts(candidates: tuple[str, ...], root: str = "") -> dict[str, PathFact]:
+    """Return what these paths are; with a ``root`` those of a tree that lies there."""
     facts: dict[str, PathFact] = {}
     for path in candidates:
         try:
-            mode = os.lstat(path).st_mode
+            full = root + path
+            mode = os.lstat(full).st_mode
             if stat.S_ISLNK(mode):
-                facts[path] = PathFact("link", os.readlink(path))
+                facts[path] = PathFact("link", os.readlink(full))
             elif stat.S_ISDIR(mode):
                 facts[path] = PathFact("dir")
-            elif stat.S_ISREG(mode) and os.access(path, os.R_OK):
+            elif stat.S_ISREG(mode) and os.access(full, os.R_OK):
                 facts[path] = PathFact("file")
         except OSError:
             continue

@@ -121,6 +121,7 @@ def build_machine_steps(
     entropy: bool,
     restored: bool = False,
     devices: tuple[bytes, ...] = (),
+    links: tuple[tuple[bytes, bytes], ...] = (),
 ) -> tuple[Step, ...]:
     """Return the SETUP steps of a virtual machine: mounts, writable layer, home, name, disks, then shares and copies.
 
@@ -134,6 +135,7 @@ def build_machine_steps(
         entropy: Whether the kernel has to be given randomness; a CPU may have done that by itself.
         restored: Whether it goes on from a template, in which ``build_first_steps`` were done.
         devices: Those that were added after the boot, to be bound in this order.
+        links: What the host has in /run that programs are found by, as target and path.
     """
     # Time and randomness come first: nothing is made with those of a template, and the clock loses no time by the rest.
     steps: list[Step] = [Clock()]
@@ -147,6 +149,8 @@ def build_machine_steps(
         steps += build_own_steps(request, user, hostname)
     elif not restored:
         steps += build_first_steps(user, skeleton, hostname=hostname, devices=request.devices)
+    if request.root is None:
+        steps += [MakeSymlink(target, path) for target, path in links]
     if request.disks:
         from cloche.plan.disks import build_disk_steps
 

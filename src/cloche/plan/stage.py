@@ -13,151 +13,204 @@ if TYPE_CHECKING:
     from cloche.model.facts import HostFacts, PathFact, User
     from cloche.model.jail import RootOp
 
-#: Trees of programs and data. On a usr-merged system all but /usr and /opt are links, and stay links.
-SYSTEM_TREES = (
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/opt",
-    "/nix/store",
-    "/gnu/store",
+#: Trees of programs and data, and what they are. On a usr-merged system most are links, and stay links.
+TREES = (
+    ("/usr", "programs, libraries, /usr/local among them"),
+    ("/bin", "programs"),
+    ("/sbin", "programs"),
+    ("/lib", "libraries"),
+    ("/lib32", "libraries"),
+    ("/lib64", "libraries, and the loader that programs name"),
+    ("/libx32", "libraries"),
+    ("/opt", "programs of other vendors"),
+    ("/nix/store", "programs of Nix"),
+    ("/nix/var/nix/profiles", "which programs of Nix are in use"),
+    ("/run/current-system", "NixOS: the system in use, by which programs are found"),
+    ("/gnu/store", "programs of Guix"),
 )
+SYSTEM_TREES = tuple(path for path, _ in TREES)
+#: Links that the guest makes itself, in /run, which it fills when all else is in place.
+_LATE = "/run/"
 
 #: The parts of /etc that software needs and that hold no secret. Everything else of /etc is made by ``etc_files``
 #: or does not exist. Left out on purpose: shadow and its kin, ssh, ssl/private, sudoers, machine-id, hostname, hosts,
 #: resolv.conf, NetworkManager, wpa_supplicant, cups, cron, systemd, fstab, crypttab, krb5*, and what may hold
 #: passwords or tokens: apt, environment, gitconfig, maven/settings.xml, npmrc, php's server pools, pip.conf, wgetrc.
-ETC_ENTRIES = (
-    # which program a name means
-    "alternatives",
-    # the dynamic linker
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    # language, time, terminal
-    "locale.alias",
-    "locale.conf",
-    "default/locale",
-    "localtime",
-    "timezone",
-    "terminfo",
-    "inputrc",
-    "vconsole.conf",
-    # certificates of authorities (never the private half)
-    "ca-certificates",
-    "ca-certificates.conf",
-    "ssl/certs",
-    "ssl/openssl.cnf",
-    "pki/tls/certs",
-    "pki/ca-trust",
-    "crypto-policies",
-    # fonts, icons, graphics, sound as programs look for them
-    "fonts",
-    "X11",
-    "xdg",
-    "gtk-2.0",
-    "gtk-3.0",
-    "gtk-4.0",
-    "glvnd",
-    "vulkan",
-    "OpenCL",
-    "drirc",
-    "alsa",
-    "asound.conf",
-    "pulse",
-    "pipewire",
-    "openal",
-    # shells and their completion
-    "bash.bashrc",
-    "bash_completion",
-    "bash_completion.d",
-    "profile",
-    "profile.d",
-    "shells",
-    "skel",
-    "zsh",
-    "zshrc",
-    "fish",
-    "csh.cshrc",
-    "csh.login",
-    "login.defs",
-    # languages and tools
-    "python3",
-    "python3.10",
-    "python3.11",
-    "python3.12",
-    "python3.13",
-    "perl",
-    "java",
-    "java-11-openjdk",
-    "java-17-openjdk",
-    "java-21-openjdk",
-    "lua",
-    *(
-        f"php/{version}/{part}"
-        for version in ("7.4", "8.1", "8.2", "8.3", "8.4")
-        for part in ("cli", "mods-available")
+ETC_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "which program a name means",
+        (
+            "alternatives",
+            # NixOS: what its other files are links into, and the programs of each user
+            "static",
+            "profiles",
+        ),
     ),
-    "ruby",
-    "R",
-    "ghc",
-    "maven/logging",
-    "maven/m2.conf",
-    "emacs",
-    "vim",
-    "vimrc",
-    "nanorc",
-    "joe",
-    "less",
-    "lesskey",
-    "manpath.config",
-    "man_db.conf",
-    "groff",
-    "texmf",
-    "papersize",
-    "libpaper.d",
-    "ImageMagick-6",
-    "ImageMagick-7",
-    "ghostscript",
-    "dictionaries-common",
-    "hunspell",
-    "sgml",
-    "xml",
-    "screenrc",
-    "tmux.conf",
-    "rmt",
-    "magic",
-    "magic.mime",
-    "mailcap",
-    "mime.types",
-    # names of services and protocols, and how names are looked up
-    "nsswitch.conf",
-    "host.conf",
-    "gai.conf",
-    "services",
-    "protocols",
-    "rpc",
-    "networks",
-    "ethertypes",
-    # what system this is
-    "debian_version",
-    "os-release",
-    "lsb-release",
-    "redhat-release",
-    "fedora-release",
-    "arch-release",
-    "issue",
-    "dpkg/origins",
-    # so that setuid programs of the guest (su, passwd) find their rules
-    "pam.conf",
-    "pam.d",
-    "security/pam_env.conf",
-    "security/limits.conf",
+    (
+        "the dynamic linker",
+        (
+            "ld.so.cache",
+            "ld.so.conf",
+            "ld.so.conf.d",
+        ),
+    ),
+    (
+        "language, time, terminal",
+        (
+            "locale.alias",
+            "locale.conf",
+            "default/locale",
+            "localtime",
+            "timezone",
+            "terminfo",
+            "inputrc",
+            "vconsole.conf",
+        ),
+    ),
+    (
+        "certificates of authorities (never the private half)",
+        (
+            "ca-certificates",
+            "ca-certificates.conf",
+            "ssl/certs",
+            "ssl/openssl.cnf",
+            "ssl/cert.pem",
+            "pki/tls/certs",
+            "pki/tls/cert.pem",
+            "pki/tls/openssl.cnf",
+            "pki/ca-trust",
+            "crypto-policies",
+        ),
+    ),
+    (
+        "fonts, icons, graphics, sound as programs look for them",
+        (
+            "fonts",
+            "X11",
+            "xdg",
+            "gtk-2.0",
+            "gtk-3.0",
+            "gtk-4.0",
+            "glvnd",
+            "vulkan",
+            "OpenCL",
+            "drirc",
+            "alsa",
+            "asound.conf",
+            "pulse",
+            "pipewire",
+            "openal",
+        ),
+    ),
+    (
+        "shells and their completion",
+        (
+            "bash.bashrc",
+            "bash_completion",
+            "bash_completion.d",
+            "profile",
+            "profile.d",
+            "shells",
+            "skel",
+            "zsh",
+            "zshrc",
+            "fish",
+            "csh.cshrc",
+            "csh.login",
+            "login.defs",
+        ),
+    ),
+    (
+        "languages and tools",
+        (
+            "python3",
+            "python3.10",
+            "python3.11",
+            "python3.12",
+            "python3.13",
+            "perl",
+            "java",
+            "java-11-openjdk",
+            "java-17-openjdk",
+            "java-21-openjdk",
+            "lua",
+            *(
+                f"php/{version}/{part}"
+                for version in ("7.4", "8.1", "8.2", "8.3", "8.4")
+                for part in ("cli", "mods-available")
+            ),
+            "ruby",
+            "R",
+            "ghc",
+            "maven/logging",
+            "maven/m2.conf",
+            "emacs",
+            "vim",
+            "vimrc",
+            "nanorc",
+            "joe",
+            "less",
+            "lesskey",
+            "manpath.config",
+            "man_db.conf",
+            "groff",
+            "texmf",
+            "papersize",
+            "libpaper.d",
+            "ImageMagick-6",
+            "ImageMagick-7",
+            "ghostscript",
+            "dictionaries-common",
+            "hunspell",
+            "sgml",
+            "xml",
+            "screenrc",
+            "tmux.conf",
+            "rmt",
+            "magic",
+            "magic.mime",
+            "mailcap",
+            "mime.types",
+        ),
+    ),
+    (
+        "names of services and protocols, and how names are looked up",
+        (
+            "nsswitch.conf",
+            "host.conf",
+            "gai.conf",
+            "services",
+            "protocols",
+            "rpc",
+            "networks",
+            "ethertypes",
+        ),
+    ),
+    (
+        "what system this is",
+        (
+            "debian_version",
+            "os-release",
+            "lsb-release",
+            "redhat-release",
+            "system-release",
+            "fedora-release",
+            "arch-release",
+            "issue",
+            "dpkg/origins",
+        ),
+    ),
+    (
+        "so that setuid programs of the guest (su, passwd) find their rules",
+        (
+            "pam.conf",
+            "pam.d",
+            "security/pam_env.conf",
+            "security/limits.conf",
+        ),
+    ),
 )
+ETC_ENTRIES = tuple(name for _, names in ETC_GROUPS for name in names)
 
 #: Directories every system has and whose content is never the host's.
 EMPTY_DIRECTORIES = (
@@ -191,20 +244,22 @@ def stage_candidates() -> tuple[str, ...]:
     return SYSTEM_TREES + tuple(f"/etc/{name}" for name in ETC_ENTRIES)
 
 
-def build_stage(facts: HostFacts, *, hostname: str, machine_id: str) -> tuple[RootOp, ...]:
+def build_stage(facts: HostFacts, *, hostname: str, machine_id: str, source: str = "") -> tuple[RootOp, ...]:
     """Return the operations that build the system tree of one domain.
 
     Args:
         facts: What exists on the host and who is calling.
         hostname: The guest's host name.
         machine_id: 32 hexadecimal digits of this domain's own.
+        source: Where the host's root is; for a tree that was put somewhere else.
     """
     ops: list[RootOp] = [Dir(path.encode(), mode) for path, mode in EMPTY_DIRECTORIES]
     ops.append(Dir(b"/etc", 0o755))
     for path in stage_candidates():
         fact = facts.paths.get(path)
-        if fact is not None:
-            ops.append(_show(path, fact))
+        # Of /run nothing is shown but links to what is elsewhere.
+        if fact is not None and (fact.kind == "link" or not path.startswith(_LATE)):
+            ops.append(_show(path, fact, source))
     for path, mode, content in etc_files(facts.user, hostname=hostname, machine_id=machine_id):
         ops.append(File(path.encode(), mode, content))
     for target, path in (
@@ -222,10 +277,20 @@ def below(prefix: bytes, ops: tuple[RootOp, ...]) -> tuple[RootOp, ...]:
     return tuple(op._replace(path=prefix + op.path) for op in ops)
 
 
-def _show(path: str, fact: PathFact) -> RootOp:
+def late_links(facts: HostFacts) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the links, as target and path, of what the stage shows in /run: there a machine has a tree of its own."""
+    found = ((path, facts.paths.get(path)) for path in SYSTEM_TREES if path.startswith(_LATE))
+    return tuple(
+        (fact.target.encode("utf-8", "surrogateescape"), path.encode())
+        for path, fact in found
+        if fact is not None and fact.kind == "link"
+    )
+
+
+def _show(path: str, fact: PathFact, source: str) -> RootOp:
     if fact.kind == "link":
         return Symlink(fact.target.encode("utf-8", "surrogateescape"), path.encode())
-    return Bind(path.encode(), path.encode(), _READ_ONLY)
+    return Bind(source.encode("utf-8", "surrogateescape") + path.encode(), path.encode(), _READ_ONLY)
 
 
 def _field(text: str) -> str:

@@ -18,6 +18,7 @@ from cloche.model.request import RootKind
 from cloche.plan.disks import build_disk_steps
 from cloche.plan.guest import FRESH, build_command, build_machine_steps, resolve_user, shown_trees
 from cloche.plan.places import check_places
+from cloche.plan.stage import late_links
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def _set_up(
         # A template has taken it before it was saved, and all its clones have the same.
         entropy=machine.accelerator != Accelerator.TCG or template is not None,
         restored=template is not None,
+        links=late_links(facts),
         # Control port and system tree have their drivers, the others came after the boot.
         devices=tuple(platform_device(slot) for slot in board.taken[IN_TEMPLATE:]) if template else (),
     )
