@@ -49,16 +49,41 @@ def _execute(parsed: Parsed, argv: tuple[bytes, ...], user: str) -> int:
     asked = parsed.get("tty")
     terminal = Terminal(os.isatty(0) and os.isatty(1) if asked is None else bool(asked))
     env: tuple[tuple[bytes, bytes], ...] = ()
-    if terminal.wanted:
-        env = tuple((name, os.environb[name]) for name in _OF_TERMINAL if name in os.environb)
     if "env" in parsed.values:
         from cloche.domain.request import read_variable
 
-        env += tuple(read_variable(word) for word in parsed.values["env"])  # type: ignore[attr-defined]
-    joined = _join(find_domain(parsed.operands[0] if parsed.operands else None).ident, terminal)
+        env = tuple(read_variable(word) for word in parsed.values["env"])  # type: ignore[attr-defined]
+    ident = find_domain(parsed.operands[0] if parsed.operands else None).ident
+    return execute(ident, terminal, argv, env, user=user, workdir=str(parsed.get("workdir", "")))
+
+
+def execute(
+    ident: str,
+    terminal: Terminal,
+    argv: tuple[bytes, ...],
+    env: tuple[tuple[bytes, bytes], ...],
+    *,
+    user: str = "",
+    workdir: str = "",
+) -> int:
+    """Run a program in a running domain with this process's streams, and return its status.
+
+    Args:
+        ident: The domain's identity.
+        terminal: The caller's.
+        argv: The program and its arguments.
+        env: Variables besides those of the domain's own program.
+        user: Whom it runs as; empty for whom the domain's own program does.
+        workdir: Where it starts; empty for where the domain's own program did.
+
+    Raises:
+        ClocheError: It cannot be started there.
+    """
+    if terminal.wanted:
+        env = (*((name, os.environb[name]) for name in _OF_TERMINAL if name in os.environb), *env)
+    joined = _join(ident, terminal)
     words = store(Words(argv, env))
     rows, cols = terminal.size() if terminal.wanted else (0, 0)
-    workdir = str(parsed.get("workdir", ""))
     joined.begin(Exec(terminal.wanted, rows, cols, user, workdir), (0, 1, 2, words))
     os.close(words)
     return joined.run()
