@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,6 @@ from support.errors import check_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from support.runs import Runner
 
@@ -171,3 +171,139 @@ def test_refusals(runner: Runner) -> None:
         shown = runner("--dry-run", "-p", "no", "true")
         assert b"\nprofile     no\n" in shown.stdout
         assert b"no: a machine that waits has no profile's disk" in shown.stdout or b"not set" in shown.stdout
+
+
+def test_a_second_run_joins(runner: Runner) -> None:
+    """Named, and asking for the same machine, it runs where the profile is used; else that is told, and why."""
+    with profile(runner, "join"):
+        first = runner.popen(
+            "-p", "join", "sh", "-c", "echo $$ > /tmp/first; echo go; cat", stdin=subprocess.PIPE
+        )
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"go\n"
+        assert run(runner, "kill -0 $(cat /tmp/first) && echo joined; pwd", "-p", "join").startswith(
+            b"joined\n"
+        )
+        assert runner.sh("exit 7", "-p", "join").returncode == 7
+        check_error(runner.sh("true", "-p", "join", "-m", "300M"), 125, "differs in --memory")
+        check_error(runner.sh("true", "-p", "join", "--pids", "9"), 125, "cannot have --pids")
+        for verb in (("delete", "join"), ("rename", "join", "other"), ("lock", "join"), ("reset", "join"),
+                     ("clone", "join", "other"), ("diff", "join")):  # fmt: skip
+            check_error(runner("profile", *verb), 125, "in use")
+        (shown,) = json.loads(runner("profile", "list", "--json").stdout)
+        assert shown["state"] == "running"
+        assert shown["domain"]
+        assert shown["domain"].encode() in runner("profile", "show", "join").stdout
+        first.communicate(b"")
+        assert first.returncode == 0
+        # Not named it is not joined.
+        runner("profile", "rename", "join", "sh")
+        left = runner.popen("sh", "-c", "echo go; cat", stdin=subprocess.PIPE)
+        assert left.stdout is not None
+        assert left.stdout.readline() == b"go\n"
+        check_error(runner.sh("true"), 125, "the profile sh is in use", "cloche -t")
+        assert runner.sh("true", "-t").returncode == 0
+        left.communicate(b"")
+        runner("profile", "rename", "sh", "join")
+
+
+def test_two_that_start_at_once(runner: Runner) -> None:
+    """Of two runs that begin together one has the profile and the other joins it, whichever it is."""
+    with profile(runner, "both"):
+        script = "echo $$; sleep 0.2; while ! test -e ~/end; do sleep 0.1; done"
+        two = [runner.popen("-p", "both", "sh", "-c", script) for _ in range(2)]
+        for one in two:
+            assert one.stdout is not None
+            assert one.stdout.readline().strip().isdigit()
+        run(runner, "touch ~/end", "-p", "both")
+        assert [one.wait() for one in two] == [0, 0]
+        for one in two:
+            one.communicate()
+
+
+def test_differences_and_taking_them_back(runner: Runner) -> None:
+    """What was added, changed and deleted is listed, and nothing else; taken back it is as on the host."""
+    script = (
+        "echo new > /etc/new; echo more >> /usr/share/doc/base-files/README; rm /etc/ld.so.cache;"
+        " rm -r /usr/share/doc/bash; mkdir /usr/share/doc/bash; touch /usr/bin/env; printf x > '/srv/a\033\nb'"
+    )
+    with profile(runner, "diff") as place:
+        run(runner, script, "--privileged", "-p", "diff")
+        said = json.loads(runner("profile", "diff", "--json", "diff").stdout)
+        found = {one["path"]: (one["kind"], one["size"]) for one in said}
+        assert found.pop("/etc/new") == ("added", 4)
+        assert found.pop("/etc/ld.so.cache") == ("deleted", 0)
+        assert found.pop("/usr/share/doc/base-files/README")[0] == "changed"
+        assert found.pop("/srv/a\033\nb") == ("added", 1)
+        assert found.pop("/usr/share/doc/bash/copyright") == ("deleted", 0)
+        # A home as it was made is no difference, and neither is a file of which only the time was changed.
+        assert {path.rpartition("/")[0] for path in found} == {"/usr/share/doc/bash"}
+        shown = runner("profile", "diff", "diff", "/srv").stdout
+        assert shown.split() == [b"added", b"1", b"B", b"/srv/a\\x1b\\nb"]
+        assert is_clean(place / "disk.img")
+        for path in ("/etc/ld.so.cache", "/usr/share/doc/bash"):
+            assert runner("profile", "reset", "diff", path).returncode == 0
+        check_error(runner("profile", "reset", "diff", "/etc/absent"), 125, "nothing was changed")
+        check_error(runner("profile", "reset", "diff", "etc/../new"), 125, "no absolute path")
+        assert run(
+            runner, "ls /etc/ld.so.cache /usr/share/doc/bash/copyright; cat /etc/new", "-p", "diff"
+        ) == (b"/etc/ld.so.cache\n/usr/share/doc/bash/copyright\nnew\n")
+        assert runner("profile", "reset", "diff").returncode == 0
+        assert json.loads(runner("profile", "diff", "--json", "diff").stdout) == []
+        assert is_clean(place / "disk.img")
+
+
+def test_a_copy_a_lock_and_a_larger_disk(runner: Runner) -> None:
+    """A clone goes its own way, a locked profile is left alone, a disk grows with what is on it and never shrinks."""
+    with profile(runner, "one", "--size", "64M") as place:
+        run(runner, "echo kept > ~/file", "-p", "one")
+        assert runner("profile", "clone", "one", "two").returncode == 0
+        run(runner, "echo other > ~/file", "-p", "two")
+        assert run(runner, "cat ~/file", "-p", "one") == b"kept\n"
+        assert runner("profile", "delete", "two").returncode == 0
+        assert runner("profile", "lock", "one").returncode == 0
+        check_error(runner.sh("true", "-p", "one"), 125, "the profile one is locked", "unlock one")
+        for verb in (("delete", "one"), ("rename", "one", "x"), ("reset", "one"), ("resize", "one", "1G")):
+            check_error(runner("profile", *verb), 125, "is locked")
+        assert runner("profile", "diff", "one").returncode == 0
+        assert runner("profile", "unlock", "one").returncode == 0
+        check_error(runner("profile", "resize", "one", "32M"), 125)
+        check_error(runner("profile", "resize", "one"), 125, "no size")
+        assert runner("profile", "resize", "one", "200M").returncode == 0
+        check_error(runner("profile", "resize", "one", "100M"), 125, "cannot become smaller")
+        size = int(run(runner, "stat -f -c %b / && cat ~/file > /dev/null", "-p", "one"))
+        assert size > 150 << 8
+        assert is_clean(place / "disk.img")
+
+
+def test_no_process_of_the_host_opens_the_disk(runner: Runner) -> None:
+    """While a profile is used only its disk's own process has its image open, beside the supervisor that locks it."""
+    with profile(runner, "apart") as place:
+        left = runner.popen("-p", "apart", "sh", "-c", "echo go; cat", stdin=subprocess.PIPE)
+        assert left.stdout is not None
+        assert left.stdout.readline() == b"go\n"
+        assert opened_by(place / "disk.img") == {"cloche-disk", supervisor_name(left.pid)}
+        with (place / "disk.img").open("rb"):
+            # The twin: somebody who has it open is seen.
+            assert Path(f"/proc/{os.getpid()}/comm").read_text().strip() in opened_by(place / "disk.img")
+        left.communicate(b"")
+
+
+def supervisor_name(pid: int) -> str:
+    """Return what the kernel calls a process."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def opened_by(path: Path) -> set[str]:
+    """Return the names of the processes that have a file open, as far as they can be seen."""
+    status = path.stat()
+    names = set()
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            for fd in (directory / "fd").iterdir():
+                found = fd.stat()
+                if (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino):
+                    names.add((directory / "comm").read_text().strip())
+        except OSError:
+            continue
+    return names

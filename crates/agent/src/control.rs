@@ -187,6 +187,10 @@ impl Agent {
                     soft,
                     hard,
                 } => spawn::remember_limit(&mut self.limits, *resource, *soft, *hard),
+                // What is there already needs no watch, which takes an emulated machine long.
+                Step::WaitPath { path, .. } if Path::new(OsStr::from_bytes(path)).exists() => {
+                    Ok(())
+                }
                 Step::WaitPath { path, timeout_ms } => {
                     match Watch::new(Path::new(OsStr::from_bytes(path))) {
                         Ok(watch) if !watch.is_there() => {

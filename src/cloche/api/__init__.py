@@ -9,6 +9,7 @@ from __future__ import annotations
 from cloche.api.domain import Domain, Output
 from cloche.api.machine import Machine
 from cloche.api.popen import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
+from cloche.api.profile import Profile
 from cloche.api.programs import RUN_OPTIONS, CalledProcessError, CompletedProcess
 from cloche.api.sandbox import Sandbox, run
 from cloche.api.snapshots import Snapshot
@@ -24,6 +25,7 @@ __all__ = [
     "Machine",
     "Output",
     "Popen",
+    "Profile",
     "Sandbox",
     "Snapshot",
     "TimeoutExpired",

@@ -17,18 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from cloche.host.profile_lock import Hold
     from cloche.model.plan import LaunchPlan
 
 
 class Loop:
     """The thread that drives one domain. Calls come from any thread; answers come through events."""
 
-    def __init__(self, plan: LaunchPlan, boot: Callable[[], LaunchPlan]) -> None:
+    def __init__(self, plan: LaunchPlan, boot: Callable[[], LaunchPlan], hold: Hold | None = None) -> None:
         self._process = os.getpid()
         self._reactor = Reactor()
         self._domain = Domain(self._reactor, plan, launcher=RemoteLauncher, boot=boot)
         self._programs = Programs(self._domain)
         self._programs.lasting = True
+        self._hold = hold
         self._domain.on_open = self._opened
         self._domain.on_end = self._ended
         self._opened_or_over = threading.Event()
@@ -54,11 +56,15 @@ class Loop:
     def _run(self) -> None:
         try:
             self._domain.start()
+            if self._hold is not None:
+                self._hold.began(self._domain.ident)
             self._reactor.run_until(lambda: self._over)
         except ClocheError as error:
             self._ended(error)
         finally:
             self._domain.close()
+            if self._hold is not None:
+                self._hold.release(is_clean=self._domain.is_settled)
             # Whoever still waits for a program's start or end learns that there will be none.
             with self._ending:
                 self._finished = True

@@ -57,6 +57,7 @@ class Sandbox(Machine):
     One that nothing holds any more ends as well, with a ResourceWarning, whatever programs still run in it.
 
     Args:
+        profile: The profile that keeps what is changed, from one machine to the next; None for nothing.
         share: Host directories the guest sees: paths, ``"DIR:rw"``, or ``"DIR:ro:at=PATH"`` as on the command line.
         share_later: Be ready for ``share`` although nothing is shared at the start.
         include: Host files copied into the guest: a mapping of guest path to host path.
@@ -84,14 +85,15 @@ class Sandbox(Machine):
         request: What these arguments ask for.
 
     Raises:
-        UsageError, ShareError, DiskError, NetworkError: What is shared, mounted or connected makes no sense, or is not
-            there.
+        UsageError, ShareError, DiskError, NetworkError, ProfileError: What is shared, mounted or connected makes no
+            sense, or is not there.
         ClocheError: From ``start`` (and so from ``with``): what the command line would have said.
     """
 
     def __init__(
         self,
         *,
+        profile: str | None = None,
         share: Sequence[Word] = (),
         share_later: bool | None = None,
         include: Mapping[str, Word] | None = None,
@@ -111,6 +113,7 @@ class Sandbox(Machine):
         settings: bool = False,
     ) -> None:
         said = {
+            "profile": profile,
             "share": words("share", share, "DIR:rw"),
             "share_later": share_later,
             "include": tuple(f"{guest}={os.fsdecode(host)}" for guest, host in (include or {}).items()),
@@ -151,11 +154,21 @@ class Sandbox(Machine):
         """
         if self._loop is not None:
             raise DomainError("the sandbox was started already")
-        self._facts = collect_facts()
-        plan = prepare_plan(self.request, self._facts)
-        cold, facts = self.request._replace(cold=True), self._facts
+        self._facts = facts = collect_facts()
+        hold = None
+        if self.request.layer is not None:
+            from cloche.domain.profiled import take
+
+            self.request, hold = take(self.request)
+        try:
+            plan = prepare_plan(self.request, facts)
+        except BaseException:
+            if hold is not None:
+                hold.release(is_clean=hold.is_clean)
+            raise
+        cold = self.request._replace(cold=True)
         # Nothing that the loop holds may hold the sandbox: one that is dropped ends.
-        self._loop = Loop(plan, lambda: prepare_plan(cold, facts))
+        self._loop = Loop(plan, lambda: prepare_plan(cold, facts), hold)
         self._finalizer = weakref.finalize(self, _drop, self._loop)
         # At the host program's end its lifeline is cut, and the machine ends with it: nobody has to wait for that.
         self._finalizer.atexit = False

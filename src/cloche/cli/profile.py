@@ -1,4 +1,4 @@
-"""``cloche profile new|list|delete`` (layer 6): which profiles there are."""
+"""``cloche profile new|list|delete|rename|clone|lock|unlock`` (layer 6): which profiles there are."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import json
 import os
 import sys
 
+from cloche.domain import profile_verbs
+from cloche.domain.profile_verbs import look
 from cloche.errors import UsageError
 from cloche.host import profiles
-from cloche.host.profile_lock import SEALED, Hold, is_held, read_note, this_host
-from cloche.host.profile_place import IMAGE
 from cloche.host.text import format_size
-from cloche.model.profile import CEILING_BYTES, Entry
+from cloche.model.profile import CEILING_BYTES
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.cli.parser import Parsed
-
-_BLOCK = 512
 
 
 def new(parsed: Parsed) -> int:
@@ -43,17 +41,66 @@ def list_(parsed: Parsed) -> int:
     return 0
 
 
+def describe(name: str) -> str:
+    """Return what there is to say of a profile beside its settings, in lines.
+
+    Raises:
+        UsageError, ProfileError: There is none.
+    """
+    entry = look(name)
+    rows = (
+        ("state", f"{entry.state} {entry.domain}".strip()),
+        ("used", format_size(entry.used_bytes)),
+        ("may use", format_size(entry.size_bytes)),
+        ("directory", profiles.directory(name)),
+    )
+    return "".join(f"{word:<10} {value}\n" for word, value in rows)
+
+
 def delete(parsed: Parsed) -> int:
     """Delete profiles, one after the other; the first that cannot be deleted ends it."""
     if not parsed.operands:
         raise UsageError("no profile was named", hint="`cloche profile list` lists them.")
     for name in parsed.operands:
-        hold = Hold.take(name, sealed=False)
-        try:
-            profiles.delete(name)
-        finally:
-            hold.release()
+        profile_verbs.delete(name)
     return 0
+
+
+def rename(parsed: Parsed) -> int:
+    """Call a profile something else."""
+    profile_verbs.rename(*_two_names(parsed))
+    return 0
+
+
+def clone(parsed: Parsed) -> int:
+    """Make a copy of a profile."""
+    name, wanted = _two_names(parsed)
+    shown = os.isatty(2)
+
+    def progress(done: int, whole: int) -> None:
+        os.write(2, f"\rcloche: {format_size(done)} of {format_size(whole)} copied ".encode())
+
+    profile_verbs.clone(name, wanted, progress if shown else None)
+    return 0
+
+
+def lock(parsed: Parsed) -> int:
+    """Keep a profile from being started and changed."""
+    profile_verbs.lock(one_name(parsed))
+    return 0
+
+
+def unlock(parsed: Parsed) -> int:
+    """Let it be used again."""
+    profile_verbs.unlock(one_name(parsed))
+    return 0
+
+
+def _two_names(parsed: Parsed) -> tuple[str, str]:
+    if len(parsed.operands) != 2:
+        verb = " ".join(("cloche", *parsed.path))
+        raise UsageError(f"`{verb}` takes two names", hint=f"Write: {verb} NAME NEW-NAME")
+    return parsed.operands[0], parsed.operands[1]
 
 
 def one_name(parsed: Parsed) -> str:
@@ -66,22 +113,3 @@ def one_name(parsed: Parsed) -> str:
         verb = " ".join(("cloche", *parsed.path))
         raise UsageError(f"`{verb}` takes one name", hint=f"Write: {verb} NAME")
     return parsed.operands[0]
-
-
-def look(name: str) -> Entry:
-    """Return what there is to say of a profile without looking into it.
-
-    Raises:
-        ProfileError: There is none.
-    """
-    directory = profiles.directory(name)
-    status = os.stat(os.path.join(directory, IMAGE))
-    note = read_note(name)
-    state, domain = "ready", ""
-    if is_held(name):
-        state, domain = "running", note.domain if note else ""
-    elif note is not None and note.host != this_host()[0]:
-        state = "elsewhere"
-    elif os.path.lexists(os.path.join(directory, SEALED)):
-        state = "locked"
-    return Entry(name, status.st_size, status.st_blocks * _BLOCK, state, domain)

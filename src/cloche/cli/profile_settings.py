@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cloche.cli.profile import one_name
+import sys
+
+from cloche.cli.profile import describe, one_name
 from cloche.cli.settings import show_lines
 from cloche.domain.settings import list_settings, load, settle
 from cloche.host.profile_place import settings_path
@@ -20,6 +22,9 @@ def show(parsed: Parsed) -> int:
     """Handle ``cloche profile show``."""
     name = one_name(parsed)
     directory(name)
+    if not parsed.get("json"):
+        # Listed as JSON it is `cloche profile list` that says it.
+        sys.stdout.write(describe(name) + "\n")
     keys = all_keys()
     own = open_one(Level.PROFILE, settings_path(name))
     files = load([*open_settings(), *([own] if own else [])], keys)

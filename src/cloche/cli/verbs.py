@@ -229,7 +229,7 @@ VERBS = (
             Verb("list", "List the profiles there are.", "profile:list_", (_JSON,)),
             Verb(
                 "show",
-                "Print the settings that a run with the profile has.",
+                "Say how large a profile is and whether it is in use, and print the settings of its runs.",
                 "profile_settings:show",
                 (Option(("--origin",), "Also say which file says it, and where."), _JSON),
                 operands="NAME",
@@ -275,6 +275,34 @@ VERBS = (
                 operands="FILE|- [NAME]",
             ),
             Verb("delete", "Delete profiles with all that is in them.", "profile:delete", operands="NAME..."),
+            Verb("rename", "Call a profile something else.", "profile:rename", operands="NAME NEW-NAME"),
+            Verb("clone", "Make a copy of a profile.", "profile:clone", operands="NAME NEW-NAME"),
+            Verb(
+                "diff",
+                "List what a profile has added to the host's files, changed and deleted.",
+                "profile_disk:diff",
+                (_JSON,),
+                operands="NAME [PATH]",
+            ),
+            Verb(
+                "reset",
+                "Take changes back: those of a file or directory, or all of them.",
+                "profile_disk:reset",
+                operands="NAME [PATH]",
+            ),
+            Verb(
+                "resize",
+                "Let the disk of a profile become larger.",
+                "profile_disk:resize",
+                operands="NAME SIZE",
+            ),
+            Verb("lock", "Keep a profile from being started and changed.", "profile:lock", operands="NAME"),
+            Verb(
+                "unlock",
+                "Let it be used again; also where another host seemed to use it, and does not.",
+                "profile:unlock",
+                operands="NAME",
+            ),
         ),
     ),
     Verb(

@@ -229,6 +229,7 @@ class Domain:
         assert self._session is not None
         assert self.plan.layer is not None
         self._is_checking = False
+        self._deadline = self.reactor.call_later(self.plan.boot_timeout_s, self._too_late)
         self.timings.mark("disk checked")
         self._session.setup(self.plan.layer.setup, self._set_up)
         self.on_ready()
@@ -249,7 +250,10 @@ class Domain:
         del ready
         self.timings.mark("agent answers")
         self.life.enter(State.SETTING_UP)
+        # A set-up may wait for a disk, and a check takes as long as it takes.
+        self._cancel_deadline()
         if not self._is_checking:
+            self._deadline = self.reactor.call_later(self.plan.boot_timeout_s, self._too_late)
             self.on_ready()
 
     def _set_up(self, answer: SetupDone | SetupFailed) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from cloche.errors import ProfileError
+from cloche.errors import MissingToolError, ProfileError, UsageError
 from cloche.host import xdg
 from cloche.host.names import check_name
 from cloche.host.profile_place import IMAGE, exists, home
@@ -76,37 +76,84 @@ def new(name: str, size_bytes: int = CEILING_BYTES) -> None:
         ProfileError: There is one of that name, or no room.
         MissingToolError: There is no mkfs.ext4.
     """
-    from cloche.errors import MissingToolError, UsageError
+    check_name(name, "profile")
+    if exists(name):
+        raise taken(name)
+    with building() as place:
+        _make_disk(os.path.join(place, IMAGE), size_bytes)
+        publish(place, name)
+
+
+def renew_disk(name: str) -> None:
+    """Put a disk on which nothing is in the place of a profile's; the caller holds its lock.
+
+    Raises:
+        ProfileError: There is no room.
+        MissingToolError: There is no mkfs.ext4.
+    """
+    path = image(name)
+    with building() as place:
+        fresh = os.path.join(place, IMAGE)
+        _make_disk(fresh, os.stat(path).st_size)
+        try:
+            _sync(fresh)
+            os.rename(fresh, path)
+            _sync(os.path.dirname(path))
+        except OSError as error:
+            raise _refused(f"cannot reset the profile {name}", error) from None
+
+
+def grow_disk(name: str, size_bytes: int) -> None:
+    """Let a profile's disk become larger; the caller holds its lock.
+
+    Raises:
+        UsageError: It would become smaller, or larger than a disk can be.
+        ProfileError: The file system refuses.
+    """
+    path = image(name)
+    now = os.stat(path).st_size
+    size_bytes = _check_size(size_bytes)
+    if size_bytes < now:
+        raise UsageError(
+            f"the disk of the profile {name} has {now >> 20} MiB and cannot become smaller",
+            hint="What is deleted in it takes no room on the host; `cloche profile export` moves it to a new one.",
+        )
+    try:
+        os.truncate(path, size_bytes)
+    except OSError as error:
+        raise _refused(f"cannot resize the profile {name}", error) from None
+
+
+def _check_size(size_bytes: int) -> int:
+    size_bytes = size_bytes // 4096 * 4096
+    if not LEAST_BYTES <= size_bytes <= MOST_BYTES:
+        raise UsageError("the disk of a profile has 64M to 16T", hint="Write for example 20G.")
+    return size_bytes
+
+
+def _make_disk(path: str, size_bytes: int) -> None:
     from cloche.host.process import CommandError, run
     from cloche.host.tools import find_system_tool
 
-    check_name(name, "profile")
-    size_bytes = size_bytes // 4096 * 4096
-    if not LEAST_BYTES <= size_bytes <= MOST_BYTES:
-        raise UsageError("the disk of a profile has 64M to 16T", hint="Write for example --size 20G.")
-    if exists(name):
-        raise taken(name)
+    size_bytes = _check_size(size_bytes)
     mkfs = find_system_tool("mkfs.ext4")
     if not mkfs:
         raise MissingToolError("mkfs.ext4", hint="Install the package e2fsprogs.")
-    with building() as place:
-        path = os.path.join(place, IMAGE)
-        try:
-            with open(path, "xb") as file:
-                file.truncate(size_bytes)
-            os.chmod(path, 0o600)
-            # All of it is a hole and reads as zeros: nothing has to be discarded or zeroed.
-            journal = _JOURNAL_MIB if size_bytes >= _SMALL_BYTES else _SMALL_JOURNAL_MIB
-            options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
-            run(
-                (mkfs, "-q", "-F", "-m", "0", "-J", f"size={journal}", "-E", options, "-L", "cloche", path),
-                check=True,
-            )
-        except CommandError as error:
-            raise ProfileError(error.message, detail=error.log_tail) from None
-        except OSError as error:
-            raise _refused(f"cannot make the profile {name}", error) from None
-        publish(place, name)
+    # All of it is a hole and reads as zeros: nothing has to be discarded or zeroed.
+    journal = _JOURNAL_MIB if size_bytes >= _SMALL_BYTES else _SMALL_JOURNAL_MIB
+    options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
+    try:
+        with open(path, "xb") as file:
+            file.truncate(size_bytes)
+        os.chmod(path, 0o600)
+        run(
+            (mkfs, "-q", "-F", "-m", "0", "-J", f"size={journal}", "-E", options, "-L", "cloche", path),
+            check=True,
+        )
+    except CommandError as error:
+        raise ProfileError(error.message, detail=error.log_tail) from None
+    except OSError as error:
+        raise _refused(f"cannot make {path}", error) from None
 
 
 class building:  # noqa: N801 - used as a function; contextlib would be imported on the way to a start

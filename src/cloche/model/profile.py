@@ -28,3 +28,17 @@ class Entry(Record):
     used_bytes: int
     state: str
     domain: str = ""
+
+
+class Change(Record):
+    """One difference between a profile and the host's tree, as a guest tells it.
+
+    Attributes:
+        kind: ``added``, ``changed`` or ``deleted``.
+        size: Bytes of the profile's file; 0 for a directory, and for what was deleted.
+        path: As the guest sees it.
+    """
+
+    kind: str
+    size: int
+    path: bytes
