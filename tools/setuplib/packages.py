@@ -8,6 +8,7 @@ from typing import NamedTuple
 RUN = (
     "bubblewrap",  # the driver for hosts without a VMM
     "cpio",  # `cloche kernel fetch` puts modules into the guest's first file system
+    "e2fsprogs",  # the disks of profiles, and their check in a guest
     "kmod",  # the order in which those modules are loaded
     "qemu-system-x86",
     "xz-utils",  # Debian's modules are compressed
@@ -46,7 +47,6 @@ KERNEL = (
 TEST = (
     "busybox-static",  # a root tree of one program
     "dosfstools",  # images of the file systems that a guest can mount
-    "e2fsprogs",
     "erofs-utils",
     "file",
     "git",

@@ -12,6 +12,7 @@ from cloche.errors import ClocheError
 from cloche.host import accel, cgroups, xdg
 from cloche.host.facts import collect_facts
 from cloche.host.landlock import LANDLOCK_LIMITS, landlock_version
+from cloche.host.tools import find_system_tool
 from cloche.host.userns import probe_namespaces
 from cloche.model.jail import IDS_PER_DOMAIN
 from cloche.record import TYPE_CHECKING, Record
@@ -203,6 +204,13 @@ def _tools(facts: HostFacts) -> list[Finding]:
         findings.append(
             Finding(name, "ok", path) if path else Finding(name, "bad", "not built", "make setup")
         )
+    for name in ("mkfs.ext4", "e2fsck"):
+        path = find_system_tool(name)
+        if path:
+            findings.append(Finding(name, "ok", path))
+        else:
+            detail = "not installed: there are no profiles without it"
+            findings.append(Finding(name, "note", detail, "install the package e2fsprogs"))
     if facts.tools.passt:
         findings.append(Finding("passt", "ok", facts.tools.passt))
     else:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 512
 #: What of a profile's directory belongs to its disk's past, or to whoever has it at the moment.
-_NOT_COPIED = frozenset((IMAGE, "lock", SEALED, "starts.jsonl", "undo"))
+_NOT_COPIED = frozenset((IMAGE, "lock", SEALED, "starts.jsonl", "undo", "undo.lock"))
 
 
 def look(name: str) -> Entry:

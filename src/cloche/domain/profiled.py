@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from cloche import log
 from cloche.host import profiles
 from cloche.host.profile_lock import Hold
+from cloche.host.tree_print import fingerprint, has_changed
 from cloche.model.request import Layer
 from cloche.plan.layers import add_layer
 from cloche.record import TYPE_CHECKING
@@ -75,6 +77,7 @@ def take(request: RunRequest) -> tuple[RunRequest, Hold | None]:
     hold = Hold.take(layer.name)
     try:
         hold.begin(machine_words(request))
+        _look_below(layer)
         begun = hold.keep(layer.kept_starts, layer.kept_bytes, request.argv)
     except BaseException:
         hold.release()
@@ -83,6 +86,20 @@ def take(request: RunRequest) -> tuple[RunRequest, Hold | None]:
         disk = request.disks[0]._replace(undo=begun.path, undo_bytes=begun.most_bytes)
         request = request._replace(disks=(disk, *request.disks[1:]))
     return request._replace(layer=layer._replace(needs_check=not hold.is_clean)), hold
+
+
+def _look_below(layer: Layer) -> None:
+    """Say in a line when the host's system was changed since the profile was last started."""
+    try:
+        changed = has_changed(os.path.dirname(layer.image), fingerprint())
+    except OSError as error:
+        log.debug(f"the host's system cannot be noted in the profile: {error.strerror}")
+        return
+    if changed:
+        log.notice(
+            f"the host's programs were changed since the profile {layer.name} was last started; what the profile has "
+            f"changed itself stays as it is (`cloche profile diff {layer.name}`)"
+        )
 
 
 def machine_words(request: RunRequest) -> tuple[str, ...]:
