@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from cloche.model.guest import GuestCommand, Step
     from cloche.model.plan import LaunchPlan
 
-#: A guest that does not answer a request to write back its files within this time is ended all the same, in seconds.
-_SYNC_TIMEOUT_S = 30.0
 #: How long the end of the agent's connection waits for a process's end that explains it, in seconds.
 _REASON_TIMEOUT_S = 0.5
 #: What may be a template's fault when a machine does not come up from it.
@@ -95,8 +93,7 @@ class Domain:
         self.adopted: list[Job] = []
         self._launcher = launcher(reactor, plan, self.timings)
         self._must_sync = plan.writable_shares
-        self.is_settled = False
-        self._is_checking = False
+        self.is_settled = self._is_checking = False
         self._console_sink: Callable[[bytes], None] | None = None
         self._session: AgentSession | None = None
         self._deadline: Timer | None = None
@@ -151,7 +148,7 @@ class Domain:
             if self._console_sink is not None:
                 self._launcher.watch_console(self._console_sink)
             self._launcher.start()
-            self._deadline = self.reactor.call_later(self.plan.boot_timeout_s, self._too_late)
+            self._give_time()
             self._greet()
         except _OF_TEMPLATE as error:
             self._release()
@@ -215,23 +212,12 @@ class Domain:
         from cloche.domain.profile_check import Check
 
         self._is_checking = True
-        session.setup(self.plan.setup, self._set_up_first)
-        Check(layer, self._checked, self._ended).start(session)
-
-    def _set_up_first(self, answer: SetupDone | SetupFailed) -> None:
-        from cloche.guest.messages import SetupFailed
-
-        if isinstance(answer, SetupFailed):
-            self._set_up(answer)
+        Check(session, self.plan.setup, layer, self._set_up, self._ended).start(self._checked)
 
     def _checked(self) -> None:
-        """The disk of its profile can be mounted."""
-        assert self._session is not None
-        assert self.plan.layer is not None
         self._is_checking = False
-        self._deadline = self.reactor.call_later(self.plan.boot_timeout_s, self._too_late)
         self.timings.mark("disk checked")
-        self._session.setup(self.plan.layer.setup, self._set_up)
+        self._give_time()
         self.on_ready()
 
     def _verify(self) -> None:
@@ -253,7 +239,7 @@ class Domain:
         # A set-up may wait for a disk, and a check takes as long as it takes.
         self._cancel_deadline()
         if not self._is_checking:
-            self._deadline = self.reactor.call_later(self.plan.boot_timeout_s, self._too_late)
+            self._give_time()
             self.on_ready()
 
     def _set_up(self, answer: SetupDone | SetupFailed) -> None:
@@ -270,15 +256,9 @@ class Domain:
         self.on_open()
 
     def _too_late(self) -> None:
-        tail = tuple(self._launcher.console_tail())
-        self._ended(
-            BootTimeoutError(
-                f"the guest did not answer within {self.plan.boot_timeout_s:g} seconds"
-                + (", and its last words were" if tail else ", and said nothing"),
-                detail=tail,
-                hint="--boot-log shows all it says, --boot-timeout gives it more time, --kernel another kernel.",
-            )
-        )
+        from cloche.domain import reasons
+
+        self._ended(reasons.too_late(self.plan.boot_timeout_s, tuple(self._launcher.console_tail())))
 
     def execute(
         self,
@@ -330,19 +310,12 @@ class Domain:
             return
         from cloche.domain.ending import write_back
 
-        done = False
+        def over(is_settled: bool) -> None:
+            self.is_settled = is_settled
+            self.close(wait=wait)
+            then()
 
-        def once(is_settled: bool = False) -> None:
-            nonlocal done
-            if not done:
-                done = True
-                timer.cancel()
-                self.is_settled = is_settled
-                self.close(wait=wait)
-                then()
-
-        timer = self.reactor.call_later(_SYNC_TIMEOUT_S, once)
-        write_back(self._session, self.plan, sync=self._must_sync, done=once)
+        write_back(self.reactor, self._session, self.plan, sync=self._must_sync, done=over)
 
     def _ask_guest(self, steps: tuple[Step, ...], sync: bool, answer: Callable[[GuestAnswer], None]) -> None:
         """Do more steps in a guest that runs; for the launcher, which knows when."""
@@ -439,17 +412,17 @@ class Domain:
                 self.on_end(second)
             return
         if self.state is not State.ENDED:
-            self.error = (self._kernel_damage() if self.state is State.BOOTING else None) or error
+            self.error = error
+            if self.state is State.BOOTING and self.plan.machine is not None:
+                from cloche.kernel.store import find_damage
+
+                # Its content is looked at now that it did not boot: too dear for every start.
+                self.error = find_damage(self.plan.machine.kernel.path) or error
             self.close()
             self.on_end(self.error)
 
-    def _kernel_damage(self) -> ClocheError | None:
-        """Look at the kernel's content now that it did not boot: too dear for every start."""
-        if self.plan.machine is None:
-            return None
-        from cloche.kernel.store import find_damage
-
-        return find_damage(self.plan.machine.kernel.path)
+    def _give_time(self) -> None:
+        self._deadline = self.reactor.call_later(self.plan.boot_timeout_s, self._too_late)
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

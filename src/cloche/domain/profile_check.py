@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from cloche.errors import ClocheError
     from cloche.guest.job import Job
+    from cloche.guest.messages import SetupDone, SetupFailed
     from cloche.guest.session import AgentSession
+    from cloche.model.guest import Step
     from cloche.model.plan import LayerPlan
 
 #: Bits of e2fsck's exit status (e2fsck(8)): it has mended something, and that needs a restart; what else is no success.
@@ -25,23 +27,46 @@ _MOST_SAID = 8192
 
 
 class Check:
-    """One look at a disk."""
+    """A set-up with a look at the disk in its middle.
+
+    Args:
+        session: The conversation with the agent.
+        first: What is done before.
+        plan: The check, and what is done after it.
+        answered: Called with the answer to the set-up.
+        fail: Called when the disk cannot be mounted, with why not.
+    """
 
     def __init__(
-        self, plan: LayerPlan, done: Callable[[], None], fail: Callable[[ClocheError], None]
+        self,
+        session: AgentSession,
+        first: tuple[Step, ...],
+        plan: LayerPlan,
+        answered: Callable[[SetupDone | SetupFailed], None],
+        fail: Callable[[ClocheError], None],
     ) -> None:
-        """``done`` is called when the disk can be mounted, else ``fail`` with why not."""
+        self._session = session
+        self._first = first
         self._plan = plan
-        self._done = done
+        self._answered = answered
         self._fail = fail
+        self._done: Callable[[], None]
         self._said = b""
 
-    def start(self, session: AgentSession) -> None:
-        """Ask for it; it is done behind what was asked for before."""
+    def start(self, done: Callable[[], None]) -> None:
+        """Ask for it; ``done`` is called when the disk is good and the rest of the set-up has been asked for."""
         from cloche.guest.session import STDOUT
 
         assert self._plan.check is not None
-        session.exec(self._plan.check, stdout=self._hear, stderr=STDOUT).on_done = self._over
+        self._done = done
+        self._session.setup(self._first, self._first_done)
+        self._session.exec(self._plan.check, stdout=self._hear, stderr=STDOUT).on_done = self._over
+
+    def _first_done(self, answer: SetupDone | SetupFailed) -> None:
+        from cloche.guest.messages import SetupFailed
+
+        if isinstance(answer, SetupFailed):
+            self._answered(answer)
 
     def _hear(self, data: bytes) -> None:
         self._said = (self._said + data)[-_MOST_SAID:]
@@ -70,4 +95,5 @@ class Check:
                 f"the profile {self._plan.name} was not closed cleanly, and its disk was mended"
                 + (f": {said[-1]}" if said else "")
             )
+        self._session.setup(self._plan.setup, self._answered)
         self._done()
