@@ -229,7 +229,7 @@ VERBS = (
             Verb("list", "List the profiles there are.", "profile:list_", (_JSON,)),
             Verb(
                 "show",
-                "Say how large a profile is and whether it is in use, and print the settings of its runs.",
+                "Print size and state of a profile, and the settings of its runs.",
                 "profile_settings:show",
                 (Option(("--origin",), "Also say which file says it, and where."), _JSON),
                 operands="NAME",
