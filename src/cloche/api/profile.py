@@ -11,7 +11,7 @@ from cloche.host.facts import collect_facts
 from cloche.host.profile_lock import Hold
 from cloche.host.text import escape_untrusted
 from cloche.model.profile import CEILING_BYTES, TAG, Change
-from cloche.model.request import Disk
+from cloche.model.request import Disk, Layer
 from cloche.plan.profile_scripts import DIFF, GROW, RESET, parse_changes
 from cloche.record import TYPE_CHECKING
 
@@ -104,7 +104,7 @@ class Profile:
         if path is None:
             profile_verbs.reset(self.name)
         else:
-            self._ask(RESET, _plain(path), writable=True)
+            self._ask(RESET, _plain(path), writable=True, keeps=True)
 
     def resize(self, size_bytes: int) -> None:
         """Let its disk become larger.
@@ -115,8 +115,11 @@ class Profile:
         profile_verbs.grow(self.name, size_bytes)
         self._ask(GROW, "/", writable=True)
 
-    def _ask(self, script: str, path: str, *, writable: bool) -> bytes:
-        """Have a guest do something with the disk, and return what it writes."""
+    def _ask(self, script: str, path: str, *, writable: bool, keeps: bool = False) -> bytes:
+        """Have a guest do something with the disk, and return what it writes.
+
+        With ``keeps`` it can be taken back, as what a start does (``cloche profile revert``).
+        """
         from cloche.api.sandbox import Sandbox
 
         # What only looks may look at one that its owner has locked.
@@ -132,9 +135,16 @@ class Profile:
                 hold.begin(())
             image = profiles.image(self.name)
             disk = Disk(TAG, image, writable=writable, most_bytes=os.stat(image).st_size)
+            if keeps:
+                layer = Layer(self.name, image)
+                begun = hold.keep(layer.kept_starts, layer.kept_bytes, (b"cloche", b"profile", b"reset"))
+                if begun is not None:
+                    disk = disk._replace(undo=begun.path, undo_bytes=begun.most_bytes)
             box = Sandbox(privileged=True)
             box.request = box.request._replace(disks=(disk,))
             with box:
+                if writable:
+                    hold.began(box.ident)
                 done = box.run(
                     ["/usr/bin/python3", "-I", "-S", "-c", script, path, collect_facts().user.home],
                     capture_output=True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from cloche.errors import ProfileError
-from cloche.host import profiles
+from cloche.host import profiles, undo
 from cloche.host.names import check_name
 from cloche.host.profile_lock import SEALED, BusyError, Hold, forget_other_host, is_held, read_note, this_host
 from cloche.host.profile_place import IMAGE, exists
@@ -138,6 +138,8 @@ def reset(name: str) -> None:
     """
     hold = Hold.take(name)
     try:
+        # What was kept of earlier starts is of another disk's blocks.
+        undo.forget(profiles.directory(name))
         profiles.renew_disk(name)
         hold.is_clean = True
         hold.release(is_clean=True)
@@ -153,6 +155,8 @@ def grow(name: str, size_bytes: int) -> None:
     """
     hold = Hold.take(name)
     try:
+        # One can go back to earlier starts of a disk of the same size only.
+        undo.forget(profiles.directory(name))
         profiles.grow_disk(name, size_bytes)
     finally:
         hold.release()
