@@ -18,6 +18,10 @@ CLOCHE, RAW, RAW_BWRAP, BWRAP = (
 )
 TEMPLATE = "cloche run -- true (from the template)"
 FORK, SNAPSHOT, RAW_BESIDE = "cloche fork", "cloche snapshot save", "raw QEMU, start to exit of `true`"
+TEMPORARY, WITH_PROFILE = "cloche -t true", "cloche -p NAME true"
+PROFILE_NEW, PROFILE_CLONE = "cloche profile new", "cloche profile clone"
+#: A command that only looks.
+PROFILE_LIST = "cloche profile list"
 POOL = "cloche run -- true (from the pool)"
 VIRTME, VIRTME_SAME = "virtme-ng, Debian's kernel", "virtme-ng, cloche's kernel"
 PC, MICROVM = "raw QEMU pc, cloud kernel, busybox", "raw QEMU microvm, cloche's kernel, busybox"
@@ -109,7 +113,21 @@ def judge(samples: Samples) -> list[Goal]:
         )
         ratio = paired_ratio(samples, f"cloche, {name}", f"raw QEMU, {name}", "qemu")
         goals.append(Goal(f"QEMU's memory to raw QEMU's, {name}", ratio, 1.1, "times"))
-    return goals + judge_devices(samples)
+    return goals + judge_profiles(samples) + judge_devices(samples)
+
+
+def judge_profiles(samples: Samples) -> list[Goal]:
+    """Return the goals for what keeps changes."""
+    pairs = (
+        ("start with a profile, more than without", TEMPORARY, WITH_PROFILE, 40.0),
+        ("making a profile, more than a command that only looks", PROFILE_LIST, PROFILE_NEW, 50.0),
+    )
+    goals = []
+    for text, less, more, limit in pairs:
+        walls = [median(samples, name, "wall") for name in (less, more)]
+        more_ms = None if None in walls else (walls[1] - walls[0]) * 1000  # type: ignore[operator]
+        goals.append(Goal(text, more_ms, limit, "ms"))
+    return goals
 
 
 def judge_devices(samples: Samples) -> list[Goal]:

@@ -21,6 +21,7 @@ from bench import (
     hostinfo,
     machines,
     memory,
+    profiles,
     report,
     rounds,
     timings,
@@ -259,6 +260,22 @@ def measure_forks(parts: Parts, size: Size) -> Group:
     return Group("forks", "Fork and snapshot of Python with 50 MiB", columns, outcome, goals.RAW_BESIDE)
 
 
+def measure_profiles(parts: Parts, size: Size) -> Group:
+    """A profile is made and copied; a run with one beside a run without."""
+    del parts
+    with profiles.used() as name:
+        candidates = [
+            Candidate(goals.TEMPORARY, lambda: profiles.measure("-t", "true")),
+            Candidate(goals.WITH_PROFILE, lambda: profiles.measure("-p", name, "true")),
+            Candidate(goals.PROFILE_LIST, lambda: profiles.measure("profile", "list")),
+            Candidate(goals.PROFILE_NEW, lambda: profiles.measure_new(name)),
+            Candidate(goals.PROFILE_CLONE, lambda: profiles.measure_clone(name), size.slow_every),
+        ]
+        outcome = rounds.take_turns(candidates, size.start, size.start_budget_s)
+    title = f"Profiles: one that holds {profiles.USED_MIB} MiB"
+    return Group("profile", title, _SECONDS[:1], outcome, goals.TEMPORARY)
+
+
 def virtme_to_exit(
     parts: Parts, argv: Sequence[str], statuses: Sequence[int] = (0,)
 ) -> Callable[[], dict[str, float]]:
@@ -406,6 +423,7 @@ GROUPS: dict[str, Callable[[Parts, Size], Group]] = {
     "waterfall": measure_waterfall,
     "guest": measure_guest,
     "forks": measure_forks,
+    "profile": measure_profiles,
     "memory": measure_memory,
     "devices": measure_devices,
     "disk": measure_disk,
