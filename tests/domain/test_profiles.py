@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.domains import OWN
 from support.errors import check_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from support.runs import Runner
+
+
+#: A program of whose name nobody else has a profile.
+PROGRAM = "dash"
 
 
 @pytest.fixture(scope="module", params=["ordinary", "caller"])
@@ -56,18 +61,18 @@ def is_clean(image: Path) -> bool:
 @pytest.mark.parametrize("cold", [(), ("--cold",)], ids=["template", "cold"])
 def test_changes_stay(runner: Runner, cold: tuple[str, ...]) -> None:
     """A home, a file of the host's that was changed, one that was deleted: as they were left, in the profile alone."""
-    with profile(runner, "stay") as place:
+    with profile(runner, "stay" + OWN) as place:
         run(
             runner,
             "echo kept > ~/file; echo changed > /usr/share/doc/cloche-test; rm /etc/ld.so.cache; id -u > ~/who",
             *cold,
             "--privileged",
             "-p",
-            "stay",
+            "stay" + OWN,
         )
         assert is_clean(place / "disk.img")
         said = run(runner, "cat ~/file /usr/share/doc/cloche-test; ls /etc/ld.so.cache 2>&1; ls -a ~", *cold, "-p",
-                   "stay", "--privileged")  # fmt: skip
+                   "stay" + OWN, "--privileged")  # fmt: skip
         assert said.startswith(b"kept\nchanged\n")
         assert b"No such file" in said
         assert is_clean(place / "disk.img")
@@ -76,68 +81,78 @@ def test_changes_stay(runner: Runner, cold: tuple[str, ...]) -> None:
             == b""
         )
         assert not os.path.exists("/usr/share/doc/cloche-test")
-        entry = json.loads(runner("profile", "list", "--json").stdout)[0]
-        assert (entry["name"], entry["state"], entry["size_bytes"]) == ("stay", "ready", 20 << 30)
+        (entry,) = (
+            one for one in json.loads(runner("profile", "list", "--json").stdout) if OWN in one["name"]
+        )
+        assert (entry["name"], entry["state"], entry["size_bytes"]) == ("stay" + OWN, "ready", 20 << 30)
 
 
 def test_the_home_is_made_once(runner: Runner) -> None:
     """The first start makes a home as any other's; what was done to it since is left alone."""
-    with profile(runner, "home"):
+    with profile(runner, "home" + OWN):
         fresh = run(runner, "ls -lan ~ | sed 1,2d | awk '{print $1,$3,$4,$9}'; stat -c '%u %a' ~")
         assert run(runner, "ls -lan ~ | sed 1,2d | awk '{print $1,$3,$4,$9}'; stat -c '%u %a' ~", "-p",
-                   "home").splitlines()[-2:] == fresh.splitlines()[-2:]  # fmt: skip
-        run(runner, "rm ~/.bashrc; echo mine > ~/.profile", "-p", "home")
+                   "home" + OWN).splitlines()[-2:] == fresh.splitlines()[-2:]  # fmt: skip
+        run(runner, "rm ~/.bashrc; echo mine > ~/.profile", "-p", "home" + OWN)
         assert (
-            run(runner, "ls -a ~; cat ~/.profile", "-p", "home") == b".\n..\n.bash_logout\n.profile\nmine\n"
+            run(runner, "ls -a ~; cat ~/.profile", "-p", "home" + OWN)
+            == b".\n..\n.bash_logout\n.profile\nmine\n"
         )
 
 
 def test_the_profile_of_the_programs_name(runner: Runner) -> None:
-    """`cloche CMD` uses the profile called so, `-t` never does, and both together are refused."""
-    with profile(runner, "sh"):
-        run(runner, "echo kept > ~/file")
-        assert run(runner, "cat ~/file") == b"kept\n"
-        assert run(runner, "ls ~", "-t") == b""
-        check_error(runner.sh("true", "-t", "-p", "sh"), 125, "leaves nothing")
-    assert run(runner, "ls ~") == b""
+    """`cloche CMD` uses the profile called so, `-t` never does, both together are refused; it is not joined so."""
+    with profile(runner, PROGRAM):
+        assert runner(PROGRAM, "-c", "echo kept > ~/file").returncode == 0
+        assert runner(PROGRAM, "-c", "cat ~/file").stdout == b"kept\n"
+        assert runner("-t", PROGRAM, "-c", "ls ~").stdout == b""
+        check_error(runner("-t", "-p", PROGRAM, "true"), 125, "leaves nothing")
+        left = runner.popen(PROGRAM, "-c", "echo go; cat", stdin=subprocess.PIPE)
+        assert left.stdout is not None
+        assert left.stdout.readline() == b"go\n"
+        check_error(runner(PROGRAM, "-c", "true"), 125, f"the profile {PROGRAM} is in use", "cloche -t")
+        assert runner("-t", PROGRAM, "-c", "true").returncode == 0
+        left.communicate(b"")
+        assert left.returncode == 0
+    assert runner(PROGRAM, "-c", "ls ~").stdout == b""
 
 
 def test_killed_it_goes_on(runner: Runner) -> None:
     """What was synced is there after the supervisor was killed; the disk is looked at, and nothing said of that."""
-    with profile(runner, "kill") as place:
-        left = runner.popen("-p", "kill", "sh", "-c", "echo kept > ~/file; sync; echo more > ~/more; echo go; cat",
+    with profile(runner, "kill" + OWN) as place:
+        left = runner.popen("-p", "kill" + OWN, "sh", "-c", "echo kept > ~/file; sync; echo > ~/more; echo go; cat",
                             stdin=subprocess.PIPE)  # fmt: skip
         assert left.stdout is not None
         assert left.stdout.readline() == b"go\n"
-        check_error(runner("profile", "delete", "kill"), 125, "in use")
+        check_error(runner("profile", "delete", "kill" + OWN), 125, "in use")
         left.send_signal(signal.SIGKILL)
         left.communicate()
-        shown = runner("-p", "kill", "--timings", "cat", ".profile")
+        shown = runner("-p", "kill" + OWN, "--timings", "cat", ".profile")
         assert shown.returncode == 0
         assert b"disk checked" in shown.stderr
-        assert run(runner, "cat ~/file", "-p", "kill") == b"kept\n"
+        assert run(runner, "cat ~/file", "-p", "kill" + OWN) == b"kept\n"
         assert is_clean(place / "disk.img")
 
 
 def test_damage_is_mended_or_told(runner: Runner) -> None:
     """What e2fsck mends by itself is one line; what it does not ends the run with what it said."""
-    with profile(runner, "hurt", "--size", "64M") as place:
-        run(runner, "echo kept > ~/file", "-p", "hurt")
-        left = runner.popen("-p", "hurt", "sh", "-c", "echo go; cat", stdin=subprocess.PIPE)
+    with profile(runner, "hurt" + OWN, "--size", "64M") as place:
+        run(runner, "echo kept > ~/file", "-p", "hurt" + OWN)
+        left = runner.popen("-p", "hurt" + OWN, "sh", "-c", "echo go; cat", stdin=subprocess.PIPE)
         assert left.stdout is not None
         assert left.stdout.readline() == b"go\n"
         left.send_signal(signal.SIGKILL)
         left.communicate()
         image = place / "disk.img"
         damage(image, "set_inode_field /upper links_count 9", "set_super_value state 2")
-        mended = runner.sh("cat ~/file", "-p", "hurt")
+        mended = runner.sh("cat ~/file", "-p", "hurt" + OWN)
         assert (mended.returncode, mended.stdout) == (0, b"kept\n"), mended.stderr
         assert b"was mended" in mended.stderr
         assert (place / "lock").read_bytes() == b""
         os.truncate(image, 0)
         os.truncate(image, 64 << 20)
-        check_error(runner.sh("true", "-p", "hurt"), 125, "could not be set up")
-        check_error(runner.sh("true", "-p", "hurt"), 125, "e2fsck cannot mend it")
+        check_error(runner.sh("true", "-p", "hurt" + OWN), 125, "could not be set up")
+        check_error(runner.sh("true", "-p", "hurt" + OWN), 125, "e2fsck cannot mend it")
 
 
 def damage(image: Path, *commands: str) -> None:
@@ -148,12 +163,12 @@ def damage(image: Path, *commands: str) -> None:
 
 def test_what_is_deleted_is_the_hosts_again(runner: Runner) -> None:
     """Blocks of a file that was deleted go back to the host while the guest still runs."""
-    with profile(runner, "trim") as place:
+    with profile(runner, "trim" + OWN) as place:
         image = place / "disk.img"
-        run(runner, "head -c 50000000 /dev/urandom > ~/big", "-p", "trim")
+        run(runner, "head -c 50000000 /dev/urandom > ~/big", "-p", "trim" + OWN)
         full = image.stat().st_blocks * 512
         assert full > 50_000_000
-        run(runner, "rm ~/big", "-p", "trim")
+        run(runner, "rm ~/big", "-p", "trim" + OWN)
         assert image.stat().st_blocks * 512 < full - 40_000_000
 
 
@@ -164,58 +179,58 @@ def test_refusals(runner: Runner) -> None:
     check_error(runner("profile", "new", "a/b"), 125, "cannot be a profile's name")
     check_error(runner("profile", "new"), 125, "takes one name")
     check_error(runner("profile", "delete", "absent"), 125, "you have no profile absent")
-    with profile(runner, "no"):
-        check_error(runner("-p", "no", "--devices=vmm", "true"), 125, "cannot have a profile")
+    with profile(runner, "no" + OWN):
+        check_error(runner("-p", "no" + OWN, "--devices=vmm", "true"), 125, "cannot have a profile")
         if runner.user.entry.pw_uid != 0:
-            check_error(runner("-p", "no", "--driver", "bwrap", "true"), 125, "cannot do profiles")
-        shown = runner("--dry-run", "-p", "no", "true")
+            check_error(runner("-p", "no" + OWN, "--driver", "bwrap", "true"), 125, "cannot do profiles")
+        shown = runner("--dry-run", "-p", "no" + OWN, "true")
         assert b"\nprofile     no\n" in shown.stdout
         assert b"no: a machine that waits has no profile's disk" in shown.stdout or b"not set" in shown.stdout
 
 
 def test_a_second_run_joins(runner: Runner) -> None:
     """Named, and asking for the same machine, it runs where the profile is used; else that is told, and why."""
-    with profile(runner, "join"):
+    with profile(runner, "join" + OWN):
         first = runner.popen(
-            "-p", "join", "sh", "-c", "echo $$ > /tmp/first; echo go; cat", stdin=subprocess.PIPE
+            "-p", "join" + OWN, "sh", "-c", "echo $$ > /tmp/first; echo go; cat", stdin=subprocess.PIPE
         )
         assert first.stdout is not None
         assert first.stdout.readline() == b"go\n"
-        assert run(runner, "kill -0 $(cat /tmp/first) && echo joined; pwd", "-p", "join").startswith(
+        assert run(runner, "kill -0 $(cat /tmp/first) && echo joined; pwd", "-p", "join" + OWN).startswith(
             b"joined\n"
         )
-        assert runner.sh("exit 7", "-p", "join").returncode == 7
-        check_error(runner.sh("true", "-p", "join", "-m", "300M"), 125, "differs in --memory")
-        check_error(runner.sh("true", "-p", "join", "--pids", "9"), 125, "cannot have --pids")
-        for verb in (("delete", "join"), ("rename", "join", "other"), ("lock", "join"), ("reset", "join"),
-                     ("clone", "join", "other"), ("diff", "join")):  # fmt: skip
+        assert runner.sh("exit 7", "-p", "join" + OWN).returncode == 7
+        check_error(runner.sh("true", "-p", "join" + OWN, "-m", "300M"), 125, "differs in --memory")
+        check_error(runner.sh("true", "-p", "join" + OWN, "--pids", "9"), 125, "cannot have --pids")
+        name, other = "join" + OWN, "other" + OWN
+        for verb in (
+            ("delete", name),
+            ("rename", name, other),
+            ("lock", name),
+            ("reset", name),
+            ("clone", name, other),
+            ("diff", name),
+        ):
             check_error(runner("profile", *verb), 125, "in use")
-        (shown,) = json.loads(runner("profile", "list", "--json").stdout)
+        (shown,) = (
+            one for one in json.loads(runner("profile", "list", "--json").stdout) if OWN in one["name"]
+        )
         assert shown["state"] == "running"
         assert shown["domain"]
-        assert shown["domain"].encode() in runner("profile", "show", "join").stdout
+        assert shown["domain"].encode() in runner("profile", "show", "join" + OWN).stdout
         first.communicate(b"")
         assert first.returncode == 0
-        # Not named it is not joined.
-        runner("profile", "rename", "join", "sh")
-        left = runner.popen("sh", "-c", "echo go; cat", stdin=subprocess.PIPE)
-        assert left.stdout is not None
-        assert left.stdout.readline() == b"go\n"
-        check_error(runner.sh("true"), 125, "the profile sh is in use", "cloche -t")
-        assert runner.sh("true", "-t").returncode == 0
-        left.communicate(b"")
-        runner("profile", "rename", "sh", "join")
 
 
 def test_two_that_start_at_once(runner: Runner) -> None:
     """Of two runs that begin together one has the profile and the other joins it, whichever it is."""
-    with profile(runner, "both"):
+    with profile(runner, "both" + OWN):
         script = "echo $$; sleep 0.2; while ! test -e ~/end; do sleep 0.1; done"
-        two = [runner.popen("-p", "both", "sh", "-c", script) for _ in range(2)]
+        two = [runner.popen("-p", "both" + OWN, "sh", "-c", script) for _ in range(2)]
         for one in two:
             assert one.stdout is not None
             assert one.stdout.readline().strip().isdigit()
-        run(runner, "touch ~/end", "-p", "both")
+        run(runner, "touch ~/end", "-p", "both" + OWN)
         assert [one.wait() for one in two] == [0, 0]
         for one in two:
             one.communicate()
@@ -227,9 +242,9 @@ def test_differences_and_taking_them_back(runner: Runner) -> None:
         "echo new > /etc/new; echo more >> /usr/share/doc/base-files/README; rm /etc/ld.so.cache;"
         " rm -r /usr/share/doc/bash; mkdir /usr/share/doc/bash; touch /usr/bin/env; printf x > '/srv/a\033\nb'"
     )
-    with profile(runner, "diff") as place:
-        run(runner, script, "--privileged", "-p", "diff")
-        said = json.loads(runner("profile", "diff", "--json", "diff").stdout)
+    with profile(runner, "diff" + OWN) as place:
+        run(runner, script, "--privileged", "-p", "diff" + OWN)
+        said = json.loads(runner("profile", "diff", "--json", "diff" + OWN).stdout)
         found = {one["path"]: (one["kind"], one["size"]) for one in said}
         assert found.pop("/etc/new") == ("added", 4)
         assert found.pop("/etc/ld.so.cache") == ("deleted", 0)
@@ -238,48 +253,51 @@ def test_differences_and_taking_them_back(runner: Runner) -> None:
         assert found.pop("/usr/share/doc/bash/copyright") == ("deleted", 0)
         # A home as it was made is no difference, and neither is a file of which only the time was changed.
         assert {path.rpartition("/")[0] for path in found} == {"/usr/share/doc/bash"}
-        shown = runner("profile", "diff", "diff", "/srv").stdout
+        shown = runner("profile", "diff", "diff" + OWN, "/srv").stdout
         assert shown.split() == [b"added", b"1", b"B", b"/srv/a\\x1b\\nb"]
         assert is_clean(place / "disk.img")
         for path in ("/etc/ld.so.cache", "/usr/share/doc/bash"):
-            assert runner("profile", "reset", "diff", path).returncode == 0
-        check_error(runner("profile", "reset", "diff", "/etc/absent"), 125, "nothing was changed")
-        check_error(runner("profile", "reset", "diff", "etc/../new"), 125, "no absolute path")
+            assert runner("profile", "reset", "diff" + OWN, path).returncode == 0
+        check_error(runner("profile", "reset", "diff" + OWN, "/etc/absent"), 125, "nothing was changed")
+        check_error(runner("profile", "reset", "diff" + OWN, "etc/../new"), 125, "no absolute path")
         assert run(
-            runner, "ls /etc/ld.so.cache /usr/share/doc/bash/copyright; cat /etc/new", "-p", "diff"
+            runner, "ls /etc/ld.so.cache /usr/share/doc/bash/copyright; cat /etc/new", "-p", "diff" + OWN
         ) == (b"/etc/ld.so.cache\n/usr/share/doc/bash/copyright\nnew\n")
-        assert runner("profile", "reset", "diff").returncode == 0
-        assert json.loads(runner("profile", "diff", "--json", "diff").stdout) == []
+        assert runner("profile", "reset", "diff" + OWN).returncode == 0
+        assert json.loads(runner("profile", "diff", "--json", "diff" + OWN).stdout) == []
         assert is_clean(place / "disk.img")
 
 
 def test_a_copy_a_lock_and_a_larger_disk(runner: Runner) -> None:
     """A clone goes its own way, a locked profile is left alone, a disk grows with what is on it and never shrinks."""
-    with profile(runner, "one", "--size", "64M") as place:
-        run(runner, "echo kept > ~/file", "-p", "one")
-        assert runner("profile", "clone", "one", "two").returncode == 0
-        run(runner, "echo other > ~/file", "-p", "two")
-        assert run(runner, "cat ~/file", "-p", "one") == b"kept\n"
-        assert runner("profile", "delete", "two").returncode == 0
-        assert runner("profile", "lock", "one").returncode == 0
-        check_error(runner.sh("true", "-p", "one"), 125, "the profile one is locked", "unlock one")
-        for verb in (("delete", "one"), ("rename", "one", "x"), ("reset", "one"), ("resize", "one", "1G")):
+    with profile(runner, "one" + OWN, "--size", "64M") as place:
+        run(runner, "echo kept > ~/file", "-p", "one" + OWN)
+        assert runner("profile", "clone", "one" + OWN, "two" + OWN).returncode == 0
+        run(runner, "echo other > ~/file", "-p", "two" + OWN)
+        assert run(runner, "cat ~/file", "-p", "one" + OWN) == b"kept\n"
+        assert runner("profile", "delete", "two" + OWN).returncode == 0
+        assert runner("profile", "lock", "one" + OWN).returncode == 0
+        check_error(
+            runner.sh("true", "-p", "one" + OWN), 125, f"the profile one{OWN} is locked", f"unlock one{OWN}"
+        )
+        name = "one" + OWN
+        for verb in (("delete", name), ("rename", name, "x"), ("reset", name), ("resize", name, "1G")):
             check_error(runner("profile", *verb), 125, "is locked")
-        assert runner("profile", "diff", "one").returncode == 0
-        assert runner("profile", "unlock", "one").returncode == 0
-        check_error(runner("profile", "resize", "one", "32M"), 125)
-        check_error(runner("profile", "resize", "one"), 125, "no size")
-        assert runner("profile", "resize", "one", "200M").returncode == 0
-        check_error(runner("profile", "resize", "one", "100M"), 125, "cannot become smaller")
-        size = int(run(runner, "stat -f -c %b / && cat ~/file > /dev/null", "-p", "one"))
+        assert runner("profile", "diff", "one" + OWN).returncode == 0
+        assert runner("profile", "unlock", "one" + OWN).returncode == 0
+        check_error(runner("profile", "resize", "one" + OWN, "32M"), 125)
+        check_error(runner("profile", "resize", "one" + OWN), 125, "no size")
+        assert runner("profile", "resize", "one" + OWN, "200M").returncode == 0
+        check_error(runner("profile", "resize", "one" + OWN, "100M"), 125, "cannot become smaller")
+        size = int(run(runner, "stat -f -c %b / && cat ~/file > /dev/null", "-p", "one" + OWN))
         assert size > 150 << 8
         assert is_clean(place / "disk.img")
 
 
 def test_no_process_of_the_host_opens_the_disk(runner: Runner) -> None:
     """While a profile is used only its disk's own process has its image open, beside the supervisor that locks it."""
-    with profile(runner, "apart") as place:
-        left = runner.popen("-p", "apart", "sh", "-c", "echo go; cat", stdin=subprocess.PIPE)
+    with profile(runner, "apart" + OWN) as place:
+        left = runner.popen("-p", "apart" + OWN, "sh", "-c", "echo go; cat", stdin=subprocess.PIPE)
         assert left.stdout is not None
         assert left.stdout.readline() == b"go\n"
         assert opened_by(place / "disk.img") == {"cloche-disk", supervisor_name(left.pid)}
@@ -307,3 +325,39 @@ def opened_by(path: Path) -> set[str]:
         except OSError:
             continue
     return names
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who installs packages is root")
+def test_a_host_that_is_upgraded(cloche: Runner) -> None:
+    """A package that is swapped, both ways: what the profile changed stays, all else follows, and one line says so."""
+    mine, theirs = (Path(f"/opt/cloche-test-{os.getpid()}-{name}") for name in ("mine", "theirs"))
+
+    def install(version: str) -> None:
+        for path in (mine, theirs):
+            fresh = path.with_suffix(".dpkg-new")
+            fresh.write_text(f"{version}\n")
+            fresh.rename(path)
+
+    with profile(cloche, "up" + OWN) as place:
+        try:
+            install("1")
+            run(cloche, f"echo changed > {mine}; cat {theirs}", "--privileged", "-p", "up" + OWN)
+            for version in ("2", "1"):
+                install(version)
+                shown = cloche.sh(f"cat {mine} {theirs}", "-p", "up" + OWN)
+                assert shown.stdout == f"changed\n{version}\n".encode()
+                assert (
+                    f"the host's programs were changed since the profile up{OWN} was last started".encode()
+                    in shown.stderr
+                )
+                assert run(cloche, f"cat {theirs}", "-p", "up" + OWN) == f"{version}\n".encode()
+            theirs.unlink()
+            assert cloche.sh(f"cat {theirs}", "-p", "up" + OWN).returncode == 1
+            changes = json.loads(cloche("profile", "diff", "--json", "up" + OWN, "/opt").stdout)
+            assert [(one["kind"], one["path"]) for one in changes] == [("changed", str(mine))]
+            assert cloche("profile", "reset", "up" + OWN, str(mine)).returncode == 0
+            assert run(cloche, f"cat {mine}", "-p", "up" + OWN) == b"1\n"
+            assert is_clean(place / "disk.img")
+        finally:
+            mine.unlink(missing_ok=True)
+            theirs.unlink(missing_ok=True)
