@@ -184,7 +184,7 @@ def test_refusals(runner: Runner) -> None:
         if runner.user.entry.pw_uid != 0:
             check_error(runner("-p", "no" + OWN, "--driver", "bwrap", "true"), 125, "cannot do profiles")
         shown = runner("--dry-run", "-p", "no" + OWN, "true")
-        assert b"\nprofile     no\n" in shown.stdout
+        assert f"\nprofile     no{OWN}\n".encode() in shown.stdout
         assert b"no: a machine that waits has no profile's disk" in shown.stdout or b"not set" in shown.stdout
 
 
@@ -345,7 +345,7 @@ def test_a_host_that_is_upgraded(cloche: Runner) -> None:
             for version in ("2", "1"):
                 install(version)
                 shown = cloche.sh(f"cat {mine} {theirs}", "-p", "up" + OWN)
-                assert shown.stdout == f"changed\n{version}\n".encode()
+                assert shown.stdout == f"changed\n{version}\n".encode(), shown.stderr
                 assert (
                     f"the host's programs were changed since the profile up{OWN} was last started".encode()
                     in shown.stderr

@@ -54,6 +54,8 @@ def test_the_layer_is_laid_before_what_is_shared(restored: bool) -> None:
         index for index, step in enumerate(steps) if isinstance(step, Mount) and step.target == b"/srv"
     )
     assert begins < disk < home < switch < shared
+    overlay = next(s for s in steps[begins:] if isinstance(s, Mount) and s.fstype == b"overlay")
+    assert overlay.data.endswith(b"index=off,metacopy=off,redirect_dir=off,xino=off")
     # Whatever is below, the disk is mounted where its owner's programs cannot see it.
     assert Mkdir(b"/cloche/disk", 0o700) == BEGINS
 

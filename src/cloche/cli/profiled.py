@@ -125,6 +125,6 @@ def _join(request: RunRequest, ident: str, terminal: Terminal) -> int:
     log.debug(f"joining the domain {ident}, which has the profile")
     facts = collect_facts()
     person = resolve_user(request, facts.user)
-    command = build_command(request, facts, person, shown_trees(request.shares))
+    command = build_command(request, facts, person, shown_trees(request))
     user = "root" if request.privileged else request.user or ""
     return execute(ident, terminal, command.argv, request.env, user=user, workdir=os.fsdecode(command.cwd))

@@ -17,32 +17,12 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloche.errors import ClocheError
-    from cloche.guest.messages import SetupFailed
     from cloche.host.warden import Exited, Failed, Warden
-    from cloche.model.plan import LaunchPlan, ProcessPlan
+    from cloche.model.plan import ProcessPlan
 
 _SIGKILL = 9
 _SIGSYS = 31
 _DOCTOR = "`cloche doctor` tries every part on this host."
-
-
-def not_set_up(plan: LaunchPlan, answer: SetupFailed) -> ClocheError:
-    """Return why a guest was not set up."""
-    from cloche.host.text import describe_errno, escape_untrusted
-
-    layer = plan.layer
-    steps = layer.setup if layer is not None and layer.check is not None else plan.setup
-    if plan.request is not None and answer.step < len(steps):
-        from cloche.domain.mounting import why_not_mounted
-
-        known = why_not_mounted(plan.request, steps[answer.step], answer.errno)
-        if known is not None:
-            return known
-    return LaunchError(
-        f"the guest could not be set up: {escape_untrusted(answer.what, 200)}: {describe_errno(answer.errno)}",
-        hint="--agent-log and --boot-log tell more.",
-    )
 
 
 def too_late(patience_s: float, tail: tuple[str, ...]) -> BootTimeoutError:

@@ -46,6 +46,10 @@ _LAST = b"/run/cloche/disk"
 #: What is deleted is the host's again. The tables of inodes, all zero in a new image, need not be zeroed.
 _OPTIONS = b"discard,noinit_itable"
 _FLAGS = MS_NOATIME | MS_NODEV | MS_NOSUID
+#: With xino the kernel also follows what it has noted of a file's origin below (ovl_allow_offline_changes in
+#: fs/overlayfs): a number of the file server's, which is another file's in the next guest. Two files then have one
+#: inode, and the second of them is "stale".
+_OVERLAY_OPTIONS = OVERLAY_OPTIONS.replace(b"xino=on", b"xino=off")
 _CHECK_PATH = b"PATH=/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -93,7 +97,7 @@ def build_layer_steps(user: User, devices: str) -> tuple[Step, ...]:
             b"cloche",
             _ROOT,
             MS_NOATIME,
-            b"lowerdir=%s,upperdir=%s,workdir=%s," % (_SYSTEM, upper, work) + OVERLAY_OPTIONS,
+            b"lowerdir=%s,upperdir=%s,workdir=%s," % (_SYSTEM, upper, work) + _OVERLAY_OPTIONS,
         ),
         # The overlay has mounts of its own of both.
         Unmount(_DISK, MNT_DETACH | UMOUNT_NOFOLLOW),
