@@ -24,7 +24,12 @@ if TYPE_CHECKING:
         Sandbox,
         Snapshot,
         TimeoutExpired,
+        Waiting,
+        clear_pool,
+        fill_pool,
+        list_pool,
         run,
+        set_pool,
     )
     from cloche.errors import ClocheError
 
@@ -42,8 +47,13 @@ __all__ = [
     "Sandbox",
     "Snapshot",
     "TimeoutExpired",
+    "Waiting",
     "__version__",
+    "clear_pool",
+    "fill_pool",
+    "list_pool",
     "run",
+    "set_pool",
 ]
 
 

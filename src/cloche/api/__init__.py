@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cloche.api.domain import Domain, Output
 from cloche.api.machine import Machine
+from cloche.api.pool import Waiting, clear_pool, fill_pool, list_pool, set_pool
 from cloche.api.popen import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
 from cloche.api.profile import Profile
 from cloche.api.programs import RUN_OPTIONS, CalledProcessError, CompletedProcess
@@ -29,5 +30,10 @@ __all__ = [
     "Sandbox",
     "Snapshot",
     "TimeoutExpired",
+    "Waiting",
+    "clear_pool",
+    "fill_pool",
+    "list_pool",
     "run",
+    "set_pool",
 ]

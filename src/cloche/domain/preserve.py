@@ -12,6 +12,7 @@ until the snapshot has its name. Until then every failure lets it go on.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -116,7 +117,13 @@ class _Preserving:
             self._save()
 
     def _frozen(self, answer: GuestAnswer) -> None:
-        if answer.errno:
+        if answer.errno == errno.EAGAIN:
+            # A sandbox's state is its host program's to know.
+            why = answer.what.decode("ascii", "replace")
+            self._failed(
+                DomainError(f"the domain could not be saved: {why}", hint="Let it go on before: resume it.")
+            )
+        elif answer.errno:
             self._failed(DomainError(f"the domain could not be saved: the guest: {answer.reason()}"))
         else:
             self._save()

@@ -104,12 +104,17 @@ def start_cloche(*words: str) -> None:
     Raises:
         LaunchError: It cannot be started.
     """
+    start_detached(cloche_words(*words))
+
+
+def cloche_words(*words: str) -> tuple[str, ...]:
+    """Return the words that run a command of this very cloche."""
     source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     program = (
         f"import sys; sys.path.insert(0, {source!r}); from cloche.cli.main import main; sys.exit(main())"
     )
     python = os.path.realpath(sys.executable) or "/usr/bin/python3"
-    start_detached((python, "-I", "-S", "-c", program, *words))
+    return (python, "-I", "-S", "-c", program, *words)
 
 
 class Stream:
