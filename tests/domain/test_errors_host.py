@@ -114,6 +114,21 @@ def test_full_share(host: ChangedHost, own_directory: Callable[[str], Path]) -> 
 # QEMU
 
 
+def test_full_disk_below_an_image(host: ChangedHost, own_directory: Callable[[str], Path]) -> None:
+    """A sparse image that the host has no room for: the guest's program gets the error, and the image can be read."""
+    disk = own_directory("disk")
+    script = """
+    truncate -s 64M "$1/image"; /usr/sbin/mkfs.ext4 -q -O ^has_journal -E root_owner "$1/image"
+    write="echo small > /m/small; sync; dd if=/dev/zero of=/m/big bs=1M count=20 conv=fsync 2>&1; echo goes on"
+    "$0" "--mount=host-image:$1/image,at=/m,rw" sh -c "$write"
+    "$0" "--mount=host-image:$1/image,at=/m" cat /m/small
+    """
+    done = host.on(*small_disk(disk, 6 << 20, filled=False)).sh_on_host(script, host.program, str(disk))
+    assert done.returncode == 0, done.stderr
+    assert b"error" in done.stdout
+    assert done.stdout.endswith(b"goes on\nsmall\n"), done.stdout
+
+
 def broken_qemu(folder: Path, version: str) -> Path:
     """Return a program that says it is QEMU and fails at everything else."""
     program, source = folder / f"qemu-{version}", folder / "qemu.c"

@@ -267,3 +267,40 @@ fn failed_setup_stops_programs() {
     let exec = host.shell("echo ran");
     assert_eq!(host.run(&exec).1, b"ran\n");
 }
+
+/// Lines are put before what a file holds, which keeps its mode; a link becomes a file, and what is no file is refused.
+#[test]
+fn puts_lines_first() {
+    let scratch = Scratch::new("first");
+    fs::write(scratch.0.join("passwd"), "theirs\n").unwrap();
+    fs::set_permissions(scratch.0.join("passwd"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::write(scratch.0.join("elsewhere"), "kept\n").unwrap();
+    symlink("elsewhere", scratch.0.join("link")).unwrap();
+    fs::create_dir(scratch.0.join("directory")).unwrap();
+    fs::write(scratch.0.join("long"), vec![b'x'; (1 << 20) + 1]).unwrap();
+    let first = |name: &str| Step::PutFirst {
+        path: scratch.path(name),
+        mode: 0o600,
+        content: b"mine\n".to_vec(),
+    };
+    let mut host = Host::start();
+    let done = set_up(&mut host, 1, vec![first("passwd"), first("link")]);
+    assert_eq!(done, ToHost::SetupDone { seq: 1 });
+    let read = |name: &str| fs::read_to_string(scratch.0.join(name)).unwrap();
+    assert_eq!(read("passwd"), "mine\ntheirs\n");
+    let found = fs::metadata(scratch.0.join("passwd")).unwrap();
+    assert_eq!(found.mode() & 0o7777, 0o640);
+    assert_eq!(
+        (read("link"), read("elsewhere")),
+        ("mine\nkept\n".into(), "kept\n".into())
+    );
+    assert!(fs::symlink_metadata(scratch.0.join("link"))
+        .unwrap()
+        .is_file());
+    for (seq, name) in [(2, "directory"), (3, "long")] {
+        match set_up(&mut host, seq, vec![first(name)]) {
+            ToHost::SetupFailed { errno, .. } => assert_eq!(errno, libc::EFBIG.unsigned_abs()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
