@@ -144,6 +144,25 @@ def test_a_profile_is_held_once(home: Path) -> None:
     assert Hold.take("one").is_clean
 
 
+def test_whoever_asks_is_in_nobodys_way() -> None:
+    """Profiles are listed all the time; nobody who wants one at that moment is told that it is in use."""
+    profiles.new("one", 64 << 20)
+    script = """
+        from cloche.host.profile_lock import is_held
+        print(is_held('one'), flush=True)
+        while True:
+            is_held('one')
+    """
+    with elsewhere(script) as asking:
+        try:
+            assert asking.stdout is not None
+            assert asking.stdout.readline() == b"False\n"
+            for _ in range(2000):
+                Hold.take("one").release()
+        finally:
+            asking.kill()
+
+
 def test_a_hold_that_locks_nothing_is_taken_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin: without the lock two have the profile at the same time."""
     profiles.new("one", 64 << 20)

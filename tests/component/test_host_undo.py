@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import zlib
 from typing import TYPE_CHECKING
@@ -54,6 +55,24 @@ def test_only_the_last_starts_and_only_so_many_bytes_are_kept(profile: Profile) 
     assert begun is not None
     assert begun.most_bytes >= total // 2
     assert len(undo.starts(str(profile.path))) < 4
+
+
+def test_a_start_that_fails_for_want_of_room_takes_none_away(profile: Profile) -> None:
+    """Whoever cannot write leaves no half of a log, behind which those before it could not be gone back to."""
+    profile.run(1)
+    held = profile.run(2)
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))
+        try:
+            undo.begin(str(profile.path), SIZE)
+        except ProfileError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert problems(profile) == ["", ""]
+    profile.revert()
+    assert profile.content() == held
 
 
 def test_a_run_without_a_log_leaves_none_before_it(profile: Profile) -> None:

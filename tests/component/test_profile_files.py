@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloche.host import profiles
+from cloche.host.profile_archive import write_archive
 from cloche.host.profile_lock import Hold
 from support.errors import check_error
 
@@ -121,6 +122,27 @@ def test_a_disk_larger_than_allowed_is_refused_before_it_is_made(store: Store, t
     )
     store("import", "--most", "64M", str(file), "two").check_returncode()
     assert sorted(os.listdir(store.profiles)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("size", [0, 512, 1 << 20, SIZE + 512])
+def test_a_disk_that_no_profile_can_have_is_refused(store: Store, tmp_path: Path, size: int) -> None:
+    """Nothing is imported that no run could use."""
+    file = tmp_path / "file"
+    parts: list[bytes] = []
+    with open(tmp_path / "disk", "x+b") as disk:
+        os.ftruncate(disk.fileno(), size)
+        write_archive("one", disk.fileno(), b"", parts.append, lambda *_: None)
+    file.write_bytes(b"".join(parts))
+    check_error(store("import", str(file)), 125, f"no profile has a disk of {size} bytes")
+    assert store.names() == []
+
+
+def test_settings_longer_than_any_that_are_read_are_refused(store: Store, tmp_path: Path) -> None:
+    """They would end every run of the profile."""
+    store.fill("one")
+    with open(store.profiles / "one" / "cloche.toml", "wb") as file:
+        file.write(b"#" * 65537)
+    check_error(store("export", "one", str(tmp_path / "file")), 125, "too large to be exported")
 
 
 #: The same import in the place of the finished one: what a kill leaves has the name.

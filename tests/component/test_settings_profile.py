@@ -102,6 +102,9 @@ def test_which_profile_a_run_has(home: Home) -> None:
         "cannot" in home("run", "-p", "job", "-t", "true").stderr
         or "Give one of them" in home("run", "-p", "job", "-t", "true").stderr
     )
+    home.user.write_text('default_profile = "job"\n')
+    # Of `-p "$NAME"` where NAME is nothing: neither none nor the default one is what was meant.
+    assert "cannot be a profile's name" in home("run", "--dry-run", "-p", "", "true").stderr
     home.user.write_text('default_profile = "gone"\n')
     assert f"\nhint: It is set in {home.user}:1. " in home("run", "--dry-run", "true").stderr
 

@@ -13,9 +13,10 @@ from cloche.domain.settings import read_text, what_opens, wrong
 from cloche.errors import ProfileError, UsageError
 from cloche.host import profiles
 from cloche.host.names import check_name
-from cloche.host.profile_archive import MOST_SETTINGS, ArchiveReader, write_archive
+from cloche.host.profile_archive import ArchiveReader, write_archive
 from cloche.host.profile_lock import Hold
 from cloche.host.profile_place import IMAGE, exists, settings_path
+from cloche.host.settings_files import MOST_BYTES
 from cloche.host.text import format_size
 from cloche.model.options import Level
 from cloche.model.profile import CEILING_BYTES
@@ -54,7 +55,10 @@ def export(parsed: Parsed) -> int:
         finally:
             os.close(disk)
     except OSError as error:
-        raise ProfileError(f"cannot export the profile {name}: {error.strerror}") from None
+        raise ProfileError(
+            f"cannot export the profile {name}: {error.strerror}",
+            hint="Export it to a directory that is there and has room.",
+        ) from None
     finally:
         progress.done()
         hold.release(is_clean=hold.is_clean)
@@ -67,9 +71,12 @@ def _read_settings(path: str) -> bytes:
     except FileNotFoundError:
         return b""
     with open(fd, "rb") as file:
-        data = file.read(MOST_SETTINGS + 1)
-    if len(data) > MOST_SETTINGS:
-        raise ProfileError(f"{path} is too large to be exported")
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ProfileError(
+            f"{path} is too large to be exported",
+            hint=f"No run reads more than {MOST_BYTES} bytes of settings.",
+        )
     return data
 
 
@@ -129,7 +136,10 @@ def import_(parsed: Parsed) -> int:
             _take_settings(place, reader.settings, name, everything=bool(parsed.get("settings")))
             profiles.publish(place, name)
     except OSError as error:
-        raise ProfileError(f"cannot import {path}: {error.strerror}") from None
+        raise ProfileError(
+            f"cannot import {path}: {error.strerror}",
+            hint="Free some space there, or point XDG_DATA_HOME to another place.",
+        ) from None
     finally:
         progress.done()
         if source:
@@ -143,6 +153,11 @@ def _name_for(reader: ArchiveReader, name: str, most: int) -> str:
     if exists(name):
         raise profiles.taken(name)
     size = reader.head.disk_bytes
+    if not profiles.is_size(size):
+        raise ProfileError(
+            f"the profile cannot be imported: no profile has a disk of {size} bytes",
+            hint="They have whole blocks of 4096 bytes, 64 MiB or more of them.",
+        )
     if size > most:
         raise ProfileError(
             f"the profile has a disk of {format_size(size)}, and {format_size(most)} is the most that is taken",

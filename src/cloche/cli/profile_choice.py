@@ -16,9 +16,12 @@ def choose_profile(parsed: Parsed) -> str:
     """Return the name of the profile that keeps what the run changes; empty for none.
 
     Raises:
-        UsageError: -p and -t were given together.
+        UsageError: -p and -t were given together, or -p with an empty name.
     """
     named = parsed.get("profile")
+    if named == "":
+        # Of `-p "$NAME"` where NAME is nothing: a run without a profile would lose what it changes.
+        raise UsageError("'' cannot be a profile's name", hint="Leave out --profile, or name one.")
     # A file's word is weaker than a name on the command line.
     if parsed.get("temporary") and not (
         named and parsed.settings and "temporary" not in parsed.settings.given

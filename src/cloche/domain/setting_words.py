@@ -50,6 +50,11 @@ def identify(name: str, word: str) -> object:
 
 def _path(path: str) -> None:
     """Refuse a path that would lead elsewhere from each working directory."""
+    if path.startswith("~") and os.path.expanduser(path) == path:
+        raise UsageError(
+            f"the path {path!r} begins with a user who is not known here",
+            hint="Begin it with a slash or with ~/.",
+        )
     if not path.startswith(("/", "~")):
         raise UsageError(
             f"the path {path!r} is relative, and files of settings are nowhere in particular",
@@ -122,6 +127,12 @@ def _name(word: str) -> None:
     check_name(word)
 
 
+def _profile(word: str) -> None:
+    from cloche.host.names import check_name
+
+    check_name(word, "profile")
+
+
 def _driver(word: str) -> None:
     from cloche.drivers.registry import DRIVER_NAMES
 
@@ -184,7 +195,7 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "env": _env,
     "workdir": _workdir,
     "name": _name,
-    "default_profile": _name,
+    "default_profile": _profile,
     "driver": _driver,
     "accelerator": _accelerator,
     "devices": _devices,

@@ -16,6 +16,7 @@ import struct
 import zlib
 
 from cloche.errors import ProfileError
+from cloche.host.settings_files import MOST_BYTES
 from cloche.host.sparse import extents
 from cloche.record import TYPE_CHECKING, Record
 
@@ -32,7 +33,6 @@ PIECE = 1 << 20
 #: The longest frame: what does not get smaller becomes a little larger (zlib's compressBound).
 _MOST_FRAME = PIECE + (PIECE >> 9) + 64
 _MOST_HEAD = 4096
-MOST_SETTINGS = 1 << 20
 #: The fastest: an export is bound by it where the disk is fast.
 _LEVEL = 1
 
@@ -175,7 +175,7 @@ class ArchiveReader:
                 past = at + length
                 yield at, data
             elif kind == _SETTINGS and not past and not self.settings:
-                self.settings = _inflate(body, MOST_SETTINGS)
+                self.settings = _inflate(body, MOST_BYTES)
             elif kind == _END and body == before:
                 if self._read(1):
                     raise _damaged("something follows its end")
@@ -233,4 +233,6 @@ def _inflate(data: bytes, most: int) -> bytes:
 
 
 def _damaged(why: str) -> ProfileError:
-    return ProfileError(f"the profile cannot be imported: {why}")
+    return ProfileError(
+        f"the profile cannot be imported: {why}", hint="Copy it again from where it was exported."
+    )

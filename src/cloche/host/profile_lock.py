@@ -258,12 +258,12 @@ def is_held(name: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE)
-    except BlockingIOError:
-        return True
+        # Asked and never taken: whoever wants the profile at this moment would find it in use.
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _WHOLE)
     finally:
         os.close(fd)
-    return False
+    kind: int = struct.unpack_from("h", found)[0]
+    return kind != fcntl.F_UNLCK
 
 
 def forget_other_host(name: str) -> None:

@@ -28,6 +28,7 @@ LEAST_BYTES = 64 << 20
 MOST_BYTES = 1 << 44
 _JOURNAL_MIB, _SMALL_JOURNAL_MIB = 32, 4
 _SMALL_BYTES = 1 << 30
+_BLOCK = 4096
 
 
 def directory(name: str) -> str:
@@ -66,6 +67,11 @@ def names() -> list[str]:
     if not xdg.is_private_directory(home()):
         return []
     return sorted(name for name in os.listdir(home()) if exists(name))
+
+
+def is_size(size_bytes: int) -> bool:
+    """Tell whether the disk of a profile can have that size."""
+    return LEAST_BYTES <= size_bytes <= MOST_BYTES and not size_bytes % _BLOCK
 
 
 def new(name: str, size_bytes: int = CEILING_BYTES) -> None:
@@ -125,8 +131,8 @@ def grow_disk(name: str, size_bytes: int) -> None:
 
 
 def _check_size(size_bytes: int) -> int:
-    size_bytes = size_bytes // 4096 * 4096
-    if not LEAST_BYTES <= size_bytes <= MOST_BYTES:
+    size_bytes = size_bytes // _BLOCK * _BLOCK
+    if not is_size(size_bytes):
         raise UsageError("the disk of a profile has 64M to 16T", hint="Write for example 20G.")
     return size_bytes
 

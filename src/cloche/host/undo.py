@@ -42,6 +42,8 @@ _MARKER = REVERTING[-1]
 #: What the marker says: the disk is being written, or is and the logs are to go.
 _WRITING, _WRITTEN = b"writing", b"written"
 _DIGITS = 8
+#: A log that is being made.
+_FRESH = ".new"
 #: Behind a log's name: the program's words, with NUL bytes between them.
 _ARGV, _MOST_ARGV = ".argv", 4096
 #: A log takes at most this part of what is free on the host when it begins.
@@ -177,16 +179,22 @@ def begin(
             return None
         os.makedirs(os.path.join(directory, "undo"), mode=0o700, exist_ok=True)
         path = _path(directory, max(numbers, default=0) + 1)
-        with open(path, "xb", buffering=0) as file:
-            os.chmod(path, 0o600)
-            file.write(encode_header(new_header(disk_bytes)))
         with open(path + _ARGV, "wb") as file:
             file.write(b"\0".join(argv)[:_MOST_ARGV])
+        # It appears whole: behind half of one, none of those before it could be gone back to.
+        fresh = os.path.join(directory, "undo", _FRESH)
+        with open(fresh, "wb") as file:
+            os.chmod(fresh, 0o600)
+            file.write(encode_header(new_header(disk_bytes)))
+        os.rename(fresh, path)
         status = os.statvfs(directory)
         free = status.f_bavail * status.f_frsize
         most = min(total_bytes - sum(start.used_bytes for start in kept), free // _OF_FREE)
     except OSError as error:
-        raise ProfileError(f"cannot keep what the disk in {directory} holds now: {error.strerror}") from None
+        raise ProfileError(
+            f"cannot keep what the disk in {directory} holds now: {error.strerror}",
+            hint="Free some space there; with `kept_starts = 0` in its settings nothing is kept.",
+        ) from None
     return Begun(path, most)
 
 

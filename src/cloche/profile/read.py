@@ -148,7 +148,11 @@ class _Reader:
     def _list(self, key: Key, value: object) -> None:
         if key.pairs and isinstance(value, dict):
             for name, member in value.items():
-                if isinstance(member, str):
+                if "=" in name:
+                    self._fault(
+                        (key.name, name), f"{name!r} of {key.name}: the name holds '='", 'Write NAME = "...".'
+                    )
+                elif isinstance(member, str):
                     self._word(key, f"{name}={member}", (key.name, name), name)
                 else:
                     self._fault(
