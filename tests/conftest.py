@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from support import leaks
-from support.users import OrdinaryUser, ordinary_user
+from support.users import NEIGHBOUR, OrdinaryUser, ordinary_user
 
 if TYPE_CHECKING:
     import pwd
@@ -74,6 +74,14 @@ def ordinary() -> Iterator[OrdinaryUser]:
     """Provide somebody without rights, with home, kernels and checkout: the caller, or ``cloche-test`` for root."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     with ordinary_user(Path(cache, "cloche", "kernels")) as user:
+        yield user
+
+
+@pytest.fixture(scope="session")
+def neighbour() -> Iterator[OrdinaryUser]:
+    """Provide a second one, who has nothing to do with the first. Only root can."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    with ordinary_user(Path(cache, "cloche", "kernels"), NEIGHBOUR) as user:
         yield user
 
 

@@ -1,12 +1,16 @@
-"""What helps to find out why something does not work: --boot-log, --agent-log, --strace, --shell-on-failure."""
+"""What helps to find out why: --boot-log, --agent-log, --strace, --shell-on-failure, --timings."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from support.pty import TerminalProgram
+from support.traces import check_events, names_of_rows
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from support.runs import Runner
 
 
@@ -26,6 +30,20 @@ def test_agent_log(cloche: Runner) -> None:
     assert (done.returncode, done.stdout) == (3, b"out\n")
     lines = done.stderr.decode().splitlines()
     assert all(line.startswith("cloche: agent: ") for line in lines), lines
+
+
+def test_timings_and_their_trace(cloche: Runner, folder: Path) -> None:
+    """--timings=FILE shows the waterfall and writes what a browser's trace viewer opens, the guest's steps in it."""
+    trace = folder / "trace.json"
+    done = cloche(f"--timings={trace}", "sh", "-c", "exit 3")
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert b"guest set up" in done.stderr
+    events = json.loads(trace.read_text())["traceEvents"]
+    check_events(events)
+    assert {"cloche", "vmm", "fs-system", "guest"} <= set(names_of_rows(events))
+    assert {"plan", "memory filled", "until the agent answers", "program"} <= {one["name"] for one in events}
+    refused = cloche(f"--timings={folder}/none/trace.json", "true")
+    assert (refused.returncode, b"trace cannot be written" in refused.stderr) == (125, True)
 
 
 def test_strace(cloche: Runner) -> None:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 #: The name of the user made where pytest runs as root: another for each checkout, so that none waits for another.
 NAME = f"cloche-test-{zlib.crc32(os.fsencode(ROOT)):08x}"
-#: Sessions that use that user at the same time hold it; the last one removes the user.
-LOCK = Path(f"/run/{NAME}.lock")
+#: A second one, for the tests that need two.
+NEIGHBOUR = f"{NAME}-n"
 
 
 class OrdinaryUser(NamedTuple):
@@ -101,19 +101,22 @@ class OrdinaryUser(NamedTuple):
 
 
 @contextmanager
-def ordinary_user(kernels: Path) -> Iterator[OrdinaryUser]:
+def ordinary_user(kernels: Path, name: str = NAME) -> Iterator[OrdinaryUser]:
     """Provide an ordinary user: the present one, or one made for the purpose when that is root.
 
+    Sessions that use a made user at the same time hold its lock; the last one removes the user.
+
     Args:
+        name: What one that is made is called.
         kernels: The guest kernels of whoever runs the tests; a made user gets a copy, for building one takes minutes.
     """
     if os.geteuid() != 0:
         entry = pwd.getpwuid(os.getuid())
         yield OrdinaryUser(entry, Path(os.environ.get("HOME") or entry.pw_dir), ROOT)
         return
-    with LOCK.open("w") as lock:
+    with Path(f"/run/{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        entry = _make_user(kernels)
+        entry = _make_user(kernels, name)
         project = _reachable_project(entry)
         fcntl.flock(lock, fcntl.LOCK_SH)
         try:
@@ -127,19 +130,19 @@ def ordinary_user(kernels: Path) -> Iterator[OrdinaryUser]:
                 _remove_user(entry)
 
 
-def _make_user(kernels: Path) -> pwd.struct_passwd:
+def _make_user(kernels: Path, name: str) -> pwd.struct_passwd:
     """Return the user, made if need be, with a home and the kernels."""
     try:
-        entry = pwd.getpwnam(NAME)
+        entry = pwd.getpwnam(name)
     except KeyError:
         # Not below pytest's own temporary directory: nobody but root may enter that one.
         home = tempfile.mkdtemp(prefix="cloche-test-", dir="/var/tmp")
         subprocess.run(
-            ["/usr/sbin/useradd", "--system", "--user-group", "--no-create-home", "--home-dir", home, NAME],
+            ["/usr/sbin/useradd", "--system", "--user-group", "--no-create-home", "--home-dir", home, name],
             check=True,
             capture_output=True,
         )
-        entry = pwd.getpwnam(NAME)
+        entry = pwd.getpwnam(name)
     home = entry.pw_dir
     os.makedirs(home, exist_ok=True)
     copies = Path(home, ".cache", "cloche", "kernels")
@@ -189,9 +192,9 @@ def _remove_user(entry: pwd.struct_passwd) -> None:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     shutil.rmtree(entry.pw_dir, ignore_errors=True)
     # --force: the killed ones may not have been reaped yet.
-    subprocess.run(["/usr/sbin/userdel", "--force", NAME], check=False, capture_output=True)
+    subprocess.run(["/usr/sbin/userdel", "--force", entry.pw_name], check=False, capture_output=True)
     if left:
-        raise AssertionError(f"still running as {NAME} when the tests had ended: {', '.join(left)}")
+        raise AssertionError(f"still running as {entry.pw_name} when the tests had ended: {', '.join(left)}")
 
 
 def _processes_of(uid: int) -> list[int]:

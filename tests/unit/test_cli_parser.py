@@ -318,6 +318,17 @@ def test_no_two_options_of_a_verb_share_a_name(verb: Verb) -> None:
     assert len(names) == len(set(names))
 
 
+def test_a_value_that_may_be_left_out_stands_behind_an_equals_sign() -> None:
+    """`--timings` alone is a switch, and the next word is the program; `--timings=` is a mistake."""
+    for words, value in (([], None), (["--timings"], True), (["--timings=file=x"], "file=x")):
+        parsed = parse([*words, "prog"], VERBS, RUN, COMMON)
+        assert (parsed.get("timings"), parsed.operands) == (value, ("prog",))
+    assert parse(["--timings=file", "--no-timings", "prog"], VERBS, RUN, COMMON).get("timings") is False
+    for wrong, said in (("--timings=", "no file was named"), ("--no-timings=file", "takes no value")):
+        with pytest.raises(UsageError, match=said):
+            parse([wrong, "prog"], VERBS, RUN, COMMON)
+
+
 SAMPLES = {"SIZE": "2G", "N": "2", "TIME": "5m"}
 
 

@@ -106,7 +106,7 @@ def _parse_options(verb: Verb, path: tuple[str, ...], words: list[str], common: 
                 break
             continue
         for option, attached in _split(word, known, verb):
-            if option.metavar is None:
+            if option.metavar is None and attached is None:
                 _store(values, option, option.value)
                 continue
             given = attached
@@ -138,7 +138,7 @@ def _split(word: str, known: dict[str, Option], verb: Verb) -> list[tuple[Option
         option = known.get(name) or _negated(name, known, verb)
         if option is None:
             raise _unknown(name, known, verb)
-        if equals and option.metavar is None:
+        if equals and option.metavar is None and not option.optional:
             raise UsageError(f"{name} takes no value", hint=f"Write {name} alone.")
         return [(option, value if equals else None)]
     found: list[tuple[Option, str | None]] = []
@@ -161,7 +161,7 @@ def _negated(name: str, known: dict[str, Option], verb: Verb) -> Option | None:
     if option is None or not verb.settable or option not in verb.options or option.key in NOT_IN_FILES:
         return None
     if option.metavar is None:
-        return option._replace(value=False)
+        return option._replace(value=False, optional="")
     return Option((name,), option.help, repeat=True, dest=RESET, value=option.key)
 
 

@@ -119,11 +119,15 @@ def _usage(verb: Verb, path: tuple[str, ...]) -> str:
 
 
 def _full(option: Option) -> str:
-    return ", ".join(option.names) + (f" {option.metavar}" if option.metavar else "")
+    return ", ".join(option.names) + _value(option)
 
 
 def _brief(option: Option) -> str:
-    return f"[{option.names[-1]}{' ' + option.metavar if option.metavar else ''}]".replace(" ", "\0")
+    return f"[{option.names[-1]}{_value(option)}]".replace(" ", "\0")
+
+
+def _value(option: Option) -> str:
+    return f"[={option.optional}]" if option.optional else f" {option.metavar}" if option.metavar else ""
 
 
 def _wrap(text: str, *, indent: int = 2, width: int = 96) -> list[str]:

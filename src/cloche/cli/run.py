@@ -24,6 +24,8 @@ from cloche.host.warden import Warden
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from cloche.cli.parser import Parsed
     from cloche.cli.terminal import Terminal
     from cloche.guest.job import Job
@@ -100,6 +102,15 @@ def prepare_run(
     return Run(parsed, request, plan, timings, warden, terminal=terminal, hold=hold)
 
 
+def _open_trace(parsed: Parsed) -> TextIO | None:
+    path = parsed.get("timings")
+    if not isinstance(path, str):
+        return None
+    from cloche.domain.trace import open_trace
+
+    return open_trace(path)
+
+
 class Run:
     """The state of one ``run``: a domain, its program, and what the caller's signals and terminal do to them."""
 
@@ -114,6 +125,7 @@ class Run:
         terminal: Terminal,
         hold: Hold | None = None,
     ) -> None:
+        self._trace = _open_trace(parsed)
         self._parsed = parsed
         self._request = request
         self._plan = plan
@@ -178,6 +190,8 @@ class Run:
             self._timings.mark("ended")
             for line in self._timings.waterfall():
                 log.notice(line)
+        if self._trace is not None:
+            self._write_trace(self._trace)
         if self._error is not None:
             raise self._error
         assert self._status is not None
@@ -186,6 +200,15 @@ class Run:
 
             make_in_background()
         return self._status
+
+    def _write_trace(self, file: TextIO) -> None:
+        from cloche.domain.trace import write_trace
+
+        try:
+            write_trace(file, self._timings.marks)
+        except ClocheError as error:
+            # The program has run: its status is worth more than its trace.
+            log.notice(error.message)
 
     def _say(self, line: str) -> None:
         """Write a line of cloche's own; in raw mode the terminal needs to be told to go back to its left edge."""

@@ -24,6 +24,7 @@ class Option(Record):
         convert: Turns the word into the value; raises UsageError.
         value: What a switch sets.
         dest: The name under which the value is found when it is not the long name's.
+        optional: The name of a value that a switch may have; it stands behind ``=``.
     """
 
     names: tuple[str, ...]
@@ -33,6 +34,7 @@ class Option(Record):
     convert: Callable[[str], object] = str
     value: object = True
     dest: str = ""
+    optional: str = ""
 
     @property
     def key(self) -> str:
@@ -69,6 +71,17 @@ def parse_size_mib(word: str) -> int:
     if kib is None or not (number.isascii() and number.isdigit() and len(number) < 12) or int(number) == 0:
         raise UsageError(f"{word!r} is not a size", hint="Write for example 512M or 2G.")
     return max(1, int(number) * kib // 1024)
+
+
+def parse_file(word: str) -> str:
+    """Read the name of a file.
+
+    Raises:
+        UsageError: It is empty.
+    """
+    if not word:
+        raise UsageError("no file was named", hint="Write its name right behind the =.")
+    return word
 
 
 def parse_count(word: str) -> int:
@@ -261,7 +274,12 @@ RUN_OPTIONS = (
         repeat=True,
     ),
     Option(("--dry-run",), "Print the plan and start nothing."),
-    Option(("--timings",), "Show where the time of the start went, on stderr."),
+    Option(
+        ("--timings",),
+        "Show where the time of the start went, on stderr; with FILE also for a browser's trace viewer.",
+        convert=parse_file,
+        optional="FILE",
+    ),
 )
 
 #: Options that no file can give, and why.

@@ -47,6 +47,7 @@ class QmpControl:
         self._saving: Done | None = None
         self._late: Timer | None = None
         self._why = 0
+        self._has_file = False
         reactor.register(connection.fileno(), READ, self._read)
         if not greeted:
             self._ask("qmp_capabilities", _nothing)
@@ -58,6 +59,10 @@ class QmpControl:
     def resume(self, done: Done) -> None:
         """Go on."""
         self._ask("cont", done)
+        if self._has_file:
+            # QEMU closes it only while the machine runs; open, it would keep the file system of a snapshot in use.
+            self._has_file = False
+            self._ask("remove-fd", _nothing, {"fdset-id": _FDSET})
 
     def save(self, state: int, done: Done) -> None:
         """Stop it and write the devices' state to an open file; see ``Control``."""
@@ -70,7 +75,7 @@ class QmpControl:
             names = ("x-ignore-shared", "events")
             capabilities = [{"capability": name, "state": True} for name in names]
             self._ask("migrate-set-capabilities", self._begun, {"capabilities": capabilities})
-            self._ask("remove-fd", _nothing, {"fdset-id": _FDSET})
+            self._has_file = True
             self._ask("add-fd", self._begun, {"fdset-id": _FDSET}, file)
             self._ask("migrate", self._begun, {"uri": f"file:/dev/fdset/{_FDSET}"})
         finally:
