@@ -1,11 +1,10 @@
-"""kill -9 of any process in any state of a domain: nothing dead is listed, every name is free, no half snapshot is there."""
+"""kill -9 of any process in any state: nothing dead is listed, every name is free, no half snapshot is there."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,9 @@ from support import leaks
 from support.domains import OWN, domain_processes
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from support.runs import Runner
 
@@ -124,7 +125,7 @@ def hold_consistent(runner: Runner, name: str, processes: list[leaks.Process]) -
 @pytest.mark.parametrize("state", [paused, stopping, joined, saving], ids=lambda state: state.__name__)
 def test_whatever_is_killed_in_whatever_state(
     cloche: Runner,
-    state: Callable[[Runner, str], contextmanager[tuple[subprocess.Popen[bytes], ...]]],
+    state: Callable[[Runner, str], AbstractContextManager[tuple[subprocess.Popen[bytes], ...]]],
     victim: str,
 ) -> None:
     """The domain is gone, whoever waited for it is told in a sentence, and the registry is as if it had never been."""

@@ -38,8 +38,8 @@ def read_line(process: subprocess.Popen[bytes]) -> dict[str, object]:
 def test_starts_and_stops_in_a_row_leak_nothing(cloche: Runner) -> None:
     """Neither in the program that starts them (descriptors, threads, memory) nor on the host, not even killed ones."""
     source = cloche.user.project / "src"
-    program = f"import sys; sys.path.insert(0, {str(source)!r}); exec(compile(open({str(SCRIPT)!r}).read(), 'script', 'exec'))"
-    words = ["/usr/bin/python3", "-c", program, cloche.program, str(STARTS)]
+    program = f"import sys; sys.path.insert(0, {str(source)!r}); exec(compile(sys.argv[3], 'script', 'exec'))"
+    words = ["/usr/bin/python3", "-c", program, cloche.program, str(STARTS), SCRIPT.read_text()]
     with cloche.user.popen(words, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         first = read_line(process)

@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def reach_process(pid: int) -> list[str]:
     """Return what of a process is open to somebody."""
     found = []
     attempts: dict[str, Callable[[], object]] = {
-        "environ": lambda: open(f"/proc/{pid}/environ", "rb").read(),
-        "mem": lambda: open(f"/proc/{pid}/mem", "rb").close(),
-        "maps": lambda: open(f"/proc/{pid}/maps", "rb").read(),
+        "environ": lambda: Path(f"/proc/{pid}/environ").read_bytes(),
+        "mem": lambda: os.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY)),
+        "maps": lambda: Path(f"/proc/{pid}/maps").read_bytes(),
         "fd": lambda: os.listdir(f"/proc/{pid}/fd"),
         "root": lambda: os.listdir(f"/proc/{pid}/root"),
         "signal": lambda: os.kill(pid, 0),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from cloche.host import templates
 from cloche.host.facts import collect_facts
 from cloche.model.guest import Entropy
 from support.plans import request
+from support.sequences import TELL, read_told, same_secret
 from support.templates import run_plan, share_kernels
 
 if TYPE_CHECKING:
@@ -91,6 +93,39 @@ def test_without_fresh_randomness_clones_are_the_same(
             return
         assert templates.remove(name)
     pytest.fail(f"clones differ without fresh randomness: {seen}")
+
+
+def _tells_of_tcp() -> LaunchPlan:
+    words = (b"/usr/bin/python3", b"-IS", b"-c", TELL.encode())
+    plan = prepare_plan(request(*words, privileged=True), collect_facts())
+    assert plan.template is not None
+    return plan
+
+
+def test_sequence_numbers_of_clones_differ() -> None:
+    """The kernel's secret for them is drawn at its first socket, which no template has had: after the randomness."""
+    one, other = (read_told(run_plan(_tells_of_tcp())) for _ in range(2))
+    assert not same_secret(one, other)
+
+
+def test_without_fresh_randomness_sequence_numbers_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin: without the step that draw gives clones the same secret, and with it one that none of them has."""
+    share_kernels(tmp_path, monkeypatch)
+    seen = []
+    for age in _AGES_S:
+        monkeypatch.setattr("cloche.domain.template._SETTLE_S", age)
+        name = make_template(request(), collect_facts())
+        plan = _tells_of_tcp()
+        weak = plan._replace(setup=tuple(step for step in plan.setup if not isinstance(step, Entropy)))
+        strong = read_told(run_plan(plan))
+        seen = [read_told(run_plan(weak)) for _ in range(3)]
+        assert not any(same_secret(strong, one) for one in seen)
+        if any(same_secret(one, other) for one, other in combinations(seen, 2)):
+            return
+        assert templates.remove(name)
+    pytest.fail(f"sequence numbers differ without fresh randomness: {seen}")
 
 
 def test_the_clock_is_the_hosts(project: object) -> None:

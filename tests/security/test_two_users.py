@@ -186,7 +186,9 @@ def test_nothing_of_anothers_is_reached(pair: tuple[Somebody, Somebody]) -> None
     own = owner.reach(paths, pids)
     assert len(own) > len(paths) / 2
     assert own[str(pids[0])]
-    assert [what for path, what in own.items() if path.endswith(f"{owner.ident}/supervisor.sock")] == ["answered"]
+    assert [what for path, what in own.items() if path.endswith(f"{owner.ident}/supervisor.sock")] == [
+        "answered"
+    ]
     # Nor is there a name in the machine's one space of names that nobody owns.
     names = Path("/proc/net/unix").read_text().split()
     assert not [name for name in names if name.startswith("@") and ("cloche" in name or owner.ident in name)]
@@ -243,7 +245,9 @@ def test_without_both_the_attack_succeeds(two: tuple[Somebody, Somebody]) -> Non
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
-@pytest.mark.parametrize("part", [f"{CACHE}/run", f"{CACHE}/run-pool", f"{DATA}/snapshots", f"{CACHE}/templates"])
+@pytest.mark.parametrize(
+    "part", [f"{CACHE}/run", f"{CACHE}/run-pool", f"{DATA}/snapshots", f"{CACHE}/templates"]
+)
 def test_a_place_that_others_can_write_to_is_not_trusted(
     two: tuple[Somebody, Somebody], part: str, mode: int
 ) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +14,9 @@ from cloche.domain.timings import Mark
 from cloche.domain.trace import build_events, open_trace, write_trace
 from cloche.errors import HostError
 from support.traces import check_events, names_of_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FROM_TEMPLATE = (
     *("python", "plan", "sockets and warden", "processes sent off", "warden ready", "vmm started"),
@@ -36,7 +38,7 @@ def events_of(names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def test_a_start_is_rows_of_spans() -> None:
-    """cloche's own steps follow each other, each process has a row and lives to the end, so does the guest."""
+    """Cloche's own steps follow each other, each process has a row and lives to the end, so does the guest."""
     events = events_of(FROM_TEMPLATE)
     assert names_of_rows(events) == ["cloche", "vmm", "fs-system", "guest"]
     spans = {(event["tid"], event["name"]): event for event in events if event["ph"] == "X"}
@@ -87,7 +89,7 @@ def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     write_trace(open_trace(str(path)), marks_of(FROM_TEMPLATE))
     check_events(json.loads(path.read_text())["traceEvents"])
-    with pytest.raises(HostError, match="cannot be written to .*: No such file"):
+    with pytest.raises(HostError, match=r"cannot be written to .*: No such file"):
         open_trace(str(tmp_path / "nowhere" / "file"))
     with pytest.raises(HostError, match="cannot be written to /dev/full: No space left"):
         write_trace(open_trace("/dev/full"), marks_of(FROM_TEMPLATE))

@@ -56,7 +56,7 @@ def open_trace(path: str) -> TextIO:
         HostError: It cannot.
     """
     try:
-        return open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed by write_trace
+        return open(path, "w", encoding="utf-8")
     except OSError as error:
         raise _unwritable(path, error) from None
 
@@ -130,9 +130,7 @@ def _names(rows: dict[str, int], pid: int) -> list[Event]:
     """Return the events that give process and rows their names, in their order."""
     named: list[Event] = [{"ph": "M", "name": "process_name", "pid": pid, "args": {"name": "cloche run"}}]
     for row, tid in rows.items():
-        named.append(
-            {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": row}}
-        )
+        named.append({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": row}})
         named.append(
             {"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": {"sort_index": tid}}
         )

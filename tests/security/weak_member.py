@@ -1,0 +1,41 @@
+"""The mutants of a machine of the pool: run as its owner with the sources' directory, what is weak, and cloche's words.
+
+``making``: no fresh randomness when the machine is restored. ``taking``: none when it is taken. ``both``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloche.model.facts import HostFacts
+    from cloche.model.guest import Step
+    from cloche.model.plan import LaunchPlan
+    from cloche.model.request import RunRequest
+
+
+def main() -> int:
+    """Run the command line with supervisors that leave the randomness out."""
+    sys.path.insert(0, sys.argv[1])
+    from cloche.cli.main import main as run
+    from cloche.domain import member, taken
+    from cloche.domain.prepare import prepare_plan
+    from cloche.model.guest import Entropy
+    from cloche.plan.pool import build_fresh_steps
+
+    def weak_plan(request: RunRequest, facts: HostFacts) -> LaunchPlan:
+        plan = prepare_plan(request, facts)
+        return plan._replace(setup=tuple(step for step in plan.setup if not isinstance(step, Entropy)))
+
+    def weak_steps() -> tuple[Step, ...]:
+        return tuple(step for step in build_fresh_steps() if not isinstance(step, Entropy))
+
+    if sys.argv[2] in ("making", "both"):
+        vars(member)["prepare_plan"] = weak_plan
+    if sys.argv[2] in ("taking", "both"):
+        vars(taken)["build_fresh_steps"] = weak_steps
+    return run(sys.argv[3:])
+
+
+sys.exit(main())
