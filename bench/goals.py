@@ -17,6 +17,8 @@ CLOCHE, RAW, RAW_BWRAP, BWRAP = (
     "bubblewrap alone",
 )
 TEMPLATE = "cloche run -- true (from the template)"
+#: What grows beside a start, and how far. A machine has room for three disks beside its shares.
+COUNTS = {"shares": (0, 1, 4, 16), "disks": (0, 1, 2, 3), "running domains": (0, 5, 10, 20)}
 FORK, SNAPSHOT, RAW_BESIDE = "cloche fork", "cloche snapshot save", "raw QEMU, start to exit of `true`"
 TEMPORARY, WITH_PROFILE = "cloche -t true", "cloche -p NAME true"
 PROFILE_NEW, PROFILE_CLONE = "cloche profile new", "cloche profile clone"
@@ -38,6 +40,12 @@ IDLE = "a process for each device, idle"
 GUEST_CLOCHE, GUEST_VIRTME = "cloche's guest", "virtme-ng's guest"
 #: Memory is measured for so many domains at once.
 CROWD = 10
+#: Memory of whole domains, all processes and the guest's own, is measured for so many with guests of this size.
+CROWDS, SMALL_MIB = (1, 10, 40), 128
+EXEC_TYPED, EXEC_API = "cloche exec DOMAIN -- true", "cloche.Domain.run, on an open domain"
+EXEC_AGENT = "the agent's own time"
+#: "Flat": what the most may cost, to a start with none.
+FLAT = 1.25
 
 
 class Goal(NamedTuple):
@@ -113,7 +121,48 @@ def judge(samples: Samples) -> list[Goal]:
         )
         ratio = paired_ratio(samples, f"cloche, {name}", f"raw QEMU, {name}", "qemu")
         goals.append(Goal(f"QEMU's memory to raw QEMU's, {name}", ratio, 1.1, "times"))
-    return goals + judge_profiles(samples) + judge_devices(samples)
+    for count in CROWDS:
+        ours, theirs = crowd_names(count)
+        ratio = paired_ratio(samples, ours, theirs, "total")
+        goals.append(
+            Goal(f"all memory to raw QEMU's, {count} idle, guests of {SMALL_MIB} MiB", ratio, 1.15, "times")
+        )
+    return [
+        *goals,
+        *judge_profiles(samples),
+        *judge_joins(samples),
+        *judge_scaling(samples),
+        *judge_devices(samples),
+    ]
+
+
+def crowd_names(count: int) -> tuple[str, str]:
+    """Return the names of so many domains of cloche's, and of as many raw QEMUs."""
+    return f"cloche, {count} idle, {SMALL_MIB} MiB", f"raw QEMU, {count} idle, {SMALL_MIB} MiB"
+
+
+def judge_joins(samples: Samples) -> list[Goal]:
+    """Return the goals for programs that join a domain: milliseconds over the agent's own."""
+    agent = median(samples, EXEC_AGENT, "wall")
+    goals = []
+    for name, text, limit in ((EXEC_TYPED, "exec as typed", 45.0), (EXEC_API, "exec by the API", 10.0)):
+        wall = median(samples, name, "wall")
+        more_ms = None if wall is None or agent is None else (wall - agent) * 1000
+        goals.append(Goal(f"{text}, over the agent's own time", more_ms, limit, "ms"))
+    return goals
+
+
+def judge_scaling(samples: Samples) -> list[Goal]:
+    """Return the goals for a start beside many of something, to one beside none."""
+    return [
+        Goal(
+            f"start with {max(counts)} {what} to one with none",
+            paired_ratio(samples, f"{max(counts)} {what}", f"0 {what}", "wall"),
+            FLAT,
+            "times",
+        )
+        for what, counts in COUNTS.items()
+    ]
 
 
 def judge_profiles(samples: Samples) -> list[Goal]:

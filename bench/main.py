@@ -19,15 +19,18 @@ from bench import (
     goals,
     guestwork,
     hostinfo,
+    joins,
     machines,
     memory,
+    plot,
     profiles,
     report,
     rounds,
+    scaling,
     timings,
     workload,
 )
-from bench.prepare import CLOCHE, ROOT, prepare
+from bench.prepare import CLOCHE, ROOT, computer_with, prepare
 from bench.report import Column, Group
 from bench.rounds import Candidate
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "bench" / "results"
 DOCUMENT = ROOT / "docs" / "performance.md"
+PICTURE = ROOT / "docs" / "scaling.svg"
 _VIRTME_QEMU = ROOT / "bench" / "virtme_microvm.py"
 _PYTHON = "/usr/bin/python3"
 _SECONDS = (Column("wall", "seconds, median (p10 to p90)", digits=2), Column("cpu", "CPU seconds", digits=2))
@@ -63,10 +67,13 @@ class Size(NamedTuple):
     devices_budget_s: float
     fio_ms: int
     idle_s: float
+    joins: int
+    scaling: int
+    crowds: tuple[int, ...]
 
 
-FULL = Size(40, 15, 11, 3, 2, 150, 120, 5, 2000, 2000, 500, 256 << 20, 9, 60, 500, 60)
-QUICK = Size(10, 2, 2, 1, 1, 60, 60, 2, 500, 200, 50, 32 << 20, 1, 40, 200, 5)
+FULL = Size(40, 15, 11, 3, 2, 150, 120, 5, 2000, 2000, 500, 256 << 20, 9, 60, 500, 60, 40, 7, goals.CROWDS)
+QUICK = Size(10, 2, 2, 1, 1, 60, 60, 2, 500, 200, 50, 32 << 20, 1, 40, 200, 5, 5, 1, goals.CROWDS[:2])
 
 
 def main(words: Sequence[str]) -> int:
@@ -113,6 +120,9 @@ def write(
         DOCUMENT.write_text(
             report.replace_between(DOCUMENT.read_text(encoding="utf-8"), text), encoding="utf-8"
         )
+        for group in groups:
+            if group.name == "scaling":
+                PICTURE.write_text(plot.draw(scaling.panels(group.outcome.samples)), encoding="utf-8")
     sys.stdout.write(text)
 
 
@@ -364,6 +374,49 @@ def measure_memory(parts: Parts, size: Size) -> Group:
     return Group("memory", "Memory of a domain (PSS, mean of the domains)", columns, outcome)
 
 
+def measure_crowds(parts: Parts, size: Size) -> Group:
+    """All memory of idle domains with small guests, as they start for a user: from a template."""
+    word = memory.READY.decode()
+    small = ["--memory", str(goals.SMALL_MIB)]
+    script = f"echo {word}; exec cat"
+    ours = [str(CLOCHE), "run", "--no-pool", "--no-tty", *small, "--", "sh", "-c", script]
+    scaling.run("template", "build", *small)
+    candidates = []
+    for count in size.crowds:
+        mine, theirs = goals.crowd_names(count)
+        candidates.append(Candidate(mine, lambda n=count: memory.measure(ours, n)))  # type: ignore[misc]
+        if parts.computer:
+            computer = computer_with(goals.SMALL_MIB)
+            init = f'/bin/sh -c "echo {word}; exec sleep 3600"'
+            raw = machines.raw_qemu(computer, init, console=True, shared_memory=True)
+            candidates.append(Candidate(theirs, lambda n=count, argv=raw: memory.measure(argv, n)))  # type: ignore[misc]
+    outcome = rounds.take_turns(candidates, 1, 60, warm_up=False)
+    columns = (
+        Column("total", "all of it, MiB"),
+        Column("qemu", "QEMU without guest memory, MiB"),
+        Column("others", "all others, MiB"),
+        Column("guest", "guest memory, MiB"),
+    )
+    title = f"Memory of idle domains with guests of {goals.SMALL_MIB} MiB (PSS, mean of the domains)"
+    return Group("crowds", title, columns, outcome)
+
+
+def measure_joins(parts: Parts, size: Size) -> Group:
+    """Programs that join a running domain."""
+    del parts
+    outcome = joins.measure(size.joins, 30)
+    columns = (Column("wall", "ms, median (p10 to p90)", 1000),)
+    return Group("joins", "`true` in a domain that runs", columns, outcome)
+
+
+def measure_scaling(parts: Parts, size: Size) -> Group:
+    """A start beside shares, disks and running domains."""
+    del parts
+    columns = (Column("wall", "start to exit of `true`, ms, median (p10 to p90)", 1000, 0),)
+    title = "A start beside shares, disks and running domains (from the template; [plot](scaling.svg))"
+    return Group("scaling", title, columns, scaling.measure(size.scaling, 45))
+
+
 def arranged(devices: str) -> list[str]:
     """Return ``cloche run`` with its devices in this arrangement."""
     return run_cloche("--no-tty", f"--devices={devices}")
@@ -424,7 +477,10 @@ GROUPS: dict[str, Callable[[Parts, Size], Group]] = {
     "guest": measure_guest,
     "forks": measure_forks,
     "profile": measure_profiles,
+    "joins": measure_joins,
+    "scaling": measure_scaling,
     "memory": measure_memory,
+    "crowds": measure_crowds,
     "devices": measure_devices,
     "disk": measure_disk,
 }

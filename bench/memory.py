@@ -41,7 +41,8 @@ class ProcessMemory(NamedTuple):
 def measure(argv: Sequence[str], count: int) -> dict[str, float]:
     """Start ``count`` domains, wait until each says it is ready, and return MiB a domain.
 
-    ``qemu`` is QEMU without guest memory, ``others`` all other processes without it, ``guest`` the guest's memory.
+    ``qemu`` is QEMU without guest memory, ``others`` all other processes without it, ``guest`` the guest's memory,
+    ``total`` all of that.
 
     Raises:
         MeasureError: A domain did not come up, or its processes may not be looked at.
@@ -60,6 +61,7 @@ def measure(argv: Sequence[str], count: int) -> dict[str, float]:
         "qemu": sum(memory.private_mib for memory in qemu) / count,
         "others": sum(memory.private_mib for memory in found if memory not in qemu) / count,
         "guest": sum(memory.guest_mib for memory in found) / count,
+        "total": sum(memory.guest_mib + memory.private_mib for memory in found) / count,
     }
 
 

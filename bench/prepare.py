@@ -69,7 +69,7 @@ def prepare(*, virtme: bool) -> Parts:
 
     computer = None
     try:
-        computer = _computer()
+        computer = computer_with()
     except (ClocheError, ImportError) as error:
         missing["cloche"] = str(error)
     parts = Parts(
@@ -86,13 +86,19 @@ def prepare(*, virtme: bool) -> Parts:
     return parts
 
 
-def _computer() -> Computer:
+def computer_with(memory_mib: int | None = None) -> Computer:
+    """Return the computer of a run with so much memory, or as much as it has by itself.
+
+    Raises:
+        ClocheError: There is none.
+        MeasureError: It would be none.
+    """
     from cloche.domain.prepare import prepare_plan
     from cloche.host.facts import collect_facts
     from cloche.model.request import RunRequest
 
     facts = collect_facts()
-    plan = prepare_plan(RunRequest(argv=(b"true",), cold=True), facts)
+    plan = prepare_plan(RunRequest(argv=(b"true",), cold=True, memory_mib=memory_mib), facts)
     if plan.machine is None:
         raise MeasureError("the default driver has no machine")
     vmm = next(process for process in plan.processes if "-kernel" in map(os.fsdecode, process.argv))

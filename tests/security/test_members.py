@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,40 +17,41 @@ from support.runs import Runner
 from support.users import OrdinaryUser
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 WEAK = Path(__file__).with_name("weak_member.py").read_text()
 #: What a program draws first.
 DRAWS = ("cat", "/proc/sys/kernel/random/uuid")
-#: A kernel takes randomness from the CPU by itself at 1, 2, 3, 4.5, 6.8 ... seconds of its life, and machines reach
-#: that at different moments of their warm-up when the host is busy: one pair of so many must have met none.
-_PAIRS = 6
+#: A kernel takes randomness from the CPU by itself at 6.8, 10, 15, 23, 34 ... seconds of its life. What goes on from a
+#: template that was saved right after such a moment is made and taken before the next one.
+_AGES_S = (16.5, 25.0)
 
 
 class Isolated(OrdinaryUser):
-    """A user whose pool is this test's alone."""
+    """A user whose templates and whose pool are this test's alone."""
 
     __slots__ = ()
 
-    def environment(self, more: dict[str, str] | None = None) -> dict[str, str]:  # type: ignore[override]
-        """Return what a login gives this user, with a pool of the test's."""
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return what a login gives this user, with directories of the test's."""
         own = {
-            name: str(self.home / "xdg") for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME")
+            f"XDG_{part}": str(self.home)
+            for part in ("RUNTIME_DIR", "CONFIG_HOME", "STATE_HOME", "CACHE_HOME")
         }
-        own["XDG_CACHE_HOME"] = str(self.home.parent / ".cache")
         return super().environment({**own, **(more or {})})
 
 
-@pytest.fixture
-def runner(ordinary: OrdinaryUser) -> Iterator[Runner]:
-    """Provide cloche with a pool of its own."""
-    with tempfile.TemporaryDirectory(dir=ordinary.home, prefix="members-") as home:
-        for path in (Path(home), Path(home, "xdg")):
-            path.mkdir(mode=0o700, exist_ok=True)
-            os.chown(path, ordinary.entry.pw_uid, ordinary.entry.pw_gid)
-        made = Runner(Isolated(ordinary.entry, Path(home), ordinary.project))
-        built = made("template", "build")
-        assert built.returncode == 0, built.stderr
+@contextmanager
+def members(user: OrdinaryUser, age_s: float) -> Iterator[Runner]:
+    """Provide cloche with a pool of its own, whose machines go on from a template of this age."""
+    with tempfile.TemporaryDirectory(dir=user.home, prefix="members-") as home:
+        cache = Path(home, "cloche")
+        cache.mkdir(mode=0o700)
+        (cache / "kernels").symlink_to(user.home / ".cache" / "cloche" / "kernels")
+        for path in (Path(home), cache):
+            os.chown(path, user.entry.pw_uid, user.entry.pw_gid)
+        made = Runner(Isolated(user.entry, Path(home), user.project))
+        weakened(made, "none", age_s, "template", "build")
         try:
             yield made
         finally:
@@ -57,15 +59,19 @@ def runner(ordinary: OrdinaryUser) -> Iterator[Runner]:
             made("pool", "clear", "--forget")
 
 
+def weakened(runner: Runner, weak: str, age_s: float, *words: str) -> None:
+    """Run cloche with this weakness."""
+    source = str(runner.user.project / "src")
+    argv = ["/usr/bin/python3", "-IS", "-c", WEAK, source, weak, str(age_s), *words]
+    done = runner.user.run(argv)
+    assert done.returncode == 0, done.stderr
+
+
 def draw_twice(runner: Runner, weak: str) -> tuple[bytes, bytes]:
     """Return what the first program says in each of two machines of the pool with this weakness."""
-    words = ["/usr/bin/python3", "-IS", "-c", WEAK, str(runner.user.project / "src"), weak]
-    made = runner.user.run([*words, "pool", "set", "--keep", "2"])
-    assert made.returncode == 0, made.stderr
+    weakened(runner, weak, 0, "pool", "set", "--keep", "2")
     # Nobody makes others meanwhile, which would be whole.
-    assert (
-        runner.user.run(["touch", str(runner.user.home / "xdg" / "cloche-pool" / "failed")]).returncode == 0
-    )
+    assert runner.user.run(["touch", str(runner.user.home / "cloche-pool" / "failed")]).returncode == 0
     said = []
     for _ in range(2):
         done = runner("run", "-v", "--", *DRAWS)
@@ -74,15 +80,17 @@ def draw_twice(runner: Runner, weak: str) -> tuple[bytes, bytes]:
     return said[0], said[1]
 
 
-@pytest.mark.parametrize("weak", ["none", "making", "taking"])
-def test_either_of_both_keeps_members_apart(runner: Runner, weak: str) -> None:
-    """Two machines that were made and taken alike draw other numbers, also with one of the two left out."""
-    one, other = draw_twice(runner, weak)
-    assert one != other
-
-
-def test_without_both_members_draw_the_same(runner: Runner) -> None:
-    """The mutant: nothing else keeps them apart."""
-    seen = [draw_twice(runner, "both") for _ in range(_PAIRS)]
-    drawn = [said for pair in seen for said in pair]
-    assert len(set(drawn)) < len(drawn), drawn
+def test_either_of_both_keeps_members_apart(ordinary: OrdinaryUser) -> None:
+    """Machines draw the same with neither, and other numbers with either of the two."""
+    found = []
+    for age_s in _AGES_S:
+        with members(ordinary, age_s) as runner:
+            for weak in ("none", "making", "taking"):
+                one, other = draw_twice(runner, weak)
+                assert one != other, weak
+            # The mutant: nothing else keeps them apart.
+            one, other = draw_twice(runner, "both")
+            found.append((one, other))
+            if one == other:
+                return
+    pytest.fail(f"machines of the pool differ without fresh randomness: {found}")

@@ -1,5 +1,6 @@
-"""The mutants of a machine of the pool: run as its owner with the sources' directory, what is weak, and cloche's words.
+"""The mutants of a machine of the pool: run as its owner with sources, what is weak, an age, and cloche's words.
 
+Templates that it makes are so many seconds old.
 ``making``: no fresh randomness when the machine is restored. ``taking``: none when it is taken. ``both``.
 """
 
@@ -19,7 +20,7 @@ def main() -> int:
     """Run the command line with supervisors that leave the randomness out."""
     sys.path.insert(0, sys.argv[1])
     from cloche.cli.main import main as run
-    from cloche.domain import member, taken
+    from cloche.domain import member, taken, template
     from cloche.domain.prepare import prepare_plan
     from cloche.model.guest import Entropy
     from cloche.plan.pool import build_fresh_steps
@@ -35,7 +36,8 @@ def main() -> int:
         vars(member)["prepare_plan"] = weak_plan
     if sys.argv[2] in ("taking", "both"):
         vars(taken)["build_fresh_steps"] = weak_steps
-    return run(sys.argv[3:])
+    vars(template)["_SETTLE_S"] = float(sys.argv[3])
+    return run(sys.argv[4:])
 
 
 sys.exit(main())

@@ -40,9 +40,9 @@ def read_told(said: bytes) -> Told:
 def same_secret(one: Told, other: Told) -> bool:
     """Tell whether two guests have the same secret.
 
-    Four connections agree by chance in one of 10^12 trials, as long as a connection takes less than a quarter second.
+    Four connections agree by chance in one of 10^6 trials, even where each has taken two seconds on a busy host.
     """
-    assert max(exact for _, exact in (*one, *other)) < _SPACE // 1000
+    assert max(exact for _, exact in (*one, *other)) < _SPACE // 100
     agree = [
         min((first - second) % _SPACE, (second - first) % _SPACE) <= max(exact, exact_too)
         for (first, exact), (second, exact_too) in zip(one, other, strict=True)

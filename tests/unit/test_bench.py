@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from bench import devices, goals, machines, memory, report, rounds, samples, timings, workload  # noqa: E402 - see above
+from bench import (  # noqa: E402 - see above
+    devices,
+    goals,
+    machines,
+    memory,
+    plot,
+    report,
+    rounds,
+    samples,
+    timings,
+    workload,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -291,3 +302,45 @@ def test_the_price_of_devices_apart_is_judged() -> None:
     assert judged["start with a process for each device, more than in the VMM"].value == pytest.approx(50)
     assert len(judged) == 17
     assert {goal.verdict for goal in goals.judge_devices({})} == {"not measured"}
+
+
+def test_programs_that_join_are_judged_by_what_they_take_over_the_agent() -> None:
+    """Milliseconds over the agent's own; without that one there is no figure."""
+    measured: samples.Samples = {
+        goals.EXEC_TYPED: {"wall": [0.060]},
+        goals.EXEC_API: {"wall": [0.040]},
+        goals.EXEC_AGENT: {"wall": [0.020]},
+    }
+    typed, api = goals.judge_joins(measured)
+    assert (typed.value, typed.verdict) == (pytest.approx(40), "reached")
+    assert (api.value, api.verdict) == (pytest.approx(20), "missed")
+    del measured[goals.EXEC_AGENT]
+    assert {goal.verdict for goal in goals.judge_joins(measured)} == {"not measured"}
+
+
+def test_a_start_beside_many_is_judged_by_one_beside_none() -> None:
+    """The ratio of the two ends of each line, for everything that is counted."""
+    measured: samples.Samples = {
+        "0 shares": {"wall": [2]},
+        "4 shares": {"wall": [9]},
+        "16 shares": {"wall": [3]},
+    }
+    shares, disks, _ = goals.judge_scaling(measured)
+    assert (shares.value, shares.verdict) == (1.5, "missed")
+    assert disks.value is None
+
+
+def test_a_plot_is_a_picture() -> None:
+    """Well-formed; each count has its place and its label, and what was not measured has none."""
+    from xml.etree import ElementTree as ET
+
+    panels = [plot.Panel("shares", {0: [0.2, 0.3], 16: [0.25], 4: []}), plot.Panel("disks", {})]
+    root = ET.fromstring(plot.draw(panels))
+    space = "{http://www.w3.org/2000/svg}"
+    circles = root.findall(f"{space}circle")
+    # 250 ms of 300 lie higher up than nothing, and both medians at one height.
+    assert [circle.get("cy") for circle in circles] == ["53.0", "53.0"]
+    assert float(str(circles[0].get("cx"))) < float(str(circles[1].get("cx")))
+    words = [text.text for text in root.findall(f"{space}text")]
+    assert {"0", "16", "shares", "disks", "300"} <= set(words)
+    assert "4" not in words
