@@ -25,12 +25,16 @@ from cloche.host import snapshots
 from cloche.host.facts import collect_facts
 from cloche.host.reactor import Reactor
 from cloche.model.guest import Clock, Entropy, Thaw
+from support.sequences import TELL, read_told, same_secret
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cloche.domain.sharing import GuestAnswer
     from cloche.guest.session import Sink, Source
     from cloche.model.guest import Step
     from cloche.model.plan import LaunchPlan
+    from support.sequences import Told
 
 #: Draws numbers all the time, in programs that begin and in one that goes on.
 DRAWS = """
@@ -180,3 +184,34 @@ def test_damaged_memory_is_found_by_its_checksum(saved: str) -> None:
         check_content(saved, description)
     prepare(saved, collect_facts(), "", whole=False)
     assert snapshots.names() is not None
+
+
+@pytest.fixture
+def forked(project: Path) -> Iterator[tuple[str, ...]]:
+    """Provide the names of a domain that has had a socket, and of two forks of it."""
+    names = tuple(f"socket-{number}-{os.getpid()}" for number in range(3))
+    program = [f"{project}/bin/cloche"]
+    try:
+        subprocess.run(
+            [*program, "run", "-d", "--privileged", "--name", names[0], "sleep", "600"], check=True
+        )
+        tell_of_tcp(program, names[0])
+        forks = [word for name in names[1:] for word in ("--name", name)]
+        subprocess.run([*program, "fork", names[0], *forks], check=True)
+        yield names
+    finally:
+        for name in names:
+            subprocess.run([*program, "stop", "-t", "0", name], check=False)
+            subprocess.run([*program, "rm", name], check=False)
+
+
+def tell_of_tcp(program: list[str], name: str) -> Told:
+    """Return what a domain's guest tells of its secret for sequence numbers."""
+    words = [*program, "exec", "--user", "root", name, "python3", "-IS", "-c", TELL]
+    return read_told(subprocess.run(words, check=True, capture_output=True).stdout)
+
+
+def test_forks_share_the_secret_of_connections(project: Path, forked: tuple[str, ...]) -> None:
+    """What was drawn before the save stays what it was, whatever randomness comes later: SECURITY.md says so."""
+    one, *others = (tell_of_tcp([f"{project}/bin/cloche"], name) for name in forked)
+    assert all(same_secret(one, other) for other in others)

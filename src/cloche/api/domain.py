@@ -19,7 +19,7 @@ from cloche.domain.following import (
     stop_domain,
     wait_for_program,
 )
-from cloche.domain.snapshotting import begin_again, restore
+from cloche.domain.snapshotting import BeginAgain, restore
 from cloche.errors import ClocheError, DomainError, ProtocolError
 from cloche.host import records, rundir
 from cloche.host.facts import collect_facts
@@ -169,7 +169,7 @@ class Domain(Machine):
             SnapshotError: There is none of that name, or nothing here can go on from it.
             ShareError: What was shared is not there any more.
         """
-        return cls(restore(snapshot, name, begin_again)[0])
+        return cls(restore(snapshot, name, BeginAgain)[0])
 
     def remove(self) -> None:
         """Forget a detached domain that has ended: its log, and how it ended.

@@ -14,7 +14,7 @@ from cloche.domain.control.numbers import Inspect
 from cloche.domain.control.shares import add_share, list_shares, remove_share
 from cloche.domain.following import pause_domain, resume_domain
 from cloche.domain.numbers import Numbers, read_numbers
-from cloche.domain.snapshotting import begin_again, fork, save
+from cloche.domain.snapshotting import BeginAgain, fork, save
 from cloche.errors import DomainError
 from cloche.host import rundir
 from cloche.host.names import check_name
@@ -178,4 +178,4 @@ class Machine(Programs):
         """
         from cloche.api.domain import Domain
 
-        return tuple(Domain(ident) for ident, _ in fork(self.ident, count, tuple(names), begin_again))
+        return tuple(Domain(ident) for ident, _ in fork(self.ident, count, tuple(names), BeginAgain))

@@ -8,7 +8,7 @@ import sys
 
 from cloche import log
 from cloche.domain.control import wire
-from cloche.domain.detached import Begun, Options, serve
+from cloche.domain.detached import GO_ON, Begun, Options, serve
 from cloche.errors import DomainError, HostError, UsageError
 from cloche.host.facts import collect_facts
 from cloche.lean import socket
@@ -45,7 +45,7 @@ def main(parsed: Parsed) -> int:
         interactive=bool(parsed.get("interactive")),
         log_mib=int(parsed.get("log_size", Options._field_defaults["log_mib"])),  # type: ignore[call-overload]
     )
-    begun = start(request, options)()
+    begun = start(request, options).wait()
     sys.stdout.write(f"{begun.name or begun.ident}\n")
     if begun.wants_template:
         from cloche.domain.template import make_in_background
@@ -54,8 +54,45 @@ def main(parsed: Parsed) -> int:
     return 0
 
 
-def start(what: RunRequest | Again, options: Options) -> Callable[[], Begun]:
-    """Have a supervisor in a process of its own start a domain; what is returned waits until its program runs.
+class Starting:
+    """A supervisor, a child of this process, that starts a domain (``snapshotting.Beginning``)."""
+
+    def __init__(self, connection: socket.socket, child: int) -> None:
+        self._socket = connection
+        self._child = child
+
+    def go_on(self) -> None:
+        """Say that what it waits for is there."""
+        try:
+            self._socket.send(GO_ON)
+        except OSError:
+            pass  # it has ended, and why is told to who waits for it
+
+    def give_up(self) -> None:
+        """Let it end before it has begun anything."""
+        self._socket.close()
+        os.waitpid(self._child, 0)
+
+    def wait(self) -> Begun:
+        """Return when its program runs.
+
+        Raises:
+            ClocheError: It could not be started.
+        """
+        packet = self._socket.recv(wire.MAX_PACKET)
+        self._socket.close()
+        if not packet:
+            os.waitpid(self._child, 0)
+            raise DomainError(
+                "the domain's supervisor has ended before the program was started",
+                hint="Somebody or the kernel (for want of memory?) has ended it;"
+                " `cloche run` without -d may tell more.",
+            )
+        return wire.read_answer(packet, Begun)
+
+
+def start(what: RunRequest | Again, options: Options) -> Starting:
+    """Have a supervisor in a process of its own start a domain.
 
     Raises:
         ClocheError: It could not be started.
@@ -71,20 +108,7 @@ def start(what: RunRequest | Again, options: Options) -> Callable[[], Begun]:
         ours.close()
         supervise(what, facts, options, theirs)
     theirs.close()
-
-    def finish() -> Begun:
-        packet = ours.recv(wire.MAX_PACKET)
-        ours.close()
-        if not packet:
-            os.waitpid(child, 0)
-            raise DomainError(
-                "the domain's supervisor has ended before the program was started",
-                hint="Somebody or the kernel (for want of memory?) has ended it;"
-                " `cloche run` without -d may tell more.",
-            )
-        return wire.read_answer(packet, Begun)
-
-    return finish
+    return Starting(ours, child)
 
 
 def supervise(request: RunRequest | Again, facts: HostFacts, options: Options, caller: socket.socket) -> None:

@@ -17,11 +17,9 @@ from cloche.host.text import escape_untrusted
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cloche.cli.listing import Row
     from cloche.cli.parser import Parsed
-    from cloche.domain.snapshotting import Again
+    from cloche.domain.snapshotting import Again, Beginning
 
 _SHOWN = 60
 
@@ -111,11 +109,5 @@ def _operands(parsed: Parsed, count: int) -> tuple[str, ...]:
     return parsed.operands
 
 
-def _start(again: Again) -> Callable[[], tuple[str, str]]:
-    begun = start(again, Options())
-
-    def wait() -> tuple[str, str]:
-        said = begun()
-        return said.ident, said.name
-
-    return wait
+def _start(again: Again) -> Beginning:
+    return start(again, Options())

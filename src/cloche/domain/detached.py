@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 #: What a signal to the supervisor itself gives programs to end, in seconds.
 GRACE_S = 10.0
+#: What is said to a supervisor that was started before there was a snapshot to go on from, when there is one.
+GO_ON = b"go on"
 _MIB = 1 << 20
 _DEFAULT_SIZE = (24, 80)
 
@@ -123,6 +125,13 @@ class Detached:
             return what, prepare_plan(what, self._facts), None
         from cloche.domain.snapshot import prepare
 
+        if what.early:
+            from cloche.drivers.registry import find_driver
+
+            # Imported meanwhile: whatever was saved was saved by this one.
+            find_driver("qemu")
+            if not self._caller.recv(len(GO_ON)):
+                raise DomainError("the domain that was to be forked was not saved")
         plan, saved = prepare(what.directory, self._facts, what.name, whole=what.whole)
         return saved.request, plan, saved
 

@@ -9,14 +9,15 @@ from cloche.domain.control.snapshot_save import SnapshotSave
 from cloche.errors import ClocheError, SnapshotError
 from cloche.host import snapshots
 from cloche.host.names import check_name
-from cloche.record import TYPE_CHECKING, Record
+from cloche.record import TYPE_CHECKING, Protocol, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Finish = Callable[[], tuple[str, str]]
-    #: Begins to start such a domain; what it returns waits until that runs, and returns its identity and name.
-    Start = Callable[["Again"], Finish]
+    from cloche.domain.detached import Begun
+
+    #: Begins to start such a domain.
+    Start = Callable[["Again"], "Beginning"]
 
 #: A domain with large disks takes its time, in seconds.
 _PATIENCE_S = 3600.0
@@ -30,11 +31,33 @@ class Again(Record):
         directory: The snapshot's.
         name: What the domain is to be called; empty for nothing.
         whole: Look at all of the snapshot's content before.
+        early: The snapshot is still being made; the caller says when it is there.
     """
 
     directory: str
     name: str
     whole: bool
+    early: bool = False
+
+
+class Beginning(Protocol):
+    """A domain that is being started."""
+
+    def go_on(self) -> None:
+        """Say that the snapshot is there, to one that was begun early."""
+        raise NotImplementedError
+
+    def give_up(self) -> None:
+        """Say that there will be no snapshot; return when nothing of the domain is left."""
+        raise NotImplementedError
+
+    def wait(self) -> Begun:
+        """Return when it runs.
+
+        Raises:
+            ClocheError: It could not be started.
+        """
+        raise NotImplementedError
 
 
 def save(ident: str, name: str, *, stop: bool) -> None:
@@ -60,7 +83,8 @@ def restore(name: str, title: str, start: Start) -> tuple[str, str]:
         ShareError: What was shared is not there any more.
         ClocheError: It could not be started.
     """
-    return start(Again(snapshots.locate(name), check_name(title) if title else "", whole=True))()
+    begun = start(Again(snapshots.locate(name), check_name(title) if title else "", whole=True)).wait()
+    return begun.ident, begun.name
 
 
 def fork(ident: str, count: int, titles: tuple[str, ...], start: Start) -> list[tuple[str, str]]:
@@ -77,35 +101,57 @@ def fork(ident: str, count: int, titles: tuple[str, ...], start: Start) -> list[
         )
     for title in titles:
         check_name(title)
+    names = (*titles, *("" for _ in range(count - len(titles))))
     with snapshots.building() as directory:
-        with Control(ident, _PATIENCE_S) as control:
-            control.ask(SnapshotSave(directory, "", stop=False), Nothing)
-        names = (*titles, *("" for _ in range(count - len(titles))))
-        return _wait_for([start(Again(directory, name, whole=False)) for name in names])
+        beginnings: list[Beginning] = []
+        try:
+            # They come up while the domain is saved.
+            beginnings += (start(Again(directory, name, whole=False, early=True)) for name in names)
+            with Control(ident, _PATIENCE_S) as control:
+                control.ask(SnapshotSave(directory, "", stop=False), Nothing)
+        except BaseException:
+            for beginning in beginnings:
+                beginning.give_up()
+            raise
+        for beginning in beginnings:
+            beginning.go_on()
+        return _wait_for(beginnings)
 
 
-def _wait_for(begun: list[Finish]) -> list[tuple[str, str]]:
+def _wait_for(beginnings: list[Beginning]) -> list[tuple[str, str]]:
     """Wait for all of them, whatever becomes of each; raises the first error."""
     started, errors = [], []
-    for finish in begun:
+    for beginning in beginnings:
         try:
-            started.append(finish())
+            begun = beginning.wait()
         except ClocheError as error:
             errors.append(error)
+        else:
+            started.append((begun.ident, begun.name))
     if errors:
         raise errors[0]
     return started
 
 
-def begin_again(again: Again) -> Finish:
-    """Begin to start such a domain from a program that must not be forked."""
-    from functools import partial
+class BeginAgain:
+    """Starts such a domain from a program that must not be forked: when it is waited for, and not before."""
 
-    from cloche.domain.detached import Options
-    from cloche.domain.remote import start_detached
-    from cloche.host.facts import collect_facts
+    def __init__(self, again: Again) -> None:
+        self._again = again._replace(early=False)
 
-    return partial(start_detached, again, collect_facts(), Options())
+    def go_on(self) -> None:
+        """Nothing was begun that would wait for it."""
+
+    def give_up(self) -> None:
+        """Nothing was begun."""
+
+    def wait(self) -> Begun:
+        """See ``Beginning``."""
+        from cloche.domain.detached import Begun, Options
+        from cloche.domain.remote import start_detached
+        from cloche.host.facts import collect_facts
+
+        return Begun(*start_detached(self._again, collect_facts(), Options()), wants_template=False)
 
 
 def check(name: str) -> str:
