@@ -88,6 +88,7 @@ class _Preserving:
         self._plan: LaunchPlan
         self._was_paused = False
         self._fds: list[int] = []
+        self._left = 1 if stop else 2
 
     def begin(self) -> None:
         """Begin; raises what keeps it from beginning."""
@@ -161,14 +162,21 @@ class _Preserving:
 
     def _go_on(self) -> None:
         # What was saved stands still, and stays so if it did before.
-        if not self._was_paused:
-            resume(self._machine)
-            self._thaw()
+        if self._was_paused:
+            self._one_done()
+            return
+        resume(self._machine, self._one_done)
+        self._thaw()
+
+    def _one_done(self) -> None:
+        """It goes on, or all is on the disk: whoever has asked hears of both at once, and can unmount the place."""
+        self._left -= 1
+        if not self._left:
+            self._done()
 
     def _saved(self, saved: Saved) -> None:
         def refused(error: ClocheError) -> None:
-            resume(self._machine)
-            self._failed(error)
+            resume(self._machine, lambda: self._failed(error))
 
         self._launcher.ask_channel(partial(self._describe, saved), refused)
 
@@ -214,11 +222,11 @@ class _Preserving:
             if self._name:
                 snapshots.publish(self._directory, self._name)
         except (OSError, ClocheError) as error:
-            resume(self._machine)
-            self._failed(no_room(error) if isinstance(error, OSError) else error)
+            why = no_room(error) if isinstance(error, OSError) else error
+            resume(self._machine, lambda: self._failed(why))
             return
         self._close()
-        self._done()
+        self._one_done()
         if self._stop:
             name = self._name
             over = DomainError(

@@ -124,21 +124,24 @@ class Saving:
         return saved
 
     def _give_up(self, error: ClocheError) -> None:
-        resume(self._machine)
-        self._fail(error)
+        resume(self._machine, lambda: self._fail(error))
 
 
-def resume(machine: Machine) -> None:
-    """Let a machine that was saved go on.
+def resume(machine: Machine, done: Callable[[], None] | None = None) -> None:
+    """Let a machine that was saved go on; ``done`` is called when it does, and nothing of the save is open any more.
 
     A VMM that does not do so has been taken over or ends, and that is heard elsewhere.
     """
-    if not machine.closed:
-        machine.control.resume(_ignore)
 
+    def answered(error: ClocheError | None) -> None:
+        del error
+        if done is not None:
+            done()
 
-def _ignore(error: ClocheError | None) -> None:
-    """Take note of nothing."""
+    if machine.closed:
+        answered(None)
+    else:
+        machine.control.resume(answered)
 
 
 def no_room(error: OSError) -> SnapshotError:

@@ -105,10 +105,11 @@ def fork(ident: str, count: int, titles: tuple[str, ...], start: Start) -> list[
     with snapshots.building() as directory:
         beginnings: list[Beginning] = []
         try:
-            # They come up while the domain is saved.
-            beginnings += (start(Again(directory, name, whole=False, early=True)) for name in names)
             with Control(ident, _PATIENCE_S) as control:
-                control.ask(SnapshotSave(directory, "", stop=False), Nothing)
+                control.begin(SnapshotSave(directory, "", stop=False))
+                # They come up while the domain is saved.
+                beginnings += (start(Again(directory, name, whole=False, early=True)) for name in names)
+                control.finish(Nothing)
         except BaseException:
             for beginning in beginnings:
                 beginning.give_up()

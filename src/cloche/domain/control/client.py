@@ -42,6 +42,7 @@ class Control:
         connection: socket.socket | None = None,
     ) -> None:
         self._ident = ident
+        self._unsent: OSError | None = None
         self._socket = connection or socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if connection is not None:
             self._socket.settimeout(patience_s)
@@ -108,9 +109,25 @@ class Control:
         Raises:
             ClocheError: What the supervisor has raised, or that it is gone.
         """
-        packet = wire.encode_request(request)
+        self.begin(request, fds)
+        return self.finish(kind)
+
+    def begin(self, request: Message, fds: Sequence[int] = ()) -> None:
+        """Ask something, and do something else before ``finish``, which also says what kept it from being asked."""
         try:
-            self.send(packet, fds)
+            self.send(wire.encode_request(request), fds)
+        except OSError as error:
+            self._unsent = error
+
+    def finish(self, kind: Callable[..., T]) -> T:
+        """Wait for the answer, which is of this kind.
+
+        Raises:
+            ClocheError: What the supervisor has raised, or that it is gone.
+        """
+        try:
+            if self._unsent is not None:
+                raise self._unsent
             answer = self._socket.recv(wire.MAX_PACKET + 1)
         except (BrokenPipeError, ConnectionResetError):
             answer = b""

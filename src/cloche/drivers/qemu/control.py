@@ -57,12 +57,15 @@ class QmpControl:
         self._ask("stop", done)
 
     def resume(self, done: Done) -> None:
-        """Go on."""
-        self._ask("cont", done)
-        if self._has_file:
-            # QEMU closes it only while the machine runs; open, it would keep the file system of a snapshot in use.
-            self._has_file = False
-            self._ask("remove-fd", _nothing, {"fdset-id": _FDSET})
+        """Go on; what a save was written to is closed when that is done."""
+        if not self._has_file:
+            self._ask("cont", done)
+            return
+        # QEMU closes it only while the machine runs. Open, it would keep the file system of a snapshot in use.
+        self._has_file = False
+        said: list[ClocheError | None] = []
+        self._ask("cont", said.append)
+        self._ask("remove-fd", lambda error: done(said[0] if said else error), {"fdset-id": _FDSET})
 
     def save(self, state: int, done: Done) -> None:
         """Stop it and write the devices' state to an open file; see ``Control``."""
