@@ -169,3 +169,27 @@ def test_whatever_is_killed_at_the_start(cloche: Runner, count: int, newest: boo
         # It had begun before: its supervisor is nobody's child any more.
         cloche("stop", "-t", "0", name)
     hold_consistent(cloche, name, processes)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_fork_whose_command_is_killed_leaves_nothing(cloche: Runner, count: int) -> None:
+    """Its supervisor comes up while the domain is saved; nothing of it stays, and the domain goes on."""
+    name, fork = f"parent-{count}{OWN}", f"fork-{count}{OWN}"
+    started = cloche("run", "-d", "--name", name, "--", "sh", "-c", DEAF)
+    assert started.returncode == 0, started.stderr
+    try:
+        with cloche.popen("fork", name, "--name", fork) as client:
+            found: list[int] = []
+            while client.poll() is None and len(found) < count:
+                found = domain_processes(client.pid)
+                os.sched_yield()
+            table = leaks.processes()
+            processes = [table[pid] for pid in found if pid in table]
+            client.kill()
+            client.communicate(timeout=60)
+        hold_consistent(cloche, fork, processes)
+        assert cloche("exec", name, "true").returncode == 0
+    finally:
+        cloche("stop", "-t", "0", name)
+        assert cloche("rm", name).returncode == 0

@@ -14,7 +14,7 @@ def main() -> int:
     from cloche.domain.control import server
 
     other = int(sys.argv[2])
-    vars(server)["os"] = SimpleNamespace(**{**vars(os), "geteuid": lambda: other})
+    server.os = SimpleNamespace(**{**vars(os), "geteuid": lambda: other})  # type: ignore[assignment,attr-defined]
     return run(sys.argv[3:])
 
 

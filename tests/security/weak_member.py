@@ -33,10 +33,10 @@ def main() -> int:
         return tuple(step for step in build_fresh_steps() if not isinstance(step, Entropy))
 
     if sys.argv[2] in ("making", "both"):
-        vars(member)["prepare_plan"] = weak_plan
+        member.prepare_plan = weak_plan  # type: ignore[assignment,attr-defined]
     if sys.argv[2] in ("taking", "both"):
-        vars(taken)["build_fresh_steps"] = weak_steps
-    vars(template)["_SETTLE_S"] = float(sys.argv[3])
+        taken.build_fresh_steps = weak_steps  # type: ignore[attr-defined]
+    template._SETTLE_S = float(sys.argv[3])
     return run(sys.argv[4:])
 
 
