@@ -72,7 +72,7 @@ class Size(NamedTuple):
     crowds: tuple[int, ...]
 
 
-FULL = Size(40, 15, 11, 3, 2, 150, 120, 5, 2000, 2000, 500, 256 << 20, 9, 60, 500, 60, 40, 7, goals.CROWDS)
+FULL = Size(40, 15, 11, 3, 1, 130, 120, 5, 2000, 2000, 500, 256 << 20, 9, 55, 500, 60, 40, 7, goals.CROWDS)
 QUICK = Size(10, 2, 2, 1, 1, 60, 60, 2, 500, 200, 50, 32 << 20, 1, 40, 200, 5, 5, 1, goals.CROWDS[:2])
 
 
@@ -414,7 +414,7 @@ def measure_scaling(parts: Parts, size: Size) -> Group:
     del parts
     columns = (Column("wall", "start to exit of `true`, ms, median (p10 to p90)", 1000, 0),)
     title = "A start beside shares, disks and running domains (from the template; [plot](scaling.svg))"
-    return Group("scaling", title, columns, scaling.measure(size.scaling, 45))
+    return Group("scaling", title, columns, scaling.measure(size.scaling, 40))
 
 
 def arranged(devices: str) -> list[str]:

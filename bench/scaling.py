@@ -31,6 +31,7 @@ def name_of(what: str, count: int) -> str:
 
 def measure(number: int, budget_s: float) -> Outcome:
     """Measure all of it: ``number`` rounds for each count, or fewer when the time is used up."""
+    run("template", "build")
     with tempfile.TemporaryDirectory(prefix="cloche-bench-") as home:
         still = [
             *(
