@@ -44,6 +44,8 @@ _KINDS = (
 _HEAD = 512
 _PIECE = 1 << 20
 _LAST_WORDS = 300
+#: The end of the name of an image that is not whole yet.
+_NEW = ".new"
 
 
 def find_root(word: str) -> tuple[Root, tuple[Disk, ...]]:
@@ -98,6 +100,7 @@ def ensure_image(path: str, option: str) -> str:
                 return image
             with open(os.path.join(home, ".lock"), "wb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                _sweep(home)
                 if not os.path.exists(image):
                     _make(archive.fileno(), path, option, image)
             return image
@@ -127,8 +130,15 @@ def _digest(fd: int, home: str) -> str:
     return state.hexdigest()
 
 
+def _sweep(home: str) -> None:
+    """Remove what a run that was killed had begun; whoever begins anything holds the lock."""
+    for name in os.listdir(home):
+        if name.endswith(_NEW):
+            os.unlink(os.path.join(home, name))
+
+
 def _make(archive: int, path: str, option: str, image: str) -> None:
-    fresh = f"{image}.{os.getpid()}.new"
+    fresh = f"{image}{_NEW}"
     log.notice(f"{path} is unpacked by a guest, once")
     try:
         make_file_system(fresh, _SIZE)

@@ -17,7 +17,6 @@ from cloche.model.plan import LaunchPlan
 from cloche.model.request import RootKind
 from cloche.plan.disks import build_disk_steps
 from cloche.plan.guest import FRESH, build_command, build_machine_steps, resolve_user, shown_trees
-from cloche.plan.places import check_places
 from cloche.plan.stage import late_links
 from cloche.record import TYPE_CHECKING
 
@@ -69,7 +68,10 @@ def plan_launch(
         from cloche.plan.roots import check_root
 
         check_root(request)
-    check_places(request.shares, request.includes, request.mounts)
+    if request.shares or request.includes or request.mounts:
+        from cloche.plan.places import check_places
+
+        check_places(request.shares, request.includes, request.mounts)
     board = Board(microvm=kernel.machine == "microvm")
     shared = bool(request.shares or request.includes or request.share_later)
     if template:
