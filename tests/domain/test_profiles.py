@@ -361,3 +361,25 @@ def test_a_host_that_is_upgraded(cloche: Runner) -> None:
         finally:
             mine.unlink(missing_ok=True)
             theirs.unlink(missing_ok=True)
+
+
+def test_what_goes_on_from_a_profile_has_a_copy(runner: Runner) -> None:
+    """A fork of a profile's domain goes its own way, and the profile is what its own domain has left."""
+    name, fork = "origin" + OWN, "fork" + OWN
+    with profile(runner, name) as place:
+        started = runner(
+            "run", "-d", "--name", name, "-p", name, "--", "sh", "-c", "echo 1 > ~/file; tail -f /dev/null"
+        )
+        assert started.returncode == 0, started.stderr
+        try:
+            forked = runner("fork", name, "--name", fork)
+            assert forked.returncode == 0, forked.stderr
+            assert runner("exec", fork, "sh", "-c", "cat ~/file; echo fork > ~/file").stdout == b"1\n"
+            assert runner("exec", name, "sh", "-c", "echo 2 >> ~/file").returncode == 0
+            assert runner("profile", "show", name).stdout.startswith(b"state      running ")
+        finally:
+            for one in (fork, name):
+                runner("stop", "-t", "0", one)
+                runner("rm", one)
+        assert run(runner, "cat ~/file", "-p", name) == b"1\n2\n"
+        assert is_clean(place / "disk.img")

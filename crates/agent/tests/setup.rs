@@ -2,7 +2,7 @@
 
 mod host;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
@@ -108,6 +108,55 @@ fn makes_files() {
     assert_eq!(fs::read(scratch.0.join("a/sub/file")).unwrap(), b"content");
     let link = fs::read_link(scratch.0.join("a/link")).unwrap();
     assert_eq!(link, PathBuf::from("nowhere"));
+}
+
+/// A directory is copied under its name once: what is there already is left as it is, and half of one that was begun
+/// before is not taken for it.
+#[test]
+fn a_directory_is_copied_once() {
+    let scratch = Scratch::new("once");
+    let (uid, gid) = own_ids();
+    fs::create_dir_all(scratch.0.join("from/sub")).unwrap();
+    fs::write(scratch.0.join("from/sub/file"), b"content").unwrap();
+    fs::set_permissions(scratch.0.join("from"), Permissions::from_mode(0o700)).unwrap();
+    fs::create_dir(scratch.0.join("copy.new")).unwrap();
+    fs::write(scratch.0.join("copy.new/half"), b"half").unwrap();
+    let step = || Step::CopyOnce {
+        from: scratch.path("from"),
+        to: scratch.path("copy"),
+        uid,
+        gid,
+    };
+    let mut host = Host::start();
+    assert_eq!(
+        set_up(&mut host, 1, vec![step()]),
+        ToHost::SetupDone { seq: 1 }
+    );
+    let copy = scratch.0.join("copy");
+    assert_eq!(fs::metadata(&copy).unwrap().mode() & 0o7777, 0o700);
+    assert_eq!(fs::read(copy.join("sub/file")).unwrap(), b"content");
+    assert!(!copy.join("half").exists());
+    assert!(!scratch.0.join("copy.new").exists());
+    fs::write(copy.join("sub/file"), b"mine").unwrap();
+    assert_eq!(
+        set_up(&mut host, 2, vec![step()]),
+        ToHost::SetupDone { seq: 2 }
+    );
+    assert_eq!(fs::read(copy.join("sub/file")).unwrap(), b"mine");
+}
+
+/// What is no directory cannot settle, and the step says so.
+#[test]
+fn nothing_settles_where_nothing_is_mounted() {
+    let scratch = Scratch::new("settle");
+    let step = Step::Settle {
+        path: scratch.path("missing"),
+    };
+    let answer = set_up(&mut Host::start(), 1, vec![step]);
+    assert!(
+        matches!(answer, ToHost::SetupFailed { errno: 2, .. }),
+        "{answer:?}"
+    );
 }
 
 /// The first step that fails ends the set-up, and is named with its index and error number.

@@ -249,5 +249,5 @@ def _forget(error: ClocheError | None) -> None:
 
 
 def _images(plan: LaunchPlan) -> list[OpenFile]:
-    """Return what the disks of a plan have open, in their order."""
-    return [file for process in plan.processes if process.name.startswith("disk-") for file in process.files]
+    """Return what the disks of a plan are kept in, in their order; not what they have open besides (an undo log)."""
+    return [process.files[0] for process in plan.processes if process.name.startswith("disk-")]

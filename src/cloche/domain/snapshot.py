@@ -271,7 +271,13 @@ def prepare(directory: str, facts: HostFacts, name: str, *, whole: bool) -> tupl
     check_host(description)
     request = description.request
     disks = tuple(
-        disk._replace(path=os.path.join(directory, snapshots.disk_file(disk.tag)), copied=True, empty=False)
+        disk._replace(
+            path=os.path.join(directory, snapshots.disk_file(disk.tag)),
+            copied=True,
+            empty=False,
+            undo="",
+            undo_bytes=0,
+        )
         if disk.writable
         else disk
         for disk in request.disks
