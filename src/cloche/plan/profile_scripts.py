@@ -79,9 +79,8 @@ def compare(name, shown):
             begun = os.stat_result((begun.st_mode, *begun[1:4], mine.st_uid, mine.st_gid, *begun[6:]))
             if same(upper + name, lower + skeleton, mine, begun):
                 theirs = mine
-    if theirs is mine:
-        pass
-    elif name != b"/":
+    # The home and what it lies in are made at a profile's first start.
+    if theirs is not mine and not (is_dir and home.startswith(name.rstrip(b"/") + b"/")):
         if theirs is None:
             say(b"added", 0 if is_dir else mine.st_size, name)
         elif not same(upper + name, lower + name, mine, theirs):
