@@ -74,7 +74,7 @@ def test_a_domain_as_it_should_be(caller: Runner, folder: Path) -> None:
     assert found["failures"] == []
     assert (found["domain"], found["insecure"]) == (name, [])
     roles = {one["role"]: one for one in found["processes"]}
-    assert list(roles) == ["warden", "warden/1", "vmm", "fs-system", "fs-shares", "disk"]
+    assert list(roles) == ["supervisor", "warden", "warden/1", "vmm", "fs-system", "fs-shares", "disk"]
     devices = [roles[role] for role in ("fs-system", "fs-shares", "disk", "vmm")]
     for one in devices:
         assert one["seccomp"]["own_filters"] == 3
@@ -101,11 +101,13 @@ def test_a_domain_as_it_should_be(caller: Runner, folder: Path) -> None:
     assert bool(roles["fs-shares"]["capabilities"]["effective"]) != ordinary
     assert words.returncode == 0
     table = words.stdout.decode()
-    assert "all 6 processes are held as their policies say" in table
+    assert roles["supervisor"]["pid"] == found["supervisor"]
+    assert roles["supervisor"]["seccomp"]["own_filters"] == 1
+    assert "all 7 processes are held as their policies say" in table
     assert "FAILED" not in table
     assert "\033" not in table
     for one in found["processes"]:
-        assert f"{one['role']:<9}  {one['pid']}" in table
+        assert f"{one['role']:<10}  {one['pid']}" in table
 
 
 @pytest.mark.parametrize("devices, roles", [("bundled", ["vmm", "devices"]), ("vmm", ["vmm"])])
@@ -118,7 +120,7 @@ def test_devices_that_are_not_apart_are_said_to_be(
         words = caller("audit", name).stdout.decode()
     assert found["failures"] == []
     assert found["devices"] == devices
-    assert [one["role"] for one in found["processes"]] == ["warden", "warden/1", *roles]
+    assert [one["role"] for one in found["processes"]] == ["supervisor", "warden", "warden/1", *roles]
     assert f"GIVEN UP by --devices={devices}: {NOT_APART[devices]}" in words
     all_of_it = found["processes"][-1]
     assert any(file["target"].endswith(".img") for file in all_of_it["files"])
@@ -127,6 +129,10 @@ def test_devices_that_are_not_apart_are_said_to_be(
 
 
 NO_FILTER = "has 2 of the 3 filters of system calls that its policy needs"
+UNCONFINED = {
+    "supervisor has 0 of the 1 filters of system calls that its policy needs",
+    "supervisor could gain rights by executing a program (no_new_privs is off)",
+}
 ALL_SETS = "inheritable, permitted, effective, bounding, ambient"
 WEAKENED = {
     "filter, capability, pid": (
@@ -163,6 +169,7 @@ WEAKENED = {
             "fs-shares may leave a core file",
         },
     ),
+    "the supervisor's filter": (("unconfined",), UNCONFINED),
     "QEMU's own filter": (("vmm:sandbox",), {f"vmm {NO_FILTER}"}),
 }
 
@@ -204,6 +211,7 @@ def test_what_was_given_up_is_shown(caller: Runner, folder: Path) -> None:
     host = "shares namespaces with the host: net, ipc, uts, cgroup"
     # Devices keep the filter that is in them; QEMU has none but that of key rings.
     assert failures(found) == {
+        *UNCONFINED,
         f"fs-system {NO_FILTER}",
         f"fs-shares {NO_FILTER}",
         f"disk {NO_FILTER}",

@@ -2,8 +2,9 @@
 
 Arguments: the sources' directory, a directory to share, the weakenings: ``PROCESS:WHAT``; ``insecure:PART`` for what
 the user gives up in so many words; ``bare:DIRECTORY`` for a file server from there that puts no filter on itself;
-``arrangement:WHERE`` for where devices are; ``unchecked`` for a supervisor that does not count filters. Prints the
-domain's name when its guest is set up, and ends it at the end of its input.
+``arrangement:WHERE`` for where devices are; ``unchecked`` for a supervisor that does not count filters,
+``unconfined`` for one that puts on none itself. Prints the domain's name when its guest is set up, and ends it at the
+end of its input.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ sys.path.insert(0, sys.argv[1])
 from cloche.domain.domain import Domain
 from cloche.domain.launcher import Launcher
 from cloche.domain.prepare import prepare_plan
+from cloche.domain.timings import Timings
 from cloche.host.facts import collect_facts
 from cloche.host.reactor import READ, Reactor
 from cloche.model.jail import AS_IS, Bind, BindFlag, JailFlag, Namespace
@@ -106,7 +108,11 @@ def main() -> None:
     if "unchecked" in sys.argv:
         Launcher.verify = lambda self: None  # type: ignore[method-assign]
     with Reactor() as reactor:
-        domain = Domain(reactor, made_plan(sys.argv[2], sys.argv[3:]))
+        plan = made_plan(sys.argv[2], sys.argv[3:])
+        launcher = Launcher(reactor, plan, Timings())
+        domain = Domain(reactor, plan, launcher=lambda *_: launcher)
+        if "unconfined" not in sys.argv:
+            domain.on_ready = launcher.confine
         over = False
 
         def opened() -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cloche.guest.pumps import InputPump
     from cloche.guest.session import AgentSession
     from cloche.guest.streams import Sender
+    from cloche.host.confine import Errand
     from cloche.host.profile_lock import Hold
     from cloche.host.reactor import Timer
     from cloche.model.plan import LaunchPlan
@@ -112,7 +113,11 @@ def _open_trace(parsed: Parsed) -> TextIO | None:
 
 
 class Run:
-    """The state of one ``run``: a domain, its program, and what the caller's signals and terminal do to them."""
+    """The state of one ``run``: a domain, its program, and what the caller's signals and terminal do to them.
+
+    Attributes:
+        wants_refill: Whether the pool is to be filled when it has ended.
+    """
 
     def __init__(
         self,
@@ -130,8 +135,11 @@ class Run:
         self._request = request
         self._plan = plan
         self._timings = timings
+        self.wants_refill = False
         self._reactor = Reactor()
         self._warden: Warden | None = warden
+        self._processes: Launcher | None = None
+        self._errand: Errand | None = None
         self._domain = Domain(self._reactor, plan, timings, self._launcher, boot=self._boot_plan)
         self._programs = Programs(self._domain)
         self._programs.on_last = self._end
@@ -150,7 +158,8 @@ class Run:
             keeps = self._terminal.wanted and os.isatty(self._terminal.keys)
             warden = Warden.start(require_own_binary("cloche-warden"), keeper=keeps)
             self._terminal.change_keeper(warden.keeper)
-        return Launcher(reactor, plan, timings, warden)
+        self._processes = Launcher(reactor, plan, timings, warden)
+        return self._processes
 
     def _boot_plan(self) -> LaunchPlan:
         facts = collect_facts()._replace(umask=self._plan.command.umask)
@@ -164,7 +173,7 @@ class Run:
             if self._parsed.get("verbose"):
                 log.set_sink("debug", self._say)
         # Asked for while the guest is being set up: it starts a round trip earlier.
-        self._domain.on_ready = self._open
+        self._domain.on_ready = self._begin
         self._domain.on_end = self._fail
         console = _ConsolePrinter()
         if self._request.boot_log:
@@ -195,10 +204,8 @@ class Run:
         if self._error is not None:
             raise self._error
         assert self._status is not None
-        if self._plan.cold == NO_TEMPLATE_YET and is_ordinary(self._request):
-            from cloche.domain.template import make_in_background
-
-            make_in_background()
+        if self._errand is not None:
+            self._errand.go()
         return self._status
 
     def _write_trace(self, file: TextIO) -> None:
@@ -217,6 +224,30 @@ class Run:
             os.write(2, f"cloche: {line}".encode("utf-8", "backslashreplace") + end)
         except OSError:
             return  # a notice that nobody can read is no reason to end the program
+
+    def _begin(self) -> None:
+        """The agent has answered: ask for the program, and give up what is not needed any more before it runs."""
+        self._open()
+        if self.wants_refill or self._wants_template():
+            from cloche.host.confine import Errand
+
+            self._errand = Errand(self._prepare_next)
+        assert self._processes is not None
+        self._processes.confine()
+
+    def _wants_template(self) -> bool:
+        return self._plan.cold == NO_TEMPLATE_YET and is_ordinary(self._request)
+
+    def _prepare_next(self) -> None:
+        """Have made what the next run will want to go on from."""
+        if self._wants_template():
+            from cloche.domain.template import make_in_background
+
+            make_in_background()
+        if self.wants_refill:
+            from cloche.domain.filling import fill_in_background
+
+            fill_in_background()
 
     def _open(self) -> None:
         from functools import partial

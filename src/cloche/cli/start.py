@@ -70,12 +70,8 @@ def _run(parsed: Parsed) -> int:
         if hold is not None:
             hold.release(is_clean=hold.is_clean)
         raise
-    status = run.run()
-    if wants_refill:
-        from cloche.domain.filling import fill_in_background
-
-        fill_in_background()
-    return status
+    run.wants_refill = wants_refill
+    return run.run()
 
 
 def _no_program(profile: str) -> UsageError:

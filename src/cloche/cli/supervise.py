@@ -163,6 +163,8 @@ class _Supervisor:
     def _verify(self) -> None:
         try:
             self._launcher.verify()
+            # A machine that does not come up from its template gets another supervisor.
+            self._launcher.confine()
         except ClocheError as error:
             self._ended(error)
             return

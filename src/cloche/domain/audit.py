@@ -13,11 +13,11 @@ from cloche.errors import DomainError
 from cloche.host.bpf import count_allowed
 from cloche.host.cgroups import ROOT as CGROUP_ROOT
 from cloche.host.fdlook import read_sockets
-from cloche.host.pids import start_time
+from cloche.host.pids import start_time, stat_fields
 from cloche.host.procfs import CAPABILITY_SETS, NAMESPACES, Process, descendants, read_process
 from cloche.host.text import escape_untrusted
 from cloche.host.tools import read_filter
-from cloche.model.audit import CONTAINED, INIT, WARDEN, Hold, hold_of_program
+from cloche.model.audit import CONTAINED, INIT, SUPERVISOR, WARDEN, Hold, hold_of_program
 from cloche.model.machine import Devices
 from cloche.record import TYPE_CHECKING, Record
 
@@ -35,7 +35,7 @@ CAPABILITY_WORDS = (
 )
 #: Programs that put on a filter of their own, which differs from version to version.
 OWN_INNER = ("vmm", "passt")
-#: A domain has the warden's two processes and at least one that does something.
+#: Without its supervisor, a domain has the warden's two processes and at least one that does something.
 _FEWEST = 3
 #: What is said of a process that is still the warden.
 _STARTING = "has not executed its program yet; run the audit again"
@@ -94,7 +94,11 @@ def audit_domain(running: Running) -> Audit:
         raise gone
     sockets = read_sockets(running.warden)
     seen = {}
-    for pid in descendants(running.warden):
+    try:
+        parent = int(stat_fields(running.warden)[1])
+    except OSError:
+        raise gone from None
+    for pid in (parent, *descendants(running.warden)):
         try:
             process = read_process(pid, sockets)
         except OSError as error:
@@ -108,6 +112,9 @@ def audit_domain(running: Running) -> Audit:
     warden = seen.get(running.warden)
     if warden is None or warden.start != running.start:
         raise gone
+    supervisor = seen.pop(parent, None)
+    if supervisor is None or warden.parent != parent:
+        raise gone
     if len(seen) < _FEWEST:
         # Nothing to fail on is not the same as nothing that fails.
         raise DomainError(
@@ -118,7 +125,7 @@ def audit_domain(running: Running) -> Audit:
         running.ident,
         warden.parent,
         running.insecure,
-        judge(tuple(seen.values()), running.cgroup),
+        (judge_supervisor(supervisor, warden), *judge(tuple(seen.values()), running.cgroup)),
         running.cgroup,
     )
 
@@ -143,6 +150,13 @@ def judge(processes: tuple[Process, ...], cgroup: str = "") -> tuple[Audited, ..
         else one
         for one in found
     )
+
+
+def judge_supervisor(process: Process, warden: Process) -> Audited:
+    """Hold a domain's supervisor against its policy. Its filters are those that the warden, made before, has not."""
+    failures = _failures(SUPERVISOR, process, warden, ())
+    filters = process.filters - warden.filters
+    return Audited(SUPERVISOR.role, process, (), filters, None, tuple(failures))
 
 
 class _Roles:
@@ -262,7 +276,11 @@ def _check_filters(hold: Hold, process: Process, warden: Process, own: tuple[str
     if found < hold.filters:
         yield f"has {found} of the {hold.filters} filters of system calls that its policy needs"
     elif hold.calls and process.programs is not None:
-        names = (hold.calls,) if hold.role in OWN_INNER else (hold.calls, f"{hold.calls}.inner")
+        names = (
+            (hold.calls,)
+            if hold.role in (*OWN_INNER, SUPERVISOR.role)
+            else (hold.calls, f"{hold.calls}.inner")
+        )
         for name, where in zip(names, ("outside", "inside"), strict=False):
             if read_filter(name) not in process.programs:
                 yield f"has another filter of system calls from {where} than its policy's"

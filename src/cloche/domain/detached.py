@@ -105,6 +105,7 @@ class Detached:
                 self._hold.release(is_clean=self._hold.is_clean)
             raise
         give_notices(self._plan)
+        self._processes: Launcher
         if self._saved is None:
             self._domain = Domain(self._reactor, self._plan, launcher=self._launcher, boot=self._boot_plan)
         else:
@@ -137,7 +138,8 @@ class Detached:
 
     def _launcher(self, reactor: Reactor, plan: LaunchPlan, timings: Timings) -> Launcher:
         warden, self._warden = self._warden, None
-        return Launcher(reactor, plan, timings, warden)
+        self._processes = Launcher(reactor, plan, timings, warden)
+        return self._processes
 
     def _boot_plan(self) -> LaunchPlan:
         self._plan = prepare_plan(self._request._replace(cold=True), self._facts)
@@ -150,7 +152,7 @@ class Detached:
             ClocheError: It could not be started; the caller has not been answered.
         """
         domain = self._domain
-        domain.on_ready = self._open
+        domain.on_ready = self._begin
         domain.on_end = self._failed
         domain.life.changed = self._changed
         self._programs.on_last = lambda: domain.finish(self._finished)
@@ -174,6 +176,11 @@ class Detached:
             self._reactor.close()
         if not self._is_answered:
             raise domain.error or DomainError("the program ended before it was started")
+
+    def _begin(self) -> None:
+        """The agent has answered: ask for the program, and give up what is not needed any more before it runs."""
+        self._open()
+        self._processes.confine()
 
     def _open(self) -> None:
         if self._saved is not None:

@@ -23,13 +23,15 @@ _FIELD = b"\nSeccomp_filters:\t"
 _LATE, _PATIENCE_S, _LOOK_AGAIN_S = "passt", 5.0, 0.005
 
 
-def check_filters(plan: LaunchPlan, pidfds: dict[int, int]) -> None:
+def check_filters(plan: LaunchPlan, pidfds: dict[int, int], warden: int) -> None:
     """Look at every process of a plan; ``pidfds`` has a descriptor for each that was started.
+
+    ``warden`` is the warden's process id: it has the filters that all had from the start.
 
     Raises:
         LaunchError: One has fewer filters than its policy asks for, or was not started.
     """
-    own = _count("self")
+    own = _count(str(warden))
     deadline = monotonic() + _PATIENCE_S
     for ident, process in enumerate(plan.processes):
         pid = _pid(pidfds[ident]) if ident in pidfds else -1

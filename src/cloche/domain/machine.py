@@ -81,7 +81,7 @@ class Machine:
         self._pidfds: dict[int, int] = {}
         self._alive: set[int] = set()
         self._vmm = -1
-        self._check_filters: Callable[[LaunchPlan, dict[int, int]], None] | None = None
+        self._check_filters: Callable[[LaunchPlan, dict[int, int], int], None] | None = None
         self._verified = False
         self._monitor: Monitor | None = None
         self._control: Control | None = None
@@ -283,7 +283,8 @@ class Machine:
         self._verified = True
         try:
             if self._check_filters is not None and "seccomp" not in self.plan.insecure:
-                self._check_filters(self.plan, self._pidfds)
+                assert self._warden is not None
+                self._check_filters(self.plan, self._pidfds, self._warden.pid)
         finally:
             self._forget_pidfds()
         self._timings.mark("filters counted")

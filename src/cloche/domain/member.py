@@ -30,6 +30,7 @@ from cloche.domain.taken import Taken
 from cloche.domain.warmup import WarmUp
 from cloche.errors import ClocheError, DomainError, TemplateError
 from cloche.host import rundir
+from cloche.host.confine import Errand
 from cloche.host.groups import UNIFIED, follow
 from cloche.host.pool import Entry, own_key
 from cloche.host.procfs import descendants
@@ -89,7 +90,7 @@ class Member:
         self._since_s = 0
         self._is_answered = False
         self._taken: Taken | None = None
-        self._has_refilled = False
+        self._errand: Errand | None = None
         self._too_long: Timer | None = None
         self._over = False
 
@@ -149,11 +150,19 @@ class Member:
             self._fail(error)
             return
         assert self._entry is not None
+        # It stands still from here on: what is there stays where it is, also in the child that is made now.
+        gc.collect()
+        gc.freeze()
         try:
+            self._errand = Errand(fill_in_background)
+            self._launcher.confine()
             self._schedule(self._usual)
             self._entry.publish()
         except OSError as failed:
             self._fail(DomainError(f"a machine of the pool cannot be kept: {failed.strerror}"))
+            return
+        except ClocheError as refused:
+            self._fail(refused)
             return
         if self._too_long is not None:
             self._too_long.cancel()
@@ -168,8 +177,6 @@ class Member:
         log.set_sink("notice", None)
         log.set_sink("debug", None)
         self._begun()
-        gc.collect()
-        gc.freeze()
 
     def _is_too_long(self) -> None:
         self._fail(DomainError(f"a machine of the pool was not ready within {_MAKING_S:g} seconds"))
@@ -241,9 +248,8 @@ class Member:
         self._over = True
 
     def _fill_again(self) -> None:
-        if not self._has_refilled:
-            self._has_refilled = True
-            fill_in_background()
+        if self._errand is not None:
+            self._errand.go()
 
 
 def serve(

@@ -55,6 +55,9 @@ class Hold(Record):
     bounding: bool = True
 
 
+#: The supervisor works with all rights of the caller's; its filter takes away what it never needs, and is put on when
+#: its machine has come up. Whatever session it was started in is its own affair.
+SUPERVISOR = Hold("supervisor", None, filters=1, no_core=False, session=False, calls="supervisor")
 #: The outer process waits for PID 1, keeps the supervisor's terminal, and does nothing else; it runs no foreign code
 #: and hears only the supervisor.
 WARDEN = Hold("warden", None, False, no_core=False)
