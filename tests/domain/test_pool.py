@@ -78,6 +78,11 @@ def test_two_runs_never_get_the_same_machine(pool: Pool) -> None:
     assert pool.entries() == []
 
 
+def filters(pid: int) -> int:
+    """Return how many filters of system calls a process has."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("Seccomp_filters:")[2].split()[0])
+
+
 def test_what_waits_is_hidden_idle_and_can_be_ended(pool: Pool) -> None:
     """`ps` shows it only with --all; it takes no CPU and its supervisor sleeps; `clear` ends it."""
     pool.set(1)
@@ -88,6 +93,7 @@ def test_what_waits_is_hidden_idle_and_can_be_ended(pool: Pool) -> None:
     row = json.loads(pool.cloche("pool", "list", "--json").stdout)["machines"][0]
     assert row["memory_kib"] > 20000
     supervisor = pool.supervisor(ident)
+    assert filters(supervisor) == filters(os.getpid()) + 1
     everybody = [supervisor, *domain_processes(supervisor)]
 
     def worked() -> list[str]:
@@ -97,6 +103,9 @@ def test_what_waits_is_hidden_idle_and_can_be_ended(pool: Pool) -> None:
         ]
         return [*map(str, ticks), *switches]
 
+    # It answers before it goes to sleep.
+    while Path(f"/proc/{supervisor}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        pass
     before = worked()
     # Something else that takes its time.
     assert pool.cloche("run", "--no-pool", "--", "sleep", "0.5").returncode == 0

@@ -157,7 +157,7 @@ RootOp = Dir | Bind | File | Symlink | Tmpfs | Proc | Dev | BindFd
 
 #: What ``--insecure-no-jail`` can leave out of the jails, and what then is missing.
 INSECURE_PARTS = {
-    "seccomp": "the filters of system calls that are put on from outside, and QEMU's own",
+    "seccomp": "the filters of system calls that are put on from outside, QEMU's own and the supervisor's",
     "namespaces": "the network, ipc, uts and cgroup namespaces",
     "cgroups": "the limits of memory and processes that cgroups hold",
     "ids": "the ids of their own that processes of root's domains run under",
