@@ -154,9 +154,10 @@ class Member:
         gc.collect()
         gc.freeze()
         try:
+            # What is made next must not be made by a process that gives way.
+            self._schedule(self._usual)
             self._errand = Errand(fill_in_background)
             self._launcher.confine()
-            self._schedule(self._usual)
             self._entry.publish()
         except OSError as failed:
             self._fail(DomainError(f"a machine of the pool cannot be kept: {failed.strerror}"))
