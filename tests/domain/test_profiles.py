@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,6 +160,33 @@ def damage(image: Path, *commands: str) -> None:
     """Change something on the disk of a profile that nobody uses."""
     for command in commands:
         subprocess.run(["debugfs", "-w", "-R", command, str(image)], capture_output=True, check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_of_the_host_damages_none(runner: Runner) -> None:
+    """A run whose writes found no room is not mended before there is some, and then all that was written is there."""
+    data = Path(tempfile.mkdtemp(dir=runner.user.home, prefix="small-"))
+    entry = runner.user.entry
+    options = f"size=48M,mode=700,uid={entry.pw_uid},gid={entry.pw_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(data)], check=True)
+    env = {"XDG_DATA_HOME": str(data)}
+    try:
+        assert runner("profile", "new", "--size", "64M", "full", env=env).returncode == 0
+        run(runner, "echo kept > ~/file", "-p", "full", env=env)
+        (data / "ballast").write_bytes(bytes(24 << 20))
+        script = "echo early > ~/other; sync ~/other; head -c 40M /dev/zero | tr '\\0' x > ~/big; sync"
+        runner.sh(script, "-p", "full", env=env)
+        assert os.statvfs(data).f_bavail < 1024
+        for _ in range(2):
+            done = runner.sh("true", "-p", "full", env=env)
+            check_error(done, 125, "too little room to mend its disk", "nothing is lost yet")
+        (data / "ballast").unlink()
+        done = runner.sh("cat ~/file ~/other", "-p", "full", env=env)
+        assert (done.returncode, done.stdout) == (0, b"kept\nearly\n"), done.stderr
+        assert b"its disk was mended" in done.stderr
+    finally:
+        subprocess.run(["umount", str(data)], check=True)
+        data.rmdir()
 
 
 def test_what_is_deleted_is_the_hosts_again(runner: Runner) -> None:

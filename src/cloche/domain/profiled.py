@@ -76,6 +76,8 @@ def take(request: RunRequest) -> tuple[RunRequest, Hold | None]:
     layer = request.layer
     hold = Hold.take(layer.name)
     try:
+        if not hold.is_clean:
+            profiles.check_room(layer.name)
         hold.begin(machine_words(request))
         _look_below(layer)
         begun = hold.keep(layer.kept_starts, layer.kept_bytes, request.argv)

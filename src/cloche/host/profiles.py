@@ -137,6 +137,29 @@ def _check_size(size_bytes: int) -> int:
     return size_bytes
 
 
+def check_room(name: str) -> None:
+    """Look whether there is room to mend a profile's disk that was not closed cleanly.
+
+    What its journal holds goes to places that may be holes yet. e2fsck that finds no room for it in its middle has
+    dropped the journal and leaves a damaged disk.
+
+    Raises:
+        ProfileError: There is too little.
+    """
+    path = image(name)
+    needed = 2 * _journal_mib(os.stat(path).st_size) << 20
+    status = os.statvfs(path)
+    if status.f_bavail * status.f_frsize < needed:
+        raise ProfileError(
+            f"the profile {name} was not closed cleanly, and there is too little room to mend its disk",
+            hint=f"Free {needed >> 20} MiB in {home()}: nothing is lost yet.",
+        )
+
+
+def _journal_mib(size_bytes: int) -> int:
+    return _JOURNAL_MIB if size_bytes >= _SMALL_BYTES else _SMALL_JOURNAL_MIB
+
+
 def _make_disk(path: str, size_bytes: int) -> None:
     from cloche.host.process import CommandError, run
     from cloche.host.tools import find_system_tool
@@ -146,14 +169,26 @@ def _make_disk(path: str, size_bytes: int) -> None:
     if not mkfs:
         raise MissingToolError("mkfs.ext4", hint="Install the package e2fsprogs.")
     # All of it is a hole and reads as zeros: nothing has to be discarded or zeroed.
-    journal = _JOURNAL_MIB if size_bytes >= _SMALL_BYTES else _SMALL_JOURNAL_MIB
     options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
     try:
         with open(path, "xb") as file:
             file.truncate(size_bytes)
         os.chmod(path, 0o600)
         run(
-            (mkfs, "-q", "-F", "-m", "0", "-J", f"size={journal}", "-E", options, "-L", "cloche", path),
+            (
+                mkfs,
+                "-q",
+                "-F",
+                "-m",
+                "0",
+                "-J",
+                f"size={_journal_mib(size_bytes)}",
+                "-E",
+                options,
+                "-L",
+                "cloche",
+                path,
+            ),
             check=True,
         )
     except CommandError as error:
