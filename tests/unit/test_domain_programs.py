@@ -45,7 +45,7 @@ class House:
         """Where it is."""
         return self.life.state
 
-    def thaw(self) -> None:
+    def wake(self) -> None:
         """Do nothing: it is not paused."""
 
     def abort(self, error: ClocheError) -> None:
