@@ -256,7 +256,7 @@ def test_a_place_that_others_can_write_to_is_not_trusted(
     path = owner.user.home / part
     before = path.stat().st_mode & 0o7777
     words = ["snapshot", "restore", NAME] if part.endswith("snapshots") else ["run", "-v", "--", "true"]
-    if part.endswith("run"):
+    if part.endswith(("run", "templates")):
         words.insert(1, "--no-pool")  # which has been made already, and in a place of its own
     path.chmod(mode)
     try:
@@ -269,3 +269,4 @@ def test_a_place_that_others_can_write_to_is_not_trusted(
         # The run needs nothing of there.
         assert done.returncode == 0, done
         assert b"of the pool" not in done.stderr
+        assert part.endswith("run-pool") or b"no template is taken from there" in done.stderr

@@ -53,6 +53,8 @@ def fork(parsed: Parsed) -> int:
 
 def list_(parsed: Parsed) -> int:
     """Handle ``cloche snapshot list``; status 125 when one is damaged."""
+    # Somebody who looks what there is wants to know what takes the room, too: what a killed command has left does not.
+    snapshots.sweep()
     rows = [_row(name, check=bool(parsed.get("check"))) for name in snapshots.names()]
     print_rows(
         parsed, rows, _in_words, "There is no snapshot yet: `cloche snapshot save DOMAIN NAME` makes one."
