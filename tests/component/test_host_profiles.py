@@ -242,3 +242,43 @@ def test_renamed_it_is_the_same() -> None:
     profiles.rename("one", "three")
     assert Path(profiles.image("three")).stat().st_ino == number
     assert profiles.names() == ["three", "two"]
+
+
+@pytest.mark.parametrize(
+    "verb, place, left",
+    [
+        ("clone('one', 'two')", "profile_verbs.copy_file", ["one"]),
+        ("reset('one')", "profiles._sync", ["one"]),
+        ("delete('one')", "profiles.remove_tree", []),
+    ],
+)
+def test_killed_in_the_middle_it_is_the_old_or_the_new(
+    home: Path, verb: str, place: str, left: list[str]
+) -> None:
+    """What was begun is not half there: the profile is as before, or gone, and the next command clears what is left."""
+    profiles.new("one", 64 << 20)
+    number = Path(profiles.image("one")).stat().st_ino
+    other = elsewhere(
+        f"""
+        from cloche.domain import profile_verbs
+        from cloche.host import profiles
+        def wait(*words):
+            print("done", flush=True)
+            sys.stdin.read()
+        {place} = wait
+        profile_verbs.{verb}
+        """
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"done\n"
+    other.kill()
+    other.communicate()
+    assert profiles.names() == left
+    assert len(list(home.iterdir())) > len(left)
+    for name in left:
+        assert Path(profiles.image(name)).stat().st_ino == number
+        hold = Hold.take(name)
+        assert hold.is_clean
+        hold.release()
+    profiles.new("two", 64 << 20)
+    assert sorted(path.name for path in home.iterdir()) == sorted([*left, "two"])
