@@ -48,7 +48,7 @@ class House:
     def wake(self) -> None:
         """Do nothing: it is not paused."""
 
-    def abort(self, error: ClocheError) -> None:
+    def give_up(self, error: ClocheError) -> None:
         """Note the reason."""
         self.aborted.append(error)
 

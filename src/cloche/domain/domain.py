@@ -392,6 +392,14 @@ class Domain:
         """End the domain now, as if it had ended by itself for this reason."""
         self._ended(error)
 
+    def give_up(self, error: ClocheError) -> None:
+        """End the domain for this reason; what its programs wrote to a profile is kept."""
+        if self.plan.layer is None:
+            self._ended(error)
+            return
+        self.error = error
+        self.finish(lambda: self.on_end(error))
+
     def _lost(self, session: AgentSession, error: ClocheError) -> None:
         if isinstance(error, ProtocolError):
             self._ended(error)

@@ -126,7 +126,7 @@ class Programs:
             self._grace.cancel()
 
         def too_late() -> None:
-            self.domain.abort(
+            self.domain.give_up(
                 DomainError(f"the domain was stopped: its programs did not end within {grace_s:g} seconds")
             )
 
