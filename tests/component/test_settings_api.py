@@ -109,6 +109,12 @@ def test_a_profile_that_is_named_has_its_own_file(file: Path, monkeypatch: pytes
         sandbox_request({"profile": "jog"}, settings=False)
 
 
+def test_a_root_is_said_as_on_the_command_line(tmp_path: Path) -> None:
+    """Another system tree is a word like --root's, and what is none is refused."""
+    with pytest.raises(cloche.ClocheError, match="none"):
+        cloche.Sandbox(root=str(tmp_path / "none"))
+
+
 def test_a_list_is_no_word() -> None:
     """A string where a list belongs is refused, and not taken letter by letter."""
     with pytest.raises(UsageError, match="share takes a list"):

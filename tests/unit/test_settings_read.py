@@ -152,6 +152,8 @@ B = ""
         ("cpus = 65", (1, 1), "a machine cannot have 65 CPUs", "between 1 and 64"),
         ('cpus = "2"', (1, 1), "must be a whole number, not a string", "cpus = 2"),
         ("cpus = 0", (1, 1), "'0' is not a positive", "1, 2, 3"),
+        ('timings = "x.json"', (1, 1), "the path 'x.json' is relative", "slash"),
+        ("timings = 1", (1, 1), "timings must be true, false or a string", "true"),
         ("here = 1", (1, 1), "here must be true or false, not a whole number", "true"),
         ("timeout = nan", (1, 1), "'nan' is not a duration", "30s"),
         ("timeout = 1979-05-27", (1, 1), "not a date or a time", "Write"),
@@ -269,6 +271,12 @@ def test_settings_from_elsewhere_open_nothing_unsaid() -> None:
         if Level.PROFILE in key.levels:
             opened = what_opens(said(f"{key.name} = {key.example}", Level.PROFILE))
             assert opened == (() if key.name in HARMLESS else (key.name,))
+
+
+def test_a_switch_may_have_a_value() -> None:
+    """What --timings and --timings=FILE say can be said, and turned off again."""
+    for text, value in (("true", True), ("false", False), ('"/tmp/t.json"', "/tmp/t.json")):
+        assert values(f"timings = {text}") == {"timings": value}
 
 
 def test_a_colour_is_its_number() -> None:

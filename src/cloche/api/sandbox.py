@@ -63,6 +63,7 @@ class Sandbox(Machine):
         include: Host files copied into the guest: a mapping of guest path to host path.
         mount: What the guest mounts besides: ``"host-image:FILE,at=PATH"``, ``"ram:at=PATH"`` and others, as on the
             command line.
+        root: Another system tree than the host's: ``"DIR"``, ``"TAR"`` or ``"IMAGE[,part=N]"`` as on the command line.
         memory_mib: The most memory it may use, in MiB; None for the default.
         cpus: Virtual CPUs; None for one.
         disks: Its disks, kept in files of the host: ``"TAG=FILE[,format=raw|qcow2][,ro]"``, or new and empty:
@@ -98,6 +99,7 @@ class Sandbox(Machine):
         share_later: bool | None = None,
         include: Mapping[str, Word] | None = None,
         mount: Sequence[Word] = (),
+        root: str | None = None,
         memory_mib: int | None = None,
         cpus: int | None = None,
         disks: Sequence[str] = (),
@@ -120,6 +122,7 @@ class Sandbox(Machine):
             "memory": memory_mib,
             "cpus": cpus,
             "mount": words("mount", mount, "ram:at=PATH"),
+            "root": root,
             "disk": words("disks", disks, "TAG=FILE"),
             "net": net,
             "hwrng": hwrng,

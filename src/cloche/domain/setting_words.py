@@ -201,6 +201,7 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "devices": _devices,
     "insecure_no_jail": _insecure,
     "memory": _memory,
+    "timings": _path,
     "cpus": _cpus,
     "command": _some,
     "user": _some,

@@ -372,13 +372,15 @@ def all_keys() -> dict[str, Key]:
 
 def _from_option(option: Option) -> Key:
     name = option.key
-    kind = Kind.SWITCH if option.metavar is None else _KINDS.get(option.convert, Kind.TEXT)
+    kind = _KINDS.get(option.convert, Kind.TEXT)
+    if option.metavar is None:
+        kind = Kind.SWITCH_OR_TEXT if option.optional else Kind.SWITCH
     return Key(
         name,
         kind,
         option.help,
         option=option.names[-1],
-        metavar=option.metavar,
+        metavar=option.metavar or option.optional or None,
         is_list=option.repeat,
         convert=option.convert,
         levels=_OF_OTHERS if name in _BEFORE_PROFILES else FILE_LEVELS,
