@@ -36,17 +36,23 @@ const fn tables() -> [[u32; 256]; STEP] {
 #[must_use]
 pub fn crc32(before: u32, bytes: &[u8]) -> u32 {
     let mut crc = !before;
-    let mut steps = bytes.chunks_exact(STEP);
-    for step in &mut steps {
-        let mut mixed = 0;
+    let mut rest = bytes;
+    while let Some((step, behind)) = rest.split_first_chunk::<STEP>() {
+        rest = behind;
         // The first four bytes meet what came before; each byte has the table of its distance from the end.
-        for (place, byte) in step.iter().enumerate() {
-            let old = crc.checked_shr(8 * place as u32).unwrap_or(0) as u8;
-            mixed ^= TABLES[STEP - 1 - place][usize::from(byte ^ old)];
-        }
-        crc = mixed;
+        let [a, b, c, d, e, f, g, h] = (u64::from_le_bytes(*step) ^ u64::from(crc))
+            .to_le_bytes()
+            .map(usize::from);
+        crc = TABLES[7][a]
+            ^ TABLES[6][b]
+            ^ TABLES[5][c]
+            ^ TABLES[4][d]
+            ^ TABLES[3][e]
+            ^ TABLES[2][f]
+            ^ TABLES[1][g]
+            ^ TABLES[0][h];
     }
-    for byte in steps.remainder() {
+    for byte in rest {
         crc = crc >> 8 ^ TABLES[0][usize::from(crc as u8 ^ byte)];
     }
     !crc
