@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from cloche import log
 from cloche.cli.progress import Progress
+from cloche.domain.archives import find_kind, unpack
 from cloche.domain.settings import read_text, what_opens, wrong
 from cloche.errors import ProfileError, UsageError
 from cloche.host import profiles
@@ -19,7 +20,7 @@ from cloche.host.profile_place import IMAGE, exists, settings_path
 from cloche.host.settings_files import MOST_BYTES
 from cloche.host.text import format_size
 from cloche.model.options import Level
-from cloche.model.profile import CEILING_BYTES
+from cloche.model.profile import CEILING_BYTES, UPPER
 from cloche.model.settings import all_keys
 from cloche.record import TYPE_CHECKING
 
@@ -121,6 +122,9 @@ def import_(parsed: Parsed) -> int:
     path, name = parsed.operands[0], parsed.operands[1] if len(parsed.operands) == 2 else ""
     most_mib = parsed.get("most")
     most = CEILING_BYTES if most_mib is None else int(str(most_mib)) << 20
+    option = None if path == _STREAM else find_kind(path)
+    if option is not None:
+        return _import_tar(path, option, name, most)
     try:
         source = 0 if path == _STREAM else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -144,6 +148,22 @@ def import_(parsed: Parsed) -> int:
         progress.done()
         if source:
             os.close(source)
+    sys.stdout.write(f"{name}\n")
+    return 0
+
+
+def _import_tar(path: str, option: str, name: str, most: int) -> int:
+    """Make a profile whose layer has what is in an archive; a guest unpacks it."""
+    if not name:
+        name = os.path.basename(path).partition(".")[0]
+    check_name(name, "profile")
+    if exists(name):
+        raise profiles.taken(name)
+    with profiles.building() as place, open(path, "rb", buffering=0) as archive:
+        image = os.path.join(place, IMAGE)
+        profiles.make_disk(image, most)
+        unpack(archive.fileno(), path, option, image, size_bytes=most, below=UPPER)
+        profiles.publish(place, name)
     sys.stdout.write(f"{name}\n")
     return 0
 

@@ -261,12 +261,12 @@ VERBS = (
             ),
             Verb(
                 "import",
-                "Make a profile of an exported one.",
+                "Make a profile of an exported one, or of a tar archive.",
                 "profile_archive:import_",
                 (
                     Option(
                         ("--most",),
-                        "How large its disk may be (20G).",
+                        "How large its disk may be, or is (20G).",
                         metavar="SIZE",
                         convert=parse_size_mib,
                     ),

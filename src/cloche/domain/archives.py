@@ -43,7 +43,7 @@ _KINDS = (
 )
 _HEAD = 512
 _PIECE = 1 << 20
-_LAST_WORDS = 300
+_LAST_WORDS, _MOST_LINES = 300, 4
 #: The end of the name of an image that is not whole yet.
 _NEW = ".new"
 
@@ -142,7 +142,7 @@ def _make(archive: int, path: str, option: str, image: str) -> None:
     log.notice(f"{path} is unpacked by a guest, once")
     try:
         make_file_system(fresh, _SIZE)
-        _unpack(archive, path, option, fresh)
+        unpack(archive, path, option, fresh)
         os.chmod(fresh, 0o400)
         os.rename(fresh, image)
     finally:
@@ -150,12 +150,32 @@ def _make(archive: int, path: str, option: str, image: str) -> None:
             os.unlink(fresh)
 
 
-def _unpack(archive: int, path: str, option: str, image: str) -> None:
-    words = ["tar", "--extract", "--file=-", f"--directory={_PLACE}", "--preserve-permissions"]
+def unpack(
+    archive: int, path: str, option: str, image: str, *, size_bytes: int = _SIZE, below: str = ""
+) -> None:
+    """Have a guest unpack an archive into the file system of an image.
+
+    Args:
+        archive: The open archive.
+        path: What it is called, for errors.
+        option: What ``find_kind`` said.
+        image: The image, with an ext4.
+        size_bytes: How large that is.
+        below: The directory of it that everything goes into; empty for its root.
+
+    Raises:
+        MountError: The archive is damaged, or there is no room.
+        ClocheError: The guest could not be started.
+    """
+    place = f"{_PLACE}/{below}" if below else _PLACE
+    words = ["tar", "--extract", "--file=-", f"--directory={place}", "--preserve-permissions"]
     words += ["--numeric-owner", "--xattrs", "--xattrs-include=*", *([option] if option else [])]
+    if below:
+        # What the archive says of its own root is not said of a directory that is there.
+        words = ["sh", "-c", 'mkdir -p "$0" && exec "$@"', place, *words, "--no-overwrite-dir"]
     request = RunRequest(
         argv=tuple(word.encode() for word in words),
-        disks=(Disk(_TAG, image, most_bytes=_SIZE),),
+        disks=(Disk(_TAG, image, most_bytes=size_bytes),),
         mounts=(GuestMount(MountKind.HOST_IMAGE, _PLACE, _TAG, writable=True, fs="ext4"),),
         privileged=True,
         workdir="/",
@@ -192,7 +212,7 @@ def _unpack(archive: int, path: str, option: str, image: str) -> None:
             lines = os.pread(said, 1 << 16, 0).splitlines() or [b"it says nothing"]
             raise MountError(
                 f"{path} cannot be unpacked: tar ended with status {jobs[0].status}",
-                detail=(escape_untrusted(lines[0], _LAST_WORDS),),
+                detail=tuple(escape_untrusted(line, _LAST_WORDS) for line in lines[:_MOST_LINES]),
                 hint="Is it whole, and a tar archive?",
             )
     finally:

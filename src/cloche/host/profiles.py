@@ -86,7 +86,7 @@ def new(name: str, size_bytes: int = CEILING_BYTES) -> None:
     if exists(name):
         raise taken(name)
     with building() as place:
-        _make_disk(os.path.join(place, IMAGE), size_bytes)
+        make_disk(os.path.join(place, IMAGE), size_bytes)
         publish(place, name)
 
 
@@ -100,7 +100,7 @@ def renew_disk(name: str) -> None:
     path = image(name)
     with building() as place:
         fresh = os.path.join(place, IMAGE)
-        _make_disk(fresh, os.stat(path).st_size)
+        make_disk(fresh, os.stat(path).st_size)
         try:
             _sync(fresh)
             os.rename(fresh, path)
@@ -160,7 +160,14 @@ def _journal_mib(size_bytes: int) -> int:
     return _JOURNAL_MIB if size_bytes >= _SMALL_BYTES else _SMALL_JOURNAL_MIB
 
 
-def _make_disk(path: str, size_bytes: int) -> None:
+def make_disk(path: str, size_bytes: int) -> None:
+    """Make a disk on which nothing is.
+
+    Raises:
+        UsageError: No disk has that size.
+        ProfileError: There is no room.
+        MissingToolError: There is no mkfs.ext4.
+    """
     from cloche.host.process import CommandError, run
     from cloche.host.tools import find_system_tool
 

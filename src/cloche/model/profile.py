@@ -8,6 +8,8 @@ from cloche.record import Record
 TAG = "profile"
 #: How large the disk of a profile may become unless something else is asked for.
 CEILING_BYTES = 20 << 30
+#: Where on the disk a guest's changes are.
+UPPER = "upper"
 #: How many starts can be gone back to, and how many bytes that takes, unless something else is set.
 KEPT_STARTS, KEPT_BYTES = 5, 4 << 30
 

@@ -25,7 +25,7 @@ from cloche.model.guest import (
 )
 from cloche.model.machine import Devices
 from cloche.model.plan import LayerPlan
-from cloche.model.profile import TAG
+from cloche.model.profile import TAG, UPPER
 from cloche.model.request import Disk
 from cloche.plan.guest import OVERLAY_OPTIONS, SYSTEM_TAG, encode, mount_tree
 from cloche.record import TYPE_CHECKING
@@ -80,7 +80,7 @@ def build_layer_steps(user: User, devices: str) -> tuple[Step, ...]:
         devices: How the machine's devices are arranged.
     """
     home = encode(user.home)
-    upper, work = _DISK + b"/upper", _DISK + b"/work"
+    upper, work = _DISK + b"/" + UPPER.encode(), _DISK + b"/work"
     return (
         BEGINS,
         Mkdir(_SYSTEM),
