@@ -145,6 +145,14 @@ def test_settings_longer_than_any_that_are_read_are_refused(store: Store, tmp_pa
     check_error(store("export", "one", str(tmp_path / "file")), 125, "too large to be exported")
 
 
+def test_settings_that_are_no_file_are_not_waited_for(store: Store, tmp_path: Path) -> None:
+    """A FIFO in their place is refused; nothing waits for whoever might write to it."""
+    store.fill("one")
+    os.mkfifo(store.profiles / "one" / "cloche.toml")
+    check_error(store("export", "one", str(tmp_path / "file")), 125, "is no file", "move it away")
+    assert os.listdir(tmp_path) == ["data"]
+
+
 #: The same import in the place of the finished one: what a kill leaves has the name.
 AT_ITS_PLACE = """
 import os, sys

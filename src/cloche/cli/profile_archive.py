@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 from contextlib import contextmanager
 
@@ -68,10 +69,13 @@ def export(parsed: Parsed) -> int:
 
 def _read_settings(path: str) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Who opens a FIFO to read waits for whoever writes.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return b""
     with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ProfileError(f"{path} is no file", hint="Settings are read from a file; move it away.")
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ProfileError(
