@@ -78,8 +78,9 @@ def test_a_profile_that_cannot_be_made_leaves_nothing(home: Path, monkeypatch: p
             profiles.new("one")
     with monkeypatch.context() as patch:
         patch.setattr("cloche.host.tools.find_system_tool", lambda name: "/bin/false")
-        with pytest.raises(ProfileError):
+        with pytest.raises(ProfileError) as caught:
             profiles.new("one")
+        assert "XDG_DATA_HOME" in (caught.value.hint or "")
     assert not home.exists() or list(home.iterdir()) == []
 
 

@@ -193,7 +193,7 @@ B = ""
         ('name = "a b"', (1, 1), "cannot be a domain's name", "letters"),
         ('default_profile = "a/b"', (1, 1), "cannot be a profile's name", "letters"),
         ('user = ""', (1, 1), "it is empty", "out"),
-        ('env = ["A=\\u0000"]', (1, 8), "NUL byte", ""),
+        ('env = ["A=\\u0000"]', (1, 8), "NUL byte", "Leave it out"),
         ('profile = "x"', (1, 1), "there is no setting 'profile'", "default_profile?"),
         ('command = "x"', (1, 1), "command cannot be set here", "of a profile"),
         ('reset = ["memroy"]', (1, 10), "there is no setting 'memroy'", "memory?"),

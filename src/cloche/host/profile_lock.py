@@ -96,7 +96,10 @@ class Hold:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise ProfileError(f"cannot open {path}: {error.strerror}") from None
+            raise ProfileError(
+                f"cannot open {path}: {error.strerror}",
+                hint="See that it is a file, and that you may write to it.",
+            ) from None
         try:
             note = _lock(name, fd, path)
             if not sealed:
@@ -171,7 +174,10 @@ class Hold:
             os.pwrite(self._fd, text, 0)
             os.ftruncate(self._fd, len(text))
         except OSError as error:
-            raise ProfileError(f"cannot write to the profile {self.name}: {error.strerror}") from None
+            raise ProfileError(
+                f"cannot write to the profile {self.name}: {error.strerror}",
+                hint="Free some space there, or use `cloche -t CMD`, which leaves profiles alone.",
+            ) from None
 
     def release(self, *, is_clean: bool = False) -> None:
         """Let go of it. May be called twice.

@@ -199,7 +199,11 @@ def make_disk(path: str, size_bytes: int) -> None:
             check=True,
         )
     except CommandError as error:
-        raise ProfileError(error.message, detail=error.log_tail) from None
+        raise ProfileError(
+            error.message,
+            detail=error.log_tail,
+            hint="Free some space there, or point XDG_DATA_HOME to another place.",
+        ) from None
     except OSError as error:
         raise _refused(f"cannot make {path}", error) from None
 

@@ -51,7 +51,10 @@ def open_one(level: str, path: str, *, trusted: bool = True) -> Opened | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise SettingsError(f"cannot read the settings in {path}: {error.strerror}") from None
+        raise SettingsError(
+            f"cannot read the settings in {path}: {error.strerror}",
+            hint="See that you may read it, or move it away.",
+        ) from None
     try:
         status = os.fstat(fd)
         _check_kind(path, status)
@@ -97,7 +100,10 @@ def read(opened: Opened) -> str:
     try:
         data = os.read(opened.fd, MOST_BYTES + 1)
     except OSError as error:
-        raise SettingsError(f"cannot read the settings in {opened.path}: {error.strerror}") from None
+        raise SettingsError(
+            f"cannot read the settings in {opened.path}: {error.strerror}",
+            hint="Look at the disk that it is on.",
+        ) from None
     finally:
         os.close(opened.fd)
     return decode(data, opened.path)

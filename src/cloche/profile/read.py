@@ -228,7 +228,7 @@ class _Reader:
 
     def _look_at(self, key: Key, word: str) -> None:
         if "\0" in word:
-            raise UsageError("it holds a NUL byte, which no word can")
+            raise UsageError("it holds a NUL byte, which no word can", hint="Leave it out.")
         if key.name == RESET_KEY and word not in self._keys:
             raise UsageError(f"there is no setting {word!r}", hint=_suggest(word, self._keys))
         key.convert(word)
