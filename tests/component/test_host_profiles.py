@@ -14,7 +14,7 @@ import pytest
 
 from cloche.errors import MissingToolError, ProfileError, UsageError
 from cloche.host import profile_lock, profiles
-from cloche.host.profile_lock import BusyError, Hold
+from cloche.host.profile_lock import BusyError, Hold, forget_other_host, is_held, read_note
 from cloche.host.profile_place import exists
 from support.users import ROOT
 
@@ -162,6 +162,17 @@ def test_whoever_asks_is_in_nobodys_way() -> None:
                 Hold.take("one").release()
         finally:
             asking.kill()
+
+
+def test_a_lock_that_is_no_file_is_named(home: Path) -> None:
+    """A FIFO where the lock should be is told of, whoever asks."""
+    profiles.new("odd")
+    path = home / "odd" / "lock"
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    for ask in (Hold.take, is_held, read_note, forget_other_host):
+        with pytest.raises(ProfileError, match="lock: it is no file"):
+            ask("odd")
 
 
 def test_a_hold_that_locks_nothing_is_taken_twice(monkeypatch: pytest.MonkeyPatch) -> None:

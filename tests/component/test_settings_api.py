@@ -107,6 +107,9 @@ def test_a_profile_that_is_named_has_its_own_file(file: Path, monkeypatch: pytes
     assert (both.memory_mib, both.cpus, both.env) == (768, 2, ((b"A", b"1"), (b"B", b"1")))
     with pytest.raises(ProfileError, match="you have no profile jog"):
         sandbox_request({"profile": "jog"}, settings=False)
+    # Of a name that came out empty: without the profile, what is changed would be lost.
+    with pytest.raises(UsageError, match="cannot be a profile's name"):
+        sandbox_request({"profile": ""}, settings=False)
 
 
 def test_a_root_is_said_as_on_the_command_line(tmp_path: Path) -> None:

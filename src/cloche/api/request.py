@@ -51,6 +51,9 @@ def sandbox_request(said: Mapping[str, object], *, settings: bool) -> RunRequest
         SettingsError: A file cannot be read or trusted, or is wrong.
     """
     given = {name: value for name, value in said.items() if value is not None and value != ()}
+    if given.get("profile") == "":
+        # A name that came out empty: a machine without the profile would lose what it changes.
+        raise UsageError("'' cannot be a profile's name", hint="Leave out profile=, or name one.")
     opened = _open_files(str(given.get("profile", "")), settings=settings)
     if opened:
         from cloche.domain.settings import load, settle

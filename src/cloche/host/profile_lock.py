@@ -12,6 +12,7 @@ import fcntl
 import os
 import struct
 import zlib
+from stat import S_ISREG
 
 from cloche.errors import ProfileError
 from cloche.host import profiles
@@ -55,10 +56,12 @@ class BusyError(ProfileError):
     """Another domain has the profile. ``note`` is what it has written down, None when that is nothing yet."""
 
     def __init__(self, name: str, note: Note | None) -> None:
-        domain = f" by the domain {note.domain}" if note and note.domain else ""
+        domain = note.domain if note else ""
+        # In a domain that runs by itself nothing is joined by `run -d`, so `exec` is what always does it.
+        joins = f"`cloche exec {domain} CMD` joins it" if domain else f"`cloche -p {name} CMD` joins it"
         super().__init__(
-            f"the profile {name} is in use{domain}",
-            hint=f"`cloche -p {name} CMD` joins it, `cloche -t CMD` leaves profiles alone.",
+            f"the profile {name} is in use" + (f" by the domain {domain}" if domain else ""),
+            hint=f"{joins}, `cloche -t CMD` leaves profiles alone.",
         )
         self.note = note
 
@@ -93,13 +96,7 @@ class Hold:
         """
         directory = profiles.directory(name)
         path = os.path.join(directory, _LOCK)
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise ProfileError(
-                f"cannot open {path}: {error.strerror}",
-                hint="See that it is a file, and that you may write to it.",
-            ) from None
+        fd = _open(path, os.O_CREAT)
         try:
             note = _lock(name, fd, path)
             if not sealed:
@@ -237,6 +234,24 @@ def _busy(name: str, note: Note | None) -> ProfileError:
     )
 
 
+def _open(path: str, more: int = 0) -> int:
+    """Open the file with lock and note; a FIFO in its place is neither waited for nor asked where its end is."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW | more, 0o600)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        reason = "it is no file"
+    raise ProfileError(
+        f"cannot open {path}: {reason}", hint="See that it is a file, and that you may write to it."
+    )
+
+
 def read_note(name: str) -> Note | None:
     """Return what whoever has a profile has noted; None for nobody (who has it, and has noted nothing yet, too).
 
@@ -244,7 +259,7 @@ def read_note(name: str) -> Note | None:
         ProfileError: There is no such profile.
     """
     try:
-        fd = os.open(os.path.join(profiles.directory(name), _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = _open(os.path.join(profiles.directory(name), _LOCK))
     except FileNotFoundError:
         return None
     try:
@@ -260,7 +275,7 @@ def is_held(name: str) -> bool:
         ProfileError: There is no such profile.
     """
     try:
-        fd = os.open(os.path.join(profiles.directory(name), _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = _open(os.path.join(profiles.directory(name), _LOCK))
     except FileNotFoundError:
         return False
     try:
@@ -279,7 +294,7 @@ def forget_other_host(name: str) -> None:
         ProfileError: There is no such profile, or somebody has it at the moment.
     """
     path = os.path.join(profiles.directory(name), _LOCK)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = _open(path, os.O_CREAT)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE)
         note = _parse(fd)
