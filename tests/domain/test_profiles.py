@@ -175,7 +175,8 @@ def test_a_full_disk_of_the_host_damages_none(runner: Runner) -> None:
         run(runner, "echo kept > ~/file", "-p", "full", env=env)
         (data / "ballast").write_bytes(bytes(24 << 20))
         script = "echo early > ~/other; sync ~/other; head -c 40M /dev/zero | tr '\\0' x > ~/big; sync"
-        runner.sh(script, "-p", "full", env=env)
+        done = runner.sh(script, "-p", "full", env=env)
+        assert b"the host's disk that holds the profile full is full" in done.stderr
         assert os.statvfs(data).f_bavail < 1024
         for _ in range(2):
             done = runner.sh("true", "-p", "full", env=env)

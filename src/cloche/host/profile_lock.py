@@ -30,6 +30,8 @@ SEALED = "locked"
 #: struct flock: all of the file, for an open file description.
 _WHOLE = struct.pack("hhqqixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _MOST_NOTE = 64 << 10
+#: With less room than this where the profile is, writes of a guest have failed.
+_FULL_BYTES = 4 << 20
 #: How long the processes of a domain that has just ended may take to let go of the image, in seconds.
 _LETTING_GO_S = 10.0
 
@@ -163,6 +165,16 @@ class Hold:
         if problem:
             log.notice(f"this start of the profile {self.name} cannot be taken back: {problem}")
 
+    def _say_when_full(self) -> None:
+        """A guest's programs hear of a broken file system, and only the host knows why."""
+        from cloche import log
+
+        status = os.statvfs(profiles.directory(self.name))
+        if status.f_bavail * status.f_frsize < _FULL_BYTES:
+            log.notice(
+                f"the host's disk that holds the profile {self.name} is full: what its programs could not write is lost"
+            )
+
     def _write(self, note: Note) -> None:
         self._note = note
         text = _format(note)
@@ -187,6 +199,8 @@ class Hold:
         if self._begun is not None:
             self._seal()
             self._begun = None
+        if self._note is not None:
+            self._say_when_full()
         if is_clean or (self._note is None and self.is_clean):
             os.ftruncate(self._fd, 0)
         # A child that the caller's program has forked would keep the lock.
