@@ -1,5 +1,6 @@
 //! Policies of system calls: whatever the text says, it is refused or becomes filters that allow what its words allow, call
-//! by call and argument by argument, and nothing more. The outer filter allows whatever the inner one does.
+//! by call and argument by argument, and nothing more; or, where it names what is never called, refuse that and nothing else.
+//! The outer filter allows whatever the inner one does.
 //!
 //! The words are read here a second time, by another parser and without alternatives or masks, and the compiled programs are
 //! run. After a first byte of zero the input is the policy itself; after another it is a row of decisions that makes one.
@@ -14,6 +15,8 @@ use crate::choices::Choices;
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const X86_64: u32 = 0xC000_003E;
 const I386: u32 = 0x4000_0003;
+/// The first number of x32, the other numbering of the same architecture.
+const X32: u32 = 1 << 30;
 /// The kernel takes no longer program (BPF_MAXINSNS).
 const MOST: usize = 4096;
 
@@ -103,7 +106,12 @@ const CONSTANTS: &[(&str, i64)] = &[
     ("PR_MCE_KILL", libc::PR_MCE_KILL as i64),
     ("SECCOMP_SET_MODE_FILTER", libc::SECCOMP_SET_MODE_FILTER as i64),
     ("SECCOMP_GET_ACTION_AVAIL", libc::SECCOMP_GET_ACTION_AVAIL as i64),
-    ("CLONE_THREAD", libc::CLONE_THREAD as i64), ("AF_UNIX", libc::AF_UNIX as i64),
+    ("CLONE_THREAD", libc::CLONE_THREAD as i64), ("CLONE_FS", libc::CLONE_FS as i64),
+    ("CLONE_NEWUSER", libc::CLONE_NEWUSER as i64), ("CLONE_NEWNS", libc::CLONE_NEWNS as i64),
+    ("CLONE_NEWPID", libc::CLONE_NEWPID as i64), ("CLONE_NEWNET", libc::CLONE_NEWNET as i64),
+    ("CLONE_NEWIPC", libc::CLONE_NEWIPC as i64), ("CLONE_NEWUTS", libc::CLONE_NEWUTS as i64),
+    ("CLONE_NEWCGROUP", libc::CLONE_NEWCGROUP as i64),
+    ("TIOCSTI", libc::TIOCSTI as i64), ("TIOCLINUX", libc::TIOCLINUX as i64), ("AF_UNIX", libc::AF_UNIX as i64),
     ("AF_INET", libc::AF_INET as i64), ("AF_NETLINK", libc::AF_NETLINK as i64),
 ];
 
@@ -127,6 +135,11 @@ pub fn run(data: &[u8]) {
         return;
     };
     let words: Table = text.parse().expect("what was compiled is TOML");
+    let never = entries(&words, "never");
+    if !never.is_empty() {
+        assert_eq!(inner, outer);
+        return check_never(&inner, &never);
+    }
     let always = entries(&words, "always");
     let start = entries(&words, "start");
     let all: Vec<_> = always.iter().chain(&start).copied().collect();
@@ -155,7 +168,7 @@ fn check(program: &[u8], allowed: &[&Table], all: &[&Table], words: &Table) {
         _ => libc::SECCOMP_RET_KILL_PROCESS,
     };
     for call in calls(all) {
-        let wanted = if is_allowed(call, allowed) {
+        let wanted = if is_named(call, allowed) {
             ALLOW
         } else {
             refusal
@@ -170,14 +183,30 @@ fn check(program: &[u8], allowed: &[&Table], all: &[&Table], words: &Table) {
     }
 }
 
-/// What the words say.
-fn is_allowed(call: Call, entries: &[&Table]) -> bool {
+/// Looks whether a filter refuses what is never called, under both numbers that a call has, and nothing else.
+fn check_never(program: &[u8], never: &[&Table]) {
+    assert!(program.len() / 8 <= MOST && program.len() % 8 == 0);
+    let refusal = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    for call in calls(never) {
+        let found = execute(program, call);
+        if call.arch != X86_64 {
+            assert_ne!(found, ALLOW, "{call:?}");
+        } else if call.number >= X32 || is_named(call, never) {
+            assert_eq!(found, refusal, "{call:x?}");
+        } else {
+            assert_eq!(found, ALLOW, "{call:x?}");
+        }
+    }
+}
+
+/// What the words say: whether an entry names the call, and its arguments are as that wants them.
+fn is_named(call: Call, entries: &[&Table]) -> bool {
     entries.iter().any(|entry| {
         let names = strings(entry.get("calls"));
-        let is_named = names.iter().any(|name| number(name) == Some(call.number));
+        let has_name = names.iter().any(|name| number(name) == Some(call.number));
         let conditions = entry.get("args").and_then(Value::as_array);
         let mut conditions = conditions.into_iter().flatten().filter_map(Value::as_table);
-        is_named && conditions.all(|condition| holds(condition, call))
+        has_name && conditions.all(|condition| holds(condition, call))
     })
 }
 
@@ -188,7 +217,11 @@ fn holds(condition: &Table, call: Call) -> bool {
     let one_of = values(condition.get("one_of"));
     let without = values(condition.get("without"));
     let with = values(condition.get("with"));
+    let none_of = values(condition.get("none_of"));
+    let any = values(condition.get("any"));
     (one_of.is_empty() || one_of.contains(&found))
+        && !none_of.contains(&found)
+        && (any.is_empty() || any.iter().any(|bits| found & bits != 0))
         && without.iter().all(|bits| found & bits == 0)
         && with.iter().all(|bits| found & bits == *bits)
 }
@@ -231,8 +264,7 @@ fn calls(all: &[&Table]) -> Vec<Call> {
     for (_, number) in CALLS {
         let number = *number as u32;
         calls.extend([bare(number, X86_64), bare(number, I386)]);
-        // The other numbering of the same architecture.
-        calls.push(bare(number | 1 << 30, X86_64));
+        calls.push(bare(number | X32, X86_64));
     }
     for entry in all {
         let conditions = entry.get("args").and_then(Value::as_array);
@@ -243,7 +275,7 @@ fn calls(all: &[&Table]) -> Vec<Call> {
             .collect();
         let mut near = vec![0, 1, u32::MAX];
         for condition in &conditions {
-            for list in ["one_of", "without", "with"] {
+            for list in ["one_of", "none_of", "any", "without", "with"] {
                 near.extend(values(condition.get(list)));
             }
         }
@@ -314,11 +346,14 @@ fn any_policy(choices: &mut Choices<'_>) -> String {
         "read", "fcntl", "mmap", "clone", "prctl", "socket", "seccomp", "nothing",
     ];
     let mut text = String::new();
+    let is_never = choices.once_in(4);
     if choices.once_in(4) {
         text.push_str("unknown = \"ENOSYS\"\n");
     }
     for _ in 0..1 + choices.byte() % 5 {
-        let list = if choices.once_in(3) {
+        let list = if is_never {
+            "never"
+        } else if choices.once_in(3) {
             "start"
         } else {
             "always"
@@ -335,7 +370,7 @@ fn any_policy(choices: &mut Choices<'_>) -> String {
         );
         for _ in 0..choices.byte() % 4 {
             let _ = write!(text, "{{ index = {}", choices.byte() % 7);
-            for words in ["one_of", "without", "with"] {
+            for words in ["one_of", "none_of", "any", "without", "with"] {
                 let count = choices.byte() % 8;
                 if count < 5 {
                     let values: Vec<_> = (0..count % 4).map(|_| any_value(choices)).collect();
