@@ -152,7 +152,7 @@ def test_damage_is_mended_or_told(runner: Runner) -> None:
         assert (place / "lock").read_bytes() == b""
         os.truncate(image, 0)
         os.truncate(image, 64 << 20)
-        check_error(runner.sh("true", "-p", "hurt" + OWN), 125, "could not be set up")
+        check_error(runner.sh("true", "-p", "hurt" + OWN), 125, "cannot be mounted", "makes the disk anew")
         check_error(runner.sh("true", "-p", "hurt" + OWN), 125, "e2fsck cannot mend it")
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 
-from cloche.errors import ClocheError, LaunchError, MountError
+from cloche.errors import ClocheError, LaunchError, MountError, ProfileError
 from cloche.host.text import describe_errno, escape_untrusted
 from cloche.model.guest import CheckPlace, Mkdir, Mount
 from cloche.model.request import GuestMount, MountKind
 from cloche.plan.guest import SYSTEM_PLACE
+from cloche.plan.layers import DEVICE
 from cloche.plan.places import outer_place
 from cloche.record import TYPE_CHECKING
 
@@ -28,9 +29,16 @@ def not_set_up(plan: LaunchPlan, answer: SetupFailed) -> ClocheError:
     """Return why a guest could not be set up, by what it says of a step."""
     layer = plan.layer
     steps = layer.setup if layer is not None and layer.check is not None else plan.setup
-    known = None
-    if plan.request is not None and answer.step < len(steps):
-        known = why_not_mounted(plan.request, steps[answer.step], answer.errno)
+    known: ClocheError | None = None
+    step = steps[answer.step] if answer.step < len(steps) else None
+    if layer is not None and isinstance(step, Mount) and step.source == DEVICE:
+        known = ProfileError(
+            f"the disk of the profile {layer.name} cannot be mounted: {describe_errno(answer.errno)}",
+            hint=f"`cloche profile revert {layer.name}` goes back to an earlier start; `cloche profile reset"
+            f" {layer.name}` makes the disk anew.",
+        )
+    elif plan.request is not None and step is not None:
+        known = why_not_mounted(plan.request, step, answer.errno)
     return known or LaunchError(
         f"the guest could not be set up: {escape_untrusted(answer.what, 200)}: {describe_errno(answer.errno)}",
         hint="--agent-log and --boot-log tell more.",
