@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cloche.domain.profile_verbs import reset
 from cloche.errors import MissingToolError, ProfileError, UsageError
-from cloche.host import profile_lock, profiles
+from cloche.host import profile_lock, profiles, undo
 from cloche.host.profile_lock import BusyError, Hold, forget_other_host, is_held, read_note
 from cloche.host.profile_place import exists
 from support.users import ROOT
@@ -82,6 +83,22 @@ def test_a_profile_that_cannot_be_made_leaves_nothing(home: Path, monkeypatch: p
             profiles.new("one")
         assert "XDG_DATA_HOME" in (caught.value.hint or "")
     assert not home.exists() or list(home.iterdir()) == []
+
+
+def test_a_reset_without_room_keeps_the_starts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier starts can be gone back to until the new disk is whole."""
+    profiles.new("one", 64 << 20)
+    begun = undo.begin(str(home / "one"), 64 << 20, 5, 1 << 30, (b"true",))
+    assert begun is not None
+    kept = sorted(path.name for path in (home / "one" / "undo").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("cloche.host.tools.find_system_tool", lambda name: "/bin/false")
+        with pytest.raises(ProfileError):
+            reset("one")
+    assert kept
+    assert sorted(path.name for path in (home / "one" / "undo").iterdir()) == kept
+    reset("one")
+    assert not os.path.exists(begun.path)
 
 
 def test_what_a_killed_maker_has_left_is_swept(home: Path) -> None:

@@ -6,6 +6,7 @@ Each of these ends with the old state or with the new one, whenever it is killed
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from cloche.errors import ProfileError
 from cloche.host import profiles, undo
@@ -138,9 +139,8 @@ def reset(name: str) -> None:
     """
     hold = Hold.take(name)
     try:
-        # What was kept of earlier starts is of another disk's blocks.
-        undo.forget(profiles.directory(name))
-        profiles.renew_disk(name)
+        # What was kept of earlier starts is of another disk's blocks; it is needed until there is room for that one.
+        profiles.renew_disk(name, partial(undo.forget, profiles.directory(name)))
         hold.is_clean = True
         hold.release(is_clean=True)
     finally:

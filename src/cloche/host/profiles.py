@@ -18,7 +18,7 @@ from cloche.model.profile import CEILING_BYTES
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 #: Somebody who works on a directory under such a name holds its lock.
 NEW, GONE = ".new-", ".gone-"
@@ -90,8 +90,12 @@ def new(name: str, size_bytes: int = CEILING_BYTES) -> None:
         publish(place, name)
 
 
-def renew_disk(name: str) -> None:
+def renew_disk(name: str, before: Callable[[], None]) -> None:
     """Put a disk on which nothing is in the place of a profile's; the caller holds its lock.
+
+    Args:
+        name: The profile.
+        before: Called when the new disk is whole and the old one still there.
 
     Raises:
         ProfileError: There is no room.
@@ -103,6 +107,7 @@ def renew_disk(name: str) -> None:
         make_disk(fresh, os.stat(path).st_size)
         try:
             _sync(fresh)
+            before()
             os.rename(fresh, path)
             _sync(os.path.dirname(path))
         except OSError as error:
