@@ -111,7 +111,7 @@ const CONSTANTS: &[(&str, i64)] = &[
     ("CLONE_NEWPID", libc::CLONE_NEWPID as i64), ("CLONE_NEWNET", libc::CLONE_NEWNET as i64),
     ("CLONE_NEWIPC", libc::CLONE_NEWIPC as i64), ("CLONE_NEWUTS", libc::CLONE_NEWUTS as i64),
     ("CLONE_NEWCGROUP", libc::CLONE_NEWCGROUP as i64),
-    ("TIOCSTI", libc::TIOCSTI as i64), ("TIOCLINUX", libc::TIOCLINUX as i64), ("AF_UNIX", libc::AF_UNIX as i64),
+    ("TIOCSTI", libc::TIOCSTI as u32 as i64), ("TIOCLINUX", libc::TIOCLINUX as u32 as i64), ("AF_UNIX", libc::AF_UNIX as i64),
     ("AF_INET", libc::AF_INET as i64), ("AF_NETLINK", libc::AF_NETLINK as i64),
 ];
 
