@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cloche.host import undo
+from cloche.host import reverting, undo
 from support import vhost
 from support.disks import empty_qcow2
 from support.vhost import NEXT, WRITABLE, Descriptor, DeviceProcess, Frontend
@@ -237,5 +237,5 @@ def test_what_was_there_before_is_kept(image: Path, tmp_path: Path, *, dies: boo
                 frontend.close()
                 assert running.process.wait(vhost.PATIENCE_S) == (-9 if dies else 0)
     assert image.read_bytes() != before
-    assert undo.revert(str(tmp_path), str(image), None).number == 1
+    assert reverting.revert(str(tmp_path), str(image), None).number == 1
     assert image.read_bytes() == before

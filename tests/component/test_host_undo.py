@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloche.errors import ProfileError
-from cloche.host import undo, undolog
+from cloche.host import reverting, undo, undolog
 from support.undo import SIZE, Profile
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ def kill_in_revert(profile: Profile, number: int, *, marks: bool) -> None:
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        for name in ("_restore", "_mark", "_sync", "_clear"):
-            act = getattr(undo, name)
+        for name in ("_restore", "_mark", "sync", "_clear"):
+            act = getattr(reverting, name)
 
             def stepping(*words: object, act: object = act, name: str = name) -> None:
                 step()
@@ -183,7 +183,7 @@ def kill_in_revert(profile: Profile, number: int, *, marks: bool) -> None:
                     act(*words)  # type: ignore[operator]
                 step()
 
-            setattr(undo, name, stepping)
+            setattr(reverting, name, stepping)
         try:
             profile.revert(1)
         finally:
@@ -204,7 +204,7 @@ def test_a_revert_that_is_killed_leaves_the_old_or_the_new(profile: Profile, *, 
         for name, data in logs.items():
             (profile.path / "undo" / name).write_bytes(data)
         kill_in_revert(profile, number, marks=marks)
-        undo.finish(str(profile.path), str(profile.image))
+        reverting.finish(str(profile.path), str(profile.image))
         left = profile.content()
         seen.add("old" if left == old else "new" if left == new else "half")
         assert (profile.path / "undo" / "reverting").exists() is False
@@ -223,7 +223,9 @@ def test_a_log_that_a_loss_of_power_has_torn_is_refused(
     pick = random.Random(7)
     seen = set()
     if not checks:
-        monkeypatch.setattr(undo, "records", lambda fd, header, end, whole: profile.trusting(fd, header, end))
+        monkeypatch.setattr(
+            reverting, "records", lambda fd, header, end, whole: profile.trusting(fd, header, end)
+        )
     for _ in range(20):
         data = bytearray(whole)
         # The header's own page is there, else there is no log.

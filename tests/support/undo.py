@@ -7,7 +7,7 @@ import random
 import struct
 from typing import TYPE_CHECKING
 
-from cloche.host import undo, undolog
+from cloche.host import reverting, undo, undolog
 from cloche.host.undolog import HEADER, RECORD, Saved
 from cloche.model.profile import KEPT_STARTS
 from support import vhost
@@ -84,7 +84,7 @@ class Profile:
 
     def revert(self, number: int | None = None) -> undo.Start:
         """Go back to a start."""
-        return undo.revert(str(self.path), str(self.image), number)
+        return reverting.revert(str(self.path), str(self.image), number)
 
     def change_boot(self, number: int, boot: bytes) -> None:
         """Let the log of a start be of another boot of the host."""

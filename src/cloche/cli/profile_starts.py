@@ -9,7 +9,7 @@ import time
 from cloche.cli.profile import one_name
 from cloche.cli.progress import Progress
 from cloche.errors import ProfileError, UsageError
-from cloche.host import profiles, undo
+from cloche.host import profiles, reverting, undo
 from cloche.host.profile_lock import Hold
 from cloche.host.text import escape_untrusted, format_size
 from cloche.record import TYPE_CHECKING
@@ -49,7 +49,7 @@ def revert(parsed: Parsed) -> int:
     progress = Progress()
     try:
         image = profiles.image(name)
-        start = undo.revert(
+        start = reverting.revert(
             directory, image, number, lambda done, total: progress("going back", done / max(total, 1))
         )
     except OSError as error:

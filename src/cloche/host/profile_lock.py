@@ -20,9 +20,12 @@ from cloche.host.profile_place import IMAGE, REVERTING
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
-    from typing import Self
+    from collections.abc import Callable
+    from typing import Self, TypeVar
 
     from cloche.host.undo import Begun
+
+    T = TypeVar("T")
 
 _LOCK = "lock"
 #: Its being there keeps everybody from starting the profile.
@@ -106,7 +109,7 @@ class Hold:
             image = os.path.join(directory, IMAGE)
             _wait_for_image(image, name)
             if os.path.lexists(os.path.join(directory, *REVERTING)):
-                from cloche.host.undo import finish
+                from cloche.host.reverting import finish
 
                 finish(directory, image)
         except BaseException:
@@ -272,14 +275,7 @@ def read_note(name: str) -> Note | None:
     Raises:
         ProfileError: There is no such profile.
     """
-    try:
-        fd = _open(os.path.join(profiles.directory(name), _LOCK))
-    except FileNotFoundError:
-        return None
-    try:
-        return _parse(fd)
-    finally:
-        os.close(fd)
+    return _look(name, _parse)
 
 
 def is_held(name: str) -> bool:
@@ -288,15 +284,24 @@ def is_held(name: str) -> bool:
     Raises:
         ProfileError: There is no such profile.
     """
+    return bool(_look(name, _is_locked))
+
+
+def _look(name: str, ask: Callable[[int], T]) -> T | None:
+    """Ask something of the file with lock and note; None where there is none, as of a profile nobody has had."""
     try:
         fd = _open(os.path.join(profiles.directory(name), _LOCK))
     except FileNotFoundError:
-        return False
+        return None
     try:
-        # Asked and never taken: whoever wants the profile at this moment would find it in use.
-        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _WHOLE)
+        return ask(fd)
     finally:
         os.close(fd)
+
+
+def _is_locked(fd: int) -> bool:
+    # Asked and never taken: whoever wants the profile at this moment would find it in use.
+    found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _WHOLE)
     kind: int = struct.unpack_from("h", found)[0]
     return kind != fcntl.F_UNLCK
 

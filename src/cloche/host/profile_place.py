@@ -6,7 +6,7 @@ import os
 
 from cloche.host import xdg
 
-#: Below a profile: the marker of a revert under way (``host.undo``).
+#: Below a profile: the marker of a revert under way (``host.reverting``).
 REVERTING = ("undo", "reverting")
 IMAGE = "disk.img"
 
