@@ -5,7 +5,7 @@ use std::fs;
 use crate::sys::{self, c_string, Errno, Result};
 
 /// As the type of a file system: whichever is found.
-pub const ANY_TYPE: &[u8] = b"auto";
+const ANY_TYPE: &[u8] = b"auto";
 
 /// Types that keep no owners of files: they are told whose all of them are.
 const OWNERLESS: [&str; 2] = ["vfat", "msdos"];
@@ -23,11 +23,28 @@ const TELLING: [i32; 8] = [
     libc::EBADMSG,
 ];
 
+/// Mounts a file system; one of [`ANY_TYPE`] as whichever is found.
+///
+/// # Errors
+/// The error number of the kernel; EINVAL for a disk that no type fits.
+pub fn mount(fstype: &[u8], source: &[u8], target: &[u8], flags: u64, data: &[u8]) -> Result<()> {
+    if fstype == ANY_TYPE {
+        return mount_any(source, target, flags, data);
+    }
+    sys::mount(
+        &c_string(source)?,
+        &c_string(target)?,
+        &c_string(fstype)?,
+        flags,
+        &c_string(data)?,
+    )
+}
+
 /// Mounts a disk whatever the type of its file system, by trying each that the kernel knows.
 ///
 /// # Errors
 /// EINVAL when none fits; else the first of [`TELLING`].
-pub fn mount_any(source: &[u8], target: &[u8], flags: u64, data: &[u8]) -> Result<()> {
+fn mount_any(source: &[u8], target: &[u8], flags: u64, data: &[u8]) -> Result<()> {
     let (source, target) = (c_string(source)?, c_string(target)?);
     let mut reason = Errno(libc::EINVAL);
     for name in types_of_disks(&fs::read_to_string("/proc/filesystems")?) {

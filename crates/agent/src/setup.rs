@@ -44,20 +44,7 @@ pub fn perform(step: &Step) -> Result<()> {
             target,
             flags,
             data,
-        } if fstype == mounting::ANY_TYPE => mounting::mount_any(source, target, *flags, data),
-        Step::Mount {
-            fstype,
-            source,
-            target,
-            flags,
-            data,
-        } => sys::mount(
-            &c_string(source)?,
-            &c_string(target)?,
-            &c_string(fstype)?,
-            *flags,
-            &c_string(data)?,
-        ),
+        } => mounting::mount(fstype, source, target, *flags, data),
         Step::Unmount { target, flags } => sys::unmount(&c_string(target)?, *flags),
         Step::SwitchRoot { path } => switch_root(path_of(path)),
         Step::WriteFile {
