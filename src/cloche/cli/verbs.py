@@ -34,7 +34,15 @@ _TEMPLATE_OPTIONS = (
     Option(("--background",), "Give way to everything else, and wait for nobody."),
 )
 
+_ORIGIN = Option(("--origin",), "Also say which file says it, and where.")
+
 _CHECK = Option(("--check",), "Read all of them, and say which are damaged.")
+
+
+def _listing(what: str, entry: str, *options: Option, operands: str = "") -> Verb:
+    """Return the verb ``list`` of a group."""
+    return Verb("list", f"List {what}.", entry, (*options, _JSON), operands=operands)
+
 
 RUN = Verb(
     "run",
@@ -54,7 +62,7 @@ VERBS = (
         verbs=(
             Verb("build", "Build a small kernel from the distribution's kernel source.", "kernel:build"),
             Verb("fetch", "Take the distribution's own kernel without installing it.", "kernel:fetch"),
-            Verb("list", "List the kernels there are.", "kernel:list_", (_JSON,)),
+            _listing("the kernels there are", "kernel:list_"),
             Verb("use", "Make a kernel the default.", "kernel:use", operands="NAME"),
             Verb("remove", "Delete a kernel.", "kernel:remove", operands="NAME"),
         ),
@@ -199,13 +207,7 @@ VERBS = (
                 ),
                 operands="DOMAIN DIR...",
             ),
-            Verb(
-                "list",
-                "List what is shared with a running domain.",
-                "share:list_",
-                (_JSON,),
-                operands="[DOMAIN]",
-            ),
+            _listing("what is shared with a running domain", "share:list_", operands="[DOMAIN]"),
         ),
     ),
     Verb(
@@ -226,12 +228,12 @@ VERBS = (
                 ),
                 operands="NAME",
             ),
-            Verb("list", "List the profiles there are.", "profile:list_", (_JSON,)),
+            _listing("the profiles there are", "profile:list_"),
             Verb(
                 "show",
                 "Print size and state of a profile, and the settings of its runs.",
                 "profile_settings:show",
-                (Option(("--origin",), "Also say which file says it, and where."), _JSON),
+                (_ORIGIN, _JSON),
                 operands="NAME",
             ),
             Verb(
@@ -313,7 +315,7 @@ VERBS = (
                 "show",
                 "Print what counts for a run without a profile.",
                 "settings:show",
-                (Option(("--origin",), "Also say which file says it, and where."), _JSON),
+                (_ORIGIN, _JSON),
             ),
             Verb(
                 "edit",
@@ -361,12 +363,7 @@ VERBS = (
                 (NAME,),
                 operands="NAME",
             ),
-            Verb(
-                "list",
-                "List the snapshots there are.",
-                "snapshot:list_",
-                (_CHECK, _JSON),
-            ),
+            _listing("the snapshots there are", "snapshot:list_", _CHECK),
             Verb("delete", "Delete snapshots.", "snapshot:delete", operands="NAME..."),
         ),
     ),
@@ -414,12 +411,7 @@ VERBS = (
         "Make and list the saved machines from which runs go on instead of booting.",
         verbs=(
             Verb("build", "Boot a machine until it waits, and save it.", "template:build", _TEMPLATE_OPTIONS),
-            Verb(
-                "list",
-                "List the templates there are.",
-                "template:list_",
-                (_CHECK, _JSON),
-            ),
+            _listing("the templates there are", "template:list_", _CHECK),
             Verb("remove", "Delete templates; without a name, all.", "template:remove", operands="[NAME...]"),
         ),
     ),
@@ -451,7 +443,7 @@ VERBS = (
                 "pool:fill",
                 (Option(("--background",), "Give way to everything else, and say nothing."),),
             ),
-            Verb("list", "List the machines that wait, and what they use.", "pool:list_", (_JSON,)),
+            _listing("the machines that wait, and what they use", "pool:list_"),
             Verb(
                 "clear",
                 "End the machines that wait.",
