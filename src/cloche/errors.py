@@ -121,12 +121,6 @@ class CommandNotExecutableError(ClocheError):
     exit_code = ExitCode.DENIED
 
 
-class DeniedError(ClocheError):
-    """A policy or a missing right forbids it."""
-
-    exit_code = ExitCode.DENIED
-
-
 class TimeLimitError(ClocheError):
     """The time limit given by the user has passed."""
 

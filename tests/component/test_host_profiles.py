@@ -277,7 +277,7 @@ def test_renamed_it_is_the_same() -> None:
     "verb, place, left",
     [
         ("clone('one', 'two')", "profile_verbs.copy_file", ["one"]),
-        ("reset('one')", "profiles._sync", ["one"]),
+        ("reset('one')", "profiles.sync", ["one"]),
         ("delete('one')", "profiles.remove_tree", []),
     ],
 )

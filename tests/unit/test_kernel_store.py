@@ -77,7 +77,6 @@ def test_published_kernel_is_found_with_everything_it_was_published_with(cache: 
     assert kernel.modules == tuple(
         str(cache / "6.12.1-a" / "modules" / name) for name in ("a.ko", "b with space.ko")
     )
-    assert not kernel.has_template
 
 
 def test_what_a_kernel_was_taught_is_remembered(cache: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cloche.cli.listing import print_json
+from cloche.cli.listing import may_color, print_json, red
 from cloche.domain.audit import Audit, Audited, audit_domain, capability_names
 from cloche.domain.find import find_domain
 from cloche.errors import UsageError
@@ -32,7 +32,6 @@ _HEADINGS = (
     "MEMORY",
     "VERDICT",
 )
-_RED, _PLAIN = "\033[31m", "\033[0m"
 _LONGEST_WORD = 200
 
 
@@ -44,7 +43,7 @@ def main(parsed: Parsed) -> int:
     if parsed.get("json"):
         print_json(as_json(audit))
     else:
-        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        color = may_color()
         sys.stdout.write(in_words(audit, color=color, files=bool(parsed.get("files"))))
     return 1 if audit.failures else 0
 
@@ -139,7 +138,7 @@ def in_words(audit: Audit, *, color: bool = False, files: bool = False) -> str:
     lines = [f"domain {audit.domain}, supervisor {audit.supervisor}"]
     for row, failed in zip(rows, (False, *(bool(one.failures) for one in audit.processes)), strict=True):
         line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
-        lines.append(_red(line, color=color and failed))
+        lines.append(red(line, color=color and failed))
     for one in audit.processes:
         if one.process.hidden:
             what = ", ".join(one.process.hidden)
@@ -150,12 +149,12 @@ def in_words(audit: Audit, *, color: bool = False, files: bool = False) -> str:
         lines += [line for one in audit.processes for line in _file_lines(one)]
     if audit.devices in NOT_APART:
         line = f"GIVEN UP by --devices={audit.devices}: {NOT_APART[audit.devices]}"
-        lines.append(_red(line, color=color))
+        lines.append(red(line, color=color))
     if not audit.cgroup:
         lines.append("no cgroup limits the memory they take (`cloche doctor` says why)")
     for part in audit.insecure:
-        lines.append(_red(f"GIVEN UP by --insecure-no-jail={_plain(os.fsencode(part))}", color=color))
-    lines += [_red(f"FAILED {line}", color=color) for line in audit.failures]
+        lines.append(red(f"GIVEN UP by --insecure-no-jail={_plain(os.fsencode(part))}", color=color))
+    lines += [red(f"FAILED {line}", color=color) for line in audit.failures]
     if not audit.failures:
         lines.append(f"all {len(audit.processes)} processes are held as their policies say")
     return "\n".join(lines) + "\n"
@@ -208,7 +207,3 @@ def _file_lines(one: Audited) -> list[str]:
         target = escape_untrusted(os.fsencode(file.target), _LONGEST_WORD)
         lines.append(f"  {file.number:>4}  {file.access:<5}{target}")
     return lines
-
-
-def _red(line: str, *, color: bool) -> str:
-    return f"{_RED}{line}{_PLAIN}" if color else line

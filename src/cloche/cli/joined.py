@@ -72,7 +72,7 @@ class Joined:
         event = talk.decode_event(packet)
         if event.kind == talk.STOPPED:
             self._terminal.stop_self(event.value)
-            self._order(talk.Order(talk.CONTINUE))
+            _tell(self._control, talk.Order(talk.CONTINUE))
             if self._terminal.taken:
                 self._terminal.take(self._reactor, self._resized)
         elif event.kind == talk.EXITED:
@@ -99,17 +99,11 @@ class Joined:
         )
 
     def _signal(self, signo: int) -> None:
-        self._order(talk.Order(talk.SIGNAL, signo))
+        _tell(self._control, talk.Order(talk.SIGNAL, signo))
 
     def _resized(self) -> None:
         if self._terminal.wanted:
-            self._order(talk.Order(talk.RESIZE, *self._terminal.size()))
-
-    def _order(self, order: talk.Order) -> None:
-        try:
-            self._control.send(talk.encode_order(order))
-        except OSError:
-            return  # it has ended, which is heard next
+            _tell(self._control, talk.Order(talk.RESIZE, *self._terminal.size()))
 
 
 class _Keeper:
@@ -121,14 +115,15 @@ class _Keeper:
     def raw(self, terminal: int, saved: bytes, raw: bytes) -> None:
         """Tell, before it is done, that the terminal becomes raw (``Keeper.raw``)."""
         del terminal  # the supervisor has it: it is the program's first stream
-        self._send(talk.Order(talk.RAW, modes=saved + raw))
+        _tell(self._control, talk.Order(talk.RAW, modes=saved + raw))
 
     def restored(self) -> None:
         """Tell, after it was done, that there is nothing to restore any more (``Keeper.restored``)."""
-        self._send(talk.Order(talk.RESTORED))
+        _tell(self._control, talk.Order(talk.RESTORED))
 
-    def _send(self, order: talk.Order) -> None:
-        try:
-            self._control.send(talk.encode_order(order))
-        except OSError:
-            return  # the domain has ended: this process restores the mode itself
+
+def _tell(control: Control, order: talk.Order) -> None:
+    try:
+        control.send(talk.encode_order(order))
+    except OSError:
+        return  # the domain has ended, which is heard next; this process restores its terminal itself

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,16 @@ def print_rows(parsed: Parsed, rows: Sequence[Row], in_words: Callable[[Row], st
             sys.stdout.write(f"{line}\n")
         if not rows:
             sys.stdout.write(f"{none}\n")
+
+
+def may_color() -> bool:
+    """Tell whether what is printed may have colours."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def red(line: str, *, color: bool) -> str:
+    """Return a line in red, if it may have a colour."""
+    return f"\033[31m{line}\033[0m" if color else line
 
 
 def day_and_time(seconds: float) -> str:

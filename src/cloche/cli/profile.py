@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
+from cloche.cli.listing import print_json
 from cloche.domain import profile_verbs
 from cloche.domain.profile_verbs import look
 from cloche.errors import UsageError
@@ -30,8 +30,7 @@ def list_(parsed: Parsed) -> int:
     """List all profiles."""
     entries = [look(name) for name in profiles.names()]
     if parsed.get("json"):
-        json.dump([entry._asdict() for entry in entries], sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json([entry._asdict() for entry in entries])
         return 0
     width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
 from cloche.api.profile import Profile
+from cloche.cli.listing import print_json
 from cloche.cli.profile import one_name
 from cloche.errors import UsageError
 from cloche.host.text import escape_untrusted, format_size
@@ -23,8 +23,7 @@ def diff(parsed: Parsed) -> int:
     changes = Profile(name).diff(path)
     if parsed.get("json"):
         rows = [{**change._asdict(), "path": os.fsdecode(change.path)} for change in changes]
-        json.dump(rows, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(rows)
         return 0
     for change in changes:
         sizes = "" if change.kind == "deleted" else format_size(change.size)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 
+from cloche.cli.listing import print_json
 from cloche.cli.profile import one_name
 from cloche.cli.progress import Progress
 from cloche.errors import ProfileError, UsageError
@@ -29,8 +29,7 @@ def log(parsed: Parsed) -> int:
             start._asdict() | {"argv": [word.decode("utf-8", "replace") for word in start.argv]}
             for start in starts
         ]
-        json.dump(rows, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(rows)
         return 0
     for start in starts:
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.started_ns // 10**9))

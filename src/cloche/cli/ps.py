@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from cloche.cli.listing import print_json
+from cloche.cli.listing import may_color, print_json, red
 from cloche.domain.control.client import Control
 from cloche.domain.control.life import AskLife, LifeNow
 from cloche.domain.control.status import Ask, Status
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     Told = tuple[Status, LifeNow]
 
 _HEADINGS = ("DOMAIN", "NAME", "STATE", "PROGRAM", "DRIVER", "ACCEL", "SINCE", "MEMORY", "SHARES")
-_RED, _PLAIN = "\033[31m", "\033[0m"
 #: A supervisor that does not answer in time (it may be stopped) is listed without what it knows, in seconds.
 _PATIENCE_S = 2.0
 _LONGEST_PROGRAM = 60
@@ -38,7 +37,7 @@ def main(parsed: Parsed) -> int:
         rows = [_as_json(running, told) for running, told in found]
         print_json([*rows, *map(_ended_as_json, ended)])
     else:
-        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        color = may_color()
         sys.stdout.write(in_words(found, ended, color=color))
     return 0
 
@@ -114,7 +113,7 @@ def in_words(
         lines.append("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
         for part in insecure:
             word = escape_untrusted(os.fsencode(part), 80)
-            lines.append(_red(f"  GIVEN UP by --insecure-no-jail={word}", color=color))
+            lines.append(red(f"  GIVEN UP by --insecure-no-jail={word}", color=color))
     return "\n".join(lines) + "\n"
 
 
@@ -153,7 +152,3 @@ def _since(ago_s: float) -> str:
         if seconds >= size:
             return f"{seconds // size}{unit} {seconds % size // small}{smaller}"
     return f"{seconds}s"
-
-
-def _red(line: str, *, color: bool) -> str:
-    return f"{_RED}{line}{_PLAIN}" if color else line

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import time
 
 from cloche.errors import ShareError, SnapshotError
@@ -239,11 +238,6 @@ def _why_other(known: Known) -> str:
     if (now.device, now.number) != (known.device, known.number):
         return "something else is there now"
     return "it was changed since" if now.changed_ns != known.changed_ns else ""
-
-
-def is_directory(path: str) -> bool:
-    """Tell whether a directory is at a path."""
-    return stat.S_ISDIR(os.stat(path).st_mode)
 
 
 def prepare(directory: str, facts: HostFacts, name: str, *, whole: bool) -> tuple[LaunchPlan, Description]:

@@ -22,6 +22,7 @@ from cloche.drivers.registry import find_driver
 from cloche.errors import ClocheError, LaunchError, TemplateError
 from cloche.guest import messages
 from cloche.host import templates, xdg
+from cloche.host.durable import sync
 from cloche.host.process import start_cloche
 from cloche.host.reactor import Reactor
 from cloche.host.sparse import checksum_memory, copy_memory, run_through
@@ -113,9 +114,9 @@ def _make(request: RunRequest, facts: HostFacts, kernel: Kernel, description: st
         content = _boot_and_save(machine, building)
         os.unlink(initramfs)
         _write(os.path.join(building, templates.INFO), templates.format_info(description, content))
-        _sync(building)
+        sync(building)
         templates.publish(building, name)
-        _sync(templates.home())
+        sync(templates.home())
     finally:
         if os.path.isdir(building):
             templates.sweep()
@@ -248,14 +249,6 @@ def _write(path: str, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def make_in_background() -> None:

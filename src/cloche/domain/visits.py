@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cloche.domain.control.joining import Attach
     from cloche.domain.control.life import Governed
     from cloche.domain.control.talk import Link, Order
-    from cloche.guest.fdio import FdWriter
     from cloche.guest.job import Job
     from cloche.host.reactor import Timer
 
@@ -79,11 +78,11 @@ class Visit:
             self._leave()
             return len(data)
         if taken < len(data):
-            self._wait_for_room(writer)
+            self._wait_for(writer.fileno(), WRITE)
         return taken
 
-    def _wait_for_room(self, writer: FdWriter) -> None:
-        fd = writer.fileno()
+    def _wait_for(self, fd: int, what: int) -> None:
+        """Go on when a descriptor can be read or written to."""
 
         def ready(events: int) -> None:
             del events
@@ -91,7 +90,7 @@ class Visit:
             self._outlet.go_on()
 
         if not self._reactor.registered(fd):
-            self._reactor.register(fd, WRITE, ready)
+            self._reactor.register(fd, what, ready)
 
     def read(self, size: int) -> bytes | None:
         """Give input (``Visitor``)."""
@@ -106,7 +105,7 @@ class Visit:
         except OSError:
             data = b""  # a terminal that was hung up
         if data is None:
-            self._wait_for_input()
+            self._wait_for(self._reader.fileno(), READ)
             return None
         if not data and self._at_terminal:
             self._reader.close()
@@ -121,18 +120,6 @@ class Visit:
     def _again(self) -> None:
         self._later = None
         self._outlet.go_on()
-
-    def _wait_for_input(self) -> None:
-        assert self._reader is not None
-        fd = self._reader.fileno()
-
-        def ready(events: int) -> None:
-            del events
-            self._reactor.unregister(fd)
-            self._outlet.go_on()
-
-        if not self._reactor.registered(fd):
-            self._reactor.register(fd, READ, ready)
 
     def ended(self, job: Job) -> None:
         """The program has ended (``Visitor``)."""

@@ -211,11 +211,6 @@ class Mux:
             self._backlog.popleft()
         self._queue(self._control_out)
 
-    @property
-    def control_idle(self) -> bool:
-        """Whether the agent has taken every control message."""
-        return not self._backlog and self._control_out.acked == self._control_out.next
-
     def next_control(self) -> bytes | None:
         """The next whole message from the agent (type and body), None when there is none yet.
 

@@ -12,6 +12,7 @@ import os
 
 from cloche.errors import MissingToolError, ProfileError, UsageError
 from cloche.host import xdg
+from cloche.host.durable import sync
 from cloche.host.names import check_name
 from cloche.host.profile_place import IMAGE, exists, home
 from cloche.model.profile import CEILING_BYTES
@@ -106,10 +107,10 @@ def renew_disk(name: str, before: Callable[[], None]) -> None:
         fresh = os.path.join(place, IMAGE)
         make_disk(fresh, os.stat(path).st_size)
         try:
-            _sync(fresh)
+            sync(fresh)
             before()
             os.rename(fresh, path)
-            _sync(os.path.dirname(path))
+            sync(os.path.dirname(path))
         except OSError as error:
             raise _refused(f"cannot reset the profile {name}", error) from None
 
@@ -250,10 +251,10 @@ def publish(prepared: str, name: str) -> None:
     place = os.path.join(home(), name)
     try:
         for entry in (*os.listdir(prepared), "."):
-            _sync(os.path.join(prepared, entry))
+            sync(os.path.join(prepared, entry))
         # A directory is never put in the place of one that holds something.
         os.rename(prepared, place)
-        _sync(home())
+        sync(home())
     except OSError as error:
         if os.path.lexists(place):
             raise taken(name) from None
@@ -277,7 +278,7 @@ def delete(name: str) -> None:
     hidden = os.path.join(home(), f"{GONE}{os.urandom(6).hex()}")
     try:
         os.rename(directory(name), hidden)
-        _sync(home())
+        sync(home())
     except OSError as error:
         raise _refused(f"cannot delete the profile {name}", error) from None
     remove_tree(hidden)
@@ -296,7 +297,7 @@ def rename(name: str, wanted: str) -> None:
         if os.path.lexists(place):
             raise taken(wanted)
         os.rename(directory(name), place)
-        _sync(home())
+        sync(home())
     except OSError as error:
         raise _refused(f"cannot rename the profile {name}", error) from None
 
@@ -330,14 +331,6 @@ def remove_tree(path: str) -> None:
     import shutil
 
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _refused(what: str, error: OSError) -> ProfileError:

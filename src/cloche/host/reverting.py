@@ -9,8 +9,9 @@ import errno
 import os
 
 from cloche.errors import ProfileError
+from cloche.host.durable import sync
 from cloche.host.profile_place import REVERTING
-from cloche.host.undo import Start, kept_numbers, log_path, remove, settle, starts, sync
+from cloche.host.undo import Start, kept_numbers, log_path, remove, settle, starts
 from cloche.host.undolog import CLUSTER, PAGE, LogError, Saved, read_header, records
 from cloche.record import TYPE_CHECKING
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 from cloche.errors import SnapshotError
 from cloche.host import xdg
+from cloche.host.durable import sync
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,11 +88,7 @@ def settle(directory: str) -> None:
         OSError: They do not get there.
     """
     for name in (*os.listdir(directory), "."):
-        fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync(os.path.join(directory, name))
 
 
 def publish(prepared: str, name: str) -> None:
@@ -113,11 +110,7 @@ def publish(prepared: str, name: str) -> None:
         if os.path.lexists(place):
             raise taken(name) from None
         raise error from None
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync(parent)
 
 
 def taken(name: str) -> SnapshotError:

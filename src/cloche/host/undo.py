@@ -15,6 +15,7 @@ import fcntl
 import os
 
 from cloche.errors import ProfileError
+from cloche.host.durable import sync
 from cloche.host.undolog import (
     HEADER,
     Header,
@@ -280,16 +281,3 @@ def remove(directory: str, numbers: Collection[int]) -> None:
             pass
     if numbers:
         sync(os.path.join(directory, "undo"))
-
-
-def sync(path: str) -> None:
-    """Wait until what a file or directory holds is on the disk.
-
-    Raises:
-        OSError: The disk refuses.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

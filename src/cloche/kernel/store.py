@@ -55,11 +55,6 @@ class KernelInfo(Record):
     directory: str
     abilities: tuple[str, ...] = ()
 
-    @property
-    def has_template(self) -> bool:
-        """Whether a template can be made of it: it needs devices named on the command line (DESIGN, D4)."""
-        return "microvm" in self.machines
-
 
 def kernels_home() -> str:
     """Return the directory of the kernels (not made here)."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from cloche.record import Record
 
-MIB = 1024 * 1024
-
 #: Below this the guest kernel with its agent does not boot reliably.
 MIN_MEMORY_MIB = 64
 DEFAULT_MEMORY_MIB = 1024
@@ -21,7 +19,6 @@ class Isolation:
 
     HARDWARE_VM = "hardware-vm"
     EMULATED_VM = "emulated-vm"
-    USER_KERNEL = "user-kernel"
     NAMESPACES = "namespaces"
 
 
