@@ -137,6 +137,39 @@ def test_a_dropped_sandbox_ends(cloche: Runner, folder: Path) -> None:
     ], done.stderr
 
 
+_WAITING = """
+import asyncio
+from cloche import aio
+
+async def main():
+    domain = await aio.Domain.start(["sh", "-c", "echo up; exec sleep 3600"], memory_mib=256)
+    print(domain.ident)
+    pieces = domain.logs(follow=True)
+    print((await anext(pieces)).data)
+    waiting = [asyncio.ensure_future(what) for what in (domain.wait(), anext(pieces))]
+    await asyncio.wait(waiting, timeout=0.1)
+    for one in waiting:
+        one.cancel()
+    print([type(error).__name__ for error in await asyncio.gather(*waiting, return_exceptions=True)])
+
+asyncio.run(main())
+print("over")
+"""
+
+
+def test_who_waits_for_a_domain_in_asyncio_may_stop_waiting(cloche: Runner) -> None:
+    """The program that has waited, for its end or for what it says, ends while the domain runs."""
+    program = f"import sys; sys.path.insert(0, {str(cloche.user.project / 'src')!r}); exec(sys.stdin.read())"
+    done = cloche.user.run(["/usr/bin/python3", "-c", program], input=_WAITING.encode(), timeout=120)
+    ident, *said = done.stdout.decode().splitlines()
+    try:
+        assert said == ["b'up\\n'", "['CancelledError', 'CancelledError']", "over"], done.stderr
+        assert cloche("exec", ident, "true").returncode == 0
+    finally:
+        assert cloche("stop", "-t", "0", ident).returncode == 0
+        assert cloche("rm", ident).returncode == 0
+
+
 @pytest.mark.parametrize("page, least", [("api.md", 4), ("snapshots.md", 2)])
 def test_examples_of_the_documentation(cloche: Runner, project: Path, page: str, least: int) -> None:
     """Every Python example of these pages runs as it stands."""
