@@ -170,6 +170,58 @@ def test_who_waits_for_a_domain_in_asyncio_may_stop_waiting(cloche: Runner) -> N
         assert cloche("rm", ident).returncode == 0
 
 
+_PAUSED = """
+import cloche
+from threading import Thread
+
+with cloche.Sandbox() as box:
+    with box.popen(["sh", "-c", "while :; do echo tick; sleep 0.25; done"], stdout=cloche.PIPE) as ticking:
+        ticking.stdout.readline()
+        box.pause()
+        (copy,) = box.fork()
+        box.snapshot("paused-box")
+        try:
+            box.add_disk("more=size:1M")
+        except cloche.ClocheError as error:
+            print(error.message)
+        saved = cloche.Snapshot("paused-box").restore()
+        cloche.Snapshot("paused-box").delete()
+        print(box.state, copy.state, saved.state)
+        for one in (copy, saved):
+            one.resume()
+            one.run(["true"], check=True)
+            one.stop(grace=0)
+            one.remove()
+        box.resume()
+        print(ticking.stdout.readline())
+        # A pause waits for the save that is under way, and a save for the pause.
+        saving = [Thread(target=box.snapshot, args=(f"paused-box-{number}",)) for number in range(2)]
+        for one in saving:
+            one.start()
+        box.pause()
+        for number, one in enumerate(saving):
+            one.join()
+            cloche.Snapshot(f"paused-box-{number}").delete()
+        print(box.state)
+        box.resume()
+        print(box.run(["echo", "on"], capture_output=True).stdout)
+        ticking.kill()
+"""
+
+
+def test_a_paused_sandbox_is_saved_and_stays_paused(cloche: Runner) -> None:
+    """So are its copies; it takes no disk meanwhile; and neither a pause nor a save comes into the other's way."""
+    program = f"import sys; sys.path.insert(0, {str(cloche.user.project / 'src')!r}); exec(sys.stdin.read())"
+    done = cloche.user.run(["/usr/bin/python3", "-c", program], input=_PAUSED.encode(), timeout=200)
+    assert done.stdout.decode().splitlines() == [
+        "the domain is paused",
+        "paused paused paused",
+        "b'tick\\n'",
+        "paused",
+        "b'on\\n'",
+    ], done.stderr.decode()
+
+
 @pytest.mark.parametrize("page, least", [("api.md", 4), ("snapshots.md", 2)])
 def test_examples_of_the_documentation(cloche: Runner, project: Path, page: str, least: int) -> None:
     """Every Python example of these pages runs as it stands."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 
 from cloche.domain.launcher import Launcher
 from cloche.domain.remote import pack_error, receive_message, send_message, unpack_error
@@ -65,6 +66,7 @@ class _Supervisor:
         self._launcher = Launcher(reactor, plan, Timings())
         self._launcher.ended = self._ended
         self._launcher.ask_guest = self._ask_guest
+        self._launcher.ask_paused = self._ask_paused
         self._launcher.ask_channel = self._ask_channel
         self._launcher.ask_programs = self._ask_programs
         self._launcher.hand_over = self._hand_over
@@ -102,39 +104,35 @@ class _Supervisor:
             self._tell(("console", self._launcher.console_tail(int(str(message[1])))))
         elif message[0] in ("pause", "resume"):
             self._control(str(message[0]))
-        elif message[0] in ("guest", "channel", "programs"):
+        elif message[0] in ("guest", "paused", "channel", "programs"):
             answer = self._asked_guest.pop(message[1], None)
             if answer is not None:
                 answer(message[2])
 
     def _ask_guest(self, steps: tuple[Step, ...], sync: bool, answer: Callable[[GuestAnswer], None]) -> None:
         """Let the host program do something in the guest: it is the one that talks to the agent."""
-        self._questions += 1
-        self._asked_guest[self._questions] = answer
-        self._tell(("guest", self._questions, steps, sync))
+        self._ask(answer, "guest", steps, sync)
+
+    def _ask_paused(self, answer: Callable[[bool], None], fail: Callable[[ClocheError], None]) -> None:
+        """Let the host program say whether its programs stand still."""
+        self._ask(partial(_told, bool, answer, fail), "paused")
 
     def _ask_channel(
         self, answer: Callable[[ChannelState], None], fail: Callable[[ClocheError], None]
     ) -> None:
         """Let the host program tell what it knows of the conversation with the agent."""
-
-        def told(said: ChannelState | tuple[Any, ...]) -> None:
-            if isinstance(said, ChannelState):
-                answer(said)
-            else:
-                fail(unpack_error(said))
-
         from cloche.guest.channel import ChannelState
 
-        self._questions += 1
-        self._asked_guest[self._questions] = told
-        self._tell(("channel", self._questions))
+        self._ask(partial(_told, ChannelState, answer, fail), "channel")
 
     def _ask_programs(self, packet: bytes, answer: Callable[[bytes], None]) -> None:
         """Let the host program answer what concerns its programs."""
+        self._ask(answer, "programs", packet)
+
+    def _ask(self, answer: Callable[[Any], None], kind: str, *words: object) -> None:
         self._questions += 1
         self._asked_guest[self._questions] = answer
-        self._tell(("programs", self._questions, packet))
+        self._tell((kind, self._questions, *words))
 
     def _hand_over(self, packet: bytes, client: int, fds: list[int]) -> None:
         """Let it run a program for somebody who has asked here."""
@@ -180,3 +178,13 @@ class _Supervisor:
             send_message(self._connection, message, fds)
         except OSError:
             self._over = True  # the host program is gone: there is nobody to tell
+
+
+def _told(
+    kind: type, answer: Callable[[Any], None], fail: Callable[[ClocheError], None], said: object
+) -> None:
+    """Hand on what the host program has said: what was asked for, or an error."""
+    if isinstance(said, kind):
+        answer(said)
+    else:
+        fail(unpack_error(said))  # type: ignore[arg-type]

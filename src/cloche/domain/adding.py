@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloche.domain.reload import Reload
+from cloche.domain.states import paused_error
 from cloche.drivers.registry import find_driver
 from cloche.errors import ClocheError, DiskError, DomainError, NetworkError
 from cloche.host.facts import collect_facts
@@ -70,10 +71,15 @@ def _add(
         return plan_again(launcher, change(current_request(launcher)), template)
 
     def begin(done: Callable[[], None], fail: Fail) -> None:
-        if launcher.programs is not None:
-            # A paused guest binds no device.
-            launcher.programs.domain.life.require_running()
-        Reload(launcher, plan, done, fail)
+        def told(is_paused: bool) -> None:
+            try:
+                if is_paused:
+                    raise paused_error()  # its guest binds no device
+                Reload(launcher, plan, done, fail)
+            except ClocheError as error:
+                fail(error)
+
+        launcher.ask_paused(told, fail)
 
     launcher.sharing.in_turn(begin, done, fail)
 

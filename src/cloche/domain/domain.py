@@ -144,6 +144,7 @@ class Domain:
             self._launcher.programs = self.programs
             self._launcher.ended = self._ended
             self._launcher.ask_guest = self._ask_guest
+            self._launcher.ask_paused = self._ask_paused
             self._launcher.ask_channel = self._ask_channel
             if self._console_sink is not None:
                 self._launcher.watch_console(self._console_sink)
@@ -340,6 +341,18 @@ class Domain:
             session.sync(lambda: session.setup(steps, answered))
         else:
             session.setup(steps, answered)
+
+    def _ask_paused(self, answer: Callable[[bool], None], fail: Callable[[ClocheError], None]) -> None:
+        """Tell whether it is paused and its programs stand still; for the launcher, which saves it."""
+        try:
+            if self.state is State.PAUSED:
+                self.pausing.require_frozen()
+            else:
+                self.life.require_running()
+        except ClocheError as error:
+            fail(error)
+            return
+        answer(self.state is State.PAUSED)
 
     def _ask_channel(
         self, answer: Callable[[ChannelState], None], fail: Callable[[ClocheError], None]

@@ -51,6 +51,8 @@ class Launcher:
         timings: Where it is noted when something happened.
         ended: Called once, with an error that says why the domain ended by itself.
         ask_guest: Does steps in the guest, after a sync if that is asked for, and calls back with the answer.
+        ask_paused: Calls back with whether it is paused, and its programs stand still for as long; or why it cannot be
+            saved as it is.
         ask_channel: Calls back with all that is known of the conversation with the agent, or why that is nothing.
         is_remote: Whether it works for a program that uses the API and has the guest to itself.
         ask_programs: Where it does: passes a request on to it, and calls back with the packet of the answer.
@@ -79,6 +81,7 @@ class Launcher:
         self.machine.ended = self.abort
         self.ended: Callable[[ClocheError], None] = _raise
         self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
+        self.ask_paused: Callable[[Callable[[bool], None], Callable[[ClocheError], None]], None]
         self.ask_channel: Callable[[Callable[[ChannelState], None], Callable[[ClocheError], None]], None]
         self.ask_programs: Callable[[bytes, Callable[[bytes], None]], None]
         self.hand_over: Callable[[bytes, int, list[int]], None]

@@ -72,6 +72,18 @@ class Pausing:
         timer = domain.reactor.call_later(_FREEZE_TIMEOUT_S, lambda: frozen(is_frozen=False))
         domain.set_up((Freeze(),), lambda answer: frozen(is_frozen=isinstance(answer, SetupDone)))
 
+    def require_frozen(self) -> None:
+        """Check that no program runs when the machine of a paused domain does, as it must to be saved.
+
+        Raises:
+            DomainError: That is not so.
+        """
+        if not self.is_frozen:
+            raise DomainError(
+                "the domain is paused, and its guest did not answer when it was: programs might run while it is saved",
+                hint="`cloche resume` it first.",
+            )
+
     def resume(self, done: Callable[[ClocheError | None], None]) -> None:
         """Let a guest that was paused go on; ``done`` is called likewise.
 

@@ -12,7 +12,6 @@ until the snapshot has its name. Until then every failure lets it go on.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import time
@@ -96,20 +95,15 @@ class _Preserving:
         self._request = current_request(self._launcher)
         template = Template("", "", OpenFile("/state", False, 0), 0, old.memory, len(old.slots), old.balloon)
         self._plan = plan_again(self._launcher, self._request, template)
-        domain = self._launcher.programs.domain if self._launcher.programs is not None else None
-        if domain is None or domain.state is not State.PAUSED:
-            if domain is not None:
-                domain.life.require_running()
+        self._launcher.ask_paused(self._begin, self._fail)
+
+    def _begin(self, is_paused: bool) -> None:
+        self._was_paused = is_paused
+        if is_paused:
+            # A machine that stands still would load as one that does; its programs go on standing still meanwhile.
+            self._machine.control.resume(self._woken)
+        else:
             self._launcher.sharing.ask_guest((Freeze(),), self._frozen)
-            return
-        if not domain.pausing.is_frozen:
-            raise DomainError(
-                "the domain is paused, and its guest did not answer when it was: programs might run while it is saved",
-                hint="`cloche resume` it first.",
-            )
-        # A machine that stands still would load as one that does; its programs go on standing still meanwhile.
-        self._was_paused = True
-        self._machine.control.resume(self._woken)
 
     def _woken(self, error: ClocheError | None) -> None:
         if error is not None:
@@ -118,13 +112,7 @@ class _Preserving:
             self._save()
 
     def _frozen(self, answer: GuestAnswer) -> None:
-        if answer.errno == errno.EAGAIN:
-            # A sandbox's state is its host program's to know.
-            why = answer.what.decode("ascii", "replace")
-            self._failed(
-                DomainError(f"the domain could not be saved: {why}", hint="Let it go on before: resume it.")
-            )
-        elif answer.errno:
+        if answer.errno:
             self._failed(DomainError(f"the domain could not be saved: the guest: {answer.reason()}"))
         else:
             self._save()

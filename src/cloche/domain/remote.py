@@ -47,7 +47,7 @@ _MAX_MESSAGE = 64 << 20
 #: A client and what it has sent.
 _MOST_FDS = 5
 #: What the supervisor asks of the host program.
-_ASKED = ("guest", "channel", "programs", "join")
+_ASKED = ("guest", "paused", "channel", "programs", "join")
 #: The distribution's interpreter: a version manager's shim would cost more than the whole start.
 _INTERPRETER = "/usr/bin/python3"
 
@@ -130,6 +130,7 @@ class RemoteLauncher:
         self.plan = plan
         self.ended: Callable[[LaunchError | DomainError], None] = _raise
         self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
+        self.ask_paused: Callable[[Callable[[bool], None], Callable[[ClocheError], None]], None]
         self.ask_channel: Callable[[Callable[[ChannelState], None], Callable[[ClocheError], None]], None]
         self.ident = ""
         self.name = plan.name
@@ -264,7 +265,7 @@ class RemoteLauncher:
             self._join(number, rest[0], fds)
             return
 
-        def answer(said: GuestAnswer | ChannelState | ClocheError | bytes) -> None:
+        def answer(said: GuestAnswer | ChannelState | ClocheError | bytes | bool) -> None:
             packed = pack_error(said) if isinstance(said, ClocheError) else said
             if self._socket is not None:
                 with suppress(OSError):  # the supervisor is gone, which is heard elsewhere
@@ -272,6 +273,8 @@ class RemoteLauncher:
 
         if kind == "guest":
             self.ask_guest(rest[0], rest[1], answer)
+        elif kind == "paused":
+            self.ask_paused(answer, answer)
         elif kind == "channel":
             self.ask_channel(answer, answer)
         else:

@@ -94,7 +94,7 @@ class Life:
         if self.state is State.RUNNING:
             return
         if self.state is State.PAUSED:
-            raise DomainError("the domain is paused", hint="`cloche resume` lets it go on.")
+            raise paused_error()
         if self.state in _STARTING:
             raise DomainError("the domain is still starting", hint="Try again in a moment.")
         raise DomainError("the domain has ended", hint="`cloche ps` lists those that run.")
@@ -103,6 +103,11 @@ class Life:
     def word(self) -> str:
         """The state in a word for people: starting, running, paused, stopping or ended."""
         return "starting" if self.state in _STARTING else self.state.value
+
+
+def paused_error() -> DomainError:
+    """Return the error for what a domain that stands still cannot do."""
+    return DomainError("the domain is paused", hint="`cloche resume` lets it go on.")
 
 
 def _nothing() -> None:

@@ -13,6 +13,7 @@ import struct
 from cloche import log
 from cloche.domain.control import wire
 from cloche.domain.control.joining import Attach, Exec, begin
+from cloche.domain.control.life import Pause, Resume
 from cloche.domain.control.talk import Link
 from cloche.errors import ClocheError, DomainError, ProtocolError
 from cloche.host.reactor import ERROR, HANGUP, READ, WRITE
@@ -20,8 +21,11 @@ from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Callable
 
     from cloche.domain.control.fields import Message
+    from cloche.domain.control.life import Fail
+    from cloche.domain.control.wire import Question
     from cloche.domain.launcher import Launcher
     from cloche.host.reactor import Reactor
 
@@ -152,7 +156,7 @@ class _Client:
             if isinstance(request, (Exec, Attach)):
                 self._converse(request, packet)
             elif self._launcher.is_remote and wire.is_about_programs(request):
-                self._launcher.ask_programs(packet, self._finish)
+                self._pass_on(request, packet)
             else:
                 request.serve(self._launcher, self._fds, self._answer, self._fail)
         except ClocheError as error:
@@ -177,6 +181,23 @@ class _Client:
         begin(request, self._launcher, self._fds, link)
         self._busy = False
         self._close_fds()
+
+    def _pass_on(self, request: Question, packet: bytes) -> None:
+        """Have the host program answer; what stops the machine or lets it go on, when no save is under way."""
+        if not isinstance(request, (Pause, Resume)):
+            self._launcher.ask_programs(packet, self._finish)
+            return
+
+        def work(done: Callable[[], None], fail: Fail) -> None:
+            del fail
+
+            def answered(said: bytes) -> None:
+                done()
+                self._finish(said)
+
+            self._launcher.ask_programs(packet, answered)
+
+        self._launcher.in_turn(work, _nothing, self._fail)
 
     def _answer(self, answer: Message) -> None:
         try:
@@ -210,3 +231,7 @@ class _Client:
     def _close_fds(self) -> None:
         while self._fds:
             os.close(self._fds.pop())
+
+
+def _nothing() -> None:
+    """The client has its answer."""
