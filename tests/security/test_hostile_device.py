@@ -54,6 +54,7 @@ KINDS = {
     "disk": "cloche-disk",
     "disk-qcow2": "cloche-disk",
     "net": "cloche-net",
+    "vsock": "cloche-vsock",
     "bundle": "cloche-bundle",
 }
 #: The device of a bundle that is taken over: a file server, as which it may do most.
@@ -92,12 +93,12 @@ ATTACKS = {
     # Opening files is a file server's work: that it cannot name the host's is its root's doing.
     **{
         (kind, name): attack
-        for kind in ("rng", "net", *FORMATS)
+        for kind in ("rng", "net", "vsock", *FORMATS)
         for name, attack in {
             "open": Attack(("filters", "root", "landlock")),
             "write": Attack(("filters", "read-only", "landlock")),
-            # Executed again the network front says that it misses its options.
-            "exec": Attack(("filters", "root", "landlock"), won=2 if kind == "net" else 0),
+            # Executed again these say that they miss their options.
+            "exec": Attack(("filters", "root", "landlock"), won=2 if kind in {"net", "vsock"} else 0),
         }.items()
     },
     **{
@@ -157,6 +158,9 @@ def real_jail(kind: str, shared: Path) -> Jail:
     facts = collect_facts()
     if kind == "rng":
         return device_jail(facts, KINDS[kind])
+    if kind == "vsock":
+        plan = find_driver("qemu").plan(request(vsock=str(shared / "vsock")), facts, KERNEL)
+        return next(process.jail for process in plan.processes if process.name == kind)
     if kind in FORMATS:
         image_in(shared).write_bytes(empty_qcow2(DISK) if FORMATS[kind] == "qcow2" else bytes(DISK))
         disk = resolve_disk(f"home={image_in(shared)},format={FORMATS[kind]}")
@@ -207,6 +211,17 @@ class Victim(NamedTuple):
     shared: Path
 
 
+def sockets_of_a_guest() -> list[int]:
+    """Return what the process of a guest's sockets has: a socket that listens, and one where nobody answers."""
+    door = socket.socket(socket.AF_UNIX)
+    # The kernel gives it an abstract name.
+    door.bind("")
+    door.listen()
+    ours, theirs = socket.socketpair()
+    ours.close()
+    return [door.detach(), theirs.detach()]
+
+
 #: How a device is told to leave out what it puts on itself.
 LEFT_OUT = {"filters": "--bare", "landlock": "--no-landlock"}
 
@@ -226,8 +241,11 @@ def launch(
     """
     words = ["--attack", attack, "--target", target, *(LEFT_OUT[part] for part in without)]
     path = victim.programs / KINDS[victim.kind]
-    image = []
-    if victim.kind in FORMATS or device == "disk":
+    image: list[int] = []
+    if victim.kind == "vsock":
+        image = sockets_of_a_guest()
+        words += ["--cid", "3", "--listen-fd", str(IMAGE_FD), "--ask-fd", str(IMAGE_FD + 1)]
+    elif victim.kind in FORMATS or device == "disk":
         image = [os.open(image_in(victim.shared), os.O_RDWR | os.O_CLOEXEC)]
         words += ["--image-fd", str(IMAGE_FD), "--format", FORMATS.get(victim.kind, "raw")]
     elif victim.kind == "net":
@@ -241,7 +259,7 @@ def launch(
         argv=(path.name.encode(), *first, b"--fd", b"3", *(word.encode() for word in words)),
         env=(),
         jail=own_ids(jail, warden),
-        fds=(2, 3, *([IMAGE_FD] if image else [])),
+        fds=(2, 3, *(IMAGE_FD + index for index in range(len(image)))),
         exe_fd=True,
     )
     ours, theirs = socket.socketpair()
@@ -346,8 +364,11 @@ def run_unjailed(victim: Victim, attack: str, target: str, *without: str) -> int
     path = victim.programs / KINDS[victim.kind]
     ours, theirs = socket.socketpair()
     words = ["--attack", attack, "--target", target, *(LEFT_OUT[part] for part in without)]
-    files = []
-    if victim.kind in FORMATS:
+    files: list[int] = []
+    if victim.kind == "vsock":
+        files = sockets_of_a_guest()
+        words += ["--cid", "3", "--listen-fd", str(files[0]), "--ask-fd", str(files[1])]
+    elif victim.kind in FORMATS:
         image_in(victim.shared).write_bytes(
             empty_qcow2(DISK) if FORMATS[victim.kind] == "qcow2" else bytes(DISK)
         )

@@ -32,6 +32,7 @@ WORKLOADS = {
     "cloche-disk": ("tests/component/test_disk_device.py",),
     "cloche-net": ("tests/component/test_net_device.py",),
     "cloche-rng": ("tests/component/test_rng_device.py",),
+    "cloche-vsock": ("tests/component/test_vsock_device.py",),
     "cloche-fs": ("tests/component/test_fs_operations.py", "tests/component/test_fs_server.py"),
 }
 #: And the one that is all of them in one, whose policy is made of theirs.

@@ -24,6 +24,7 @@ DEVICES = {
     "disk": ("cloche-disk", 1, ("--format", "raw")),
     "disk-qcow2": ("cloche-disk", 1, ("--format", "qcow2")),
     "net": ("cloche-net", 2, ("--mac", "02:00:00:00:00:01")),
+    "vsock": ("cloche-vsock", 2, ("--cid", "3")),
 }
 ALL_PROTOCOL = 1 << vhost.P_MQ | 1 << vhost.P_LOG_SHMFD | 1 << vhost.P_RESET | 1 << vhost.P_SLOTS
 #: How much a process may grow while it is lied to, in KiB: buffers of a request or two.
@@ -54,6 +55,15 @@ def started(
             _, theirs = (stack.enter_context(end) for end in socket.socketpair())
             fds = [theirs.fileno()]
             words = (*words, "--peer-fd", str(fds[0]))
+        if program == "cloche-vsock":
+            # Nobody connects; the supervisor answers nothing.
+            door, _, theirs = (
+                stack.enter_context(end) for end in (socket.socket(socket.AF_UNIX), *socket.socketpair())
+            )
+            door.bind("")
+            door.listen()
+            fds = [door.fileno(), theirs.fileno()]
+            words = (*words, "--listen-fd", str(fds[0]), "--ask-fd", str(fds[1]))
         yield stack.enter_context(device(program, *words, pass_fds=fds, built_in=built_in)), queues
 
 

@@ -14,7 +14,7 @@ from setuplib import cargo, rust
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROGRAMS = ("cloche-fs", "cloche-rng", "cloche-disk", "cloche-net", "cloche-bundle")
+PROGRAMS = ("cloche-fs", "cloche-rng", "cloche-disk", "cloche-net", "cloche-vsock", "cloche-bundle")
 
 
 @contextmanager

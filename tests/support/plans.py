@@ -27,6 +27,7 @@ TOOLS = Tools(
     "/bin/disk",
     "/bin/net",
     "/bin/rng",
+    "/bin/vsock",
     "/bin/bundle",
     "/usr/bin/passt",
 )
@@ -36,6 +37,7 @@ FILTERS = {
     "cloche-disk": b"disks...",
     "cloche-net": b"network.",
     "cloche-rng": b"numbers.",
+    "cloche-vsock": b"streams.",
     "cloche-bundle": b"all.....",
     "passt": b"outside.",
     "qemu": b"another.",

@@ -42,6 +42,7 @@ def planned(driver: str, *, as_root: bool, devices: str = Devices.PROCESS) -> tu
         shares=(share("/data", writable=True),),
         disks=disks,
         hwrng=driver == "qemu",
+        vsock="/run/vsock" if apart else "",
         devices=devices,
     )
     kernel = KERNEL if driver == "qemu" else None
@@ -75,7 +76,7 @@ PLANNED = [
 def test_a_plan_gives_what_its_policy_asks(driver: str, process: ProcessPlan, *, as_root: bool) -> None:
     """What audit asks of a process is what its planned jail gives it: no less, and in capabilities no more either."""
     program = Path(process.executable or process.argv[0].decode()).name
-    binaries = {name: f"cloche-{name}" for name in ("fs", "disk", "net", "rng", "bundle")}
+    binaries = {name: f"cloche-{name}" for name in ("fs", "disk", "net", "rng", "vsock", "bundle")}
     hold = hold_of_program(binaries.get(program, program), process.argv, as_root=as_root)
     assert hold is not None
     assert hold.role == {"disk-home": "disk"}.get(process.name, process.name)

@@ -19,6 +19,7 @@ _RO, _RW = Share("/a", "/a", False), Share("/b", "/b", True)
         _PLAIN._replace(disks=(Disk("t", "/f"),)),
         _PLAIN._replace(network=Network("/s", "52:54:00:00:00:01")),
         _PLAIN._replace(hwrng=True),
+        _PLAIN._replace(vsock="/run/vsock"),
         _PLAIN._replace(includes=(Include("/x", "/y"),)),
         _PLAIN._replace(devices="vmm"),
         _PLAIN._replace(insecure=("seccomp",)),

@@ -79,6 +79,7 @@ def test_an_emulated_machine_that_boots_takes_randomness_from_its_cpu() -> None:
         (request(disks=tuple(Disk(f"d{n}", f"/{n}.img") for n in range(6))), "no room"),
         (request(network=Network("/run/peer.sock", "02:00:00:00:00:01")), ""),
         (request(hwrng=True), "vhost-user-rng"),
+        (request(vsock="/run/vsock"), "vhost-user-vsock"),
         (request(cold=True), "--cold"),
         (request(boot_log=True), "about a boot"),
         (request(boot_timeout_s=3.0), "about a boot"),

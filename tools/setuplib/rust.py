@@ -15,6 +15,7 @@ PROGRAMS = (
     "cloche-rng",
     "cloche-disk",
     "cloche-net",
+    "cloche-vsock",
     "cloche-bundle",
 )
 #: Compiles the filters of system calls: NAME.filter, which the warden puts on before an exec, and NAME.inner.filter.

@@ -165,6 +165,9 @@ impl Frontend {
                 }
             }
         }
+        for (index, pending) in self.pending.iter_mut().enumerate() {
+            *pending |= self.awaited[index].is_some() && self.device.is_due(index);
+        }
     }
 
     /// Moves the device's state, if the frontend has asked for it. The other end is read or written only after the

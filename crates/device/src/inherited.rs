@@ -104,6 +104,21 @@ impl Inherited {
         Ok(Some(fd.into()))
     }
 
+    /// The listening Unix stream socket behind an option. It does not block.
+    ///
+    /// # Errors
+    /// When it was not given, or is none.
+    pub fn take_listener(&mut self, option: &'static str) -> io::Result<UnixListener> {
+        let fd = self.require(option)?;
+        if !is_stream(&fd) || socket_option(&fd, libc::SO_ACCEPTCONN) != Some(1) {
+            return Err(io::Error::other(format!(
+                "{option} names no listening Unix stream socket"
+            )));
+        }
+        set_nonblocking(&fd)?;
+        Ok(fd.into())
+    }
+
     /// The frontend's socket.
     ///
     /// # Errors

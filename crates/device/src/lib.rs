@@ -132,6 +132,11 @@ pub trait Device: Send {
     /// [`Broken`] when the guest broke the queue. It is logged, and the device goes on.
     fn process(&mut self, queue: usize, vring: &mut Vring) -> Result<Progress, Broken>;
 
+    /// Whether a queue has to be looked at although the guest has not kicked: the work for another one has made work for it.
+    fn is_due(&self, _queue: usize) -> bool {
+        false
+    }
+
     /// How often the loop looks whether there is a next request, once it has answered one, before it sleeps. Worth it where
     /// a guest asks anew as soon as it has its answer: waking up takes longer than the work. Each look is one system call.
     fn looks(&self) -> u32 {

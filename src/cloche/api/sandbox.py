@@ -70,6 +70,7 @@ class Sandbox(Machine):
             ``"TAG=size:10G"``.
         net: Its network card: ``"user"`` or ``"socket:PATH"`` as on the command line; None for no card.
         hwrng: Whether it has a device that gives random numbers of the host.
+        vsock: A path at which programs of the host reach sockets of the guest, as on the command line; None for none.
         devices: Where the work of its devices is done: ``process`` (each apart, the default), ``bundled`` or ``vmm``.
             With the other two a hole in one device is a hole in all.
         driver: ``qemu`` (the default) or ``bwrap``.
@@ -105,6 +106,7 @@ class Sandbox(Machine):
         disks: Sequence[str] = (),
         net: str | None = None,
         hwrng: bool | None = None,
+        vsock: str | None = None,
         devices: str | None = None,
         driver: str | None = None,
         kernel: str | None = None,
@@ -126,6 +128,7 @@ class Sandbox(Machine):
             "disk": words("disks", disks, "TAG=FILE"),
             "net": net,
             "hwrng": hwrng,
+            "vsock": vsock,
             "devices": devices,
             "driver": driver,
             "kernel": kernel,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cloche.errors import HostError
+from cloche.errors import HostError, NetworkError
 from cloche.lean import socket
 from cloche.model.plan import EndpointKind, socket_name
 from cloche.record import TYPE_CHECKING
@@ -24,6 +24,7 @@ class Endpoints:
 
     Raises:
         HostError: They cannot be made.
+        NetworkError: One at a path of the caller's choice cannot.
     """
 
     def __init__(self, endpoints: tuple[Endpoint, ...], directory: RunDirectory, prefix: str = "") -> None:
@@ -33,6 +34,9 @@ class Endpoints:
         try:
             for endpoint in endpoints:
                 self._make(endpoint)
+        except NetworkError:
+            self.close()
+            raise
         except OSError as error:
             self.close()
             raise HostError(
@@ -44,6 +48,11 @@ class Endpoints:
         name = endpoint.name
         if endpoint.kind == EndpointKind.JOIN:
             self.join(name)
+            return
+        if endpoint.kind == EndpointKind.DOOR:
+            from cloche.domain.doors import open_door
+
+            self._sides[name, "listen"] = open_door(endpoint.path, self._directory)
             return
         if endpoint.kind == EndpointKind.PAIR:
             self._sides[name, "here"], self._sides[name, "there"] = socket.socketpair()

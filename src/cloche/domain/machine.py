@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cloche.domain.monitor import Monitor, TemplateWork
     from cloche.domain.peers import Peers
     from cloche.domain.restarts import Restarts
+    from cloche.domain.switchboard import Switchboard
     from cloche.domain.timings import Timings
     from cloche.drivers.contract import Control
     from cloche.errors import ClocheError
@@ -75,6 +76,7 @@ class Machine:
         self._complaints: dict[int, Complaints] = {}
         self._files: dict[OpenFile, int] = {}
         self._peers: Peers | None = None
+        self._switchboard: Switchboard | None = None
         self._couples: dict[int, Couple] = {}
         self._restarts: Restarts | None = None
         self._cgroup: DomainCgroup | None = None
@@ -146,6 +148,11 @@ class Machine:
         self._timings.mark("sockets and warden")
         if self.plan.console:
             self.console.listen(self._endpoints.connect(self.plan.console))
+        if self.plan.vsock is not None:
+            from cloche.domain.switchboard import Switchboard
+
+            asks = self._endpoints.connect(self.plan.vsock.asks)
+            self._switchboard = Switchboard(self._reactor, asks, self.plan.vsock.path)
         if self._work is not None:
             from cloche.domain.monitor import Monitor
 
@@ -458,7 +465,7 @@ class Machine:
             self._vmm = -1
         self.console.drain()
         self.console.close()
-        for one in (self._monitor, self._control, self._work, self._peers, self._endpoints):
+        for one in (self._monitor, self._control, self._work, self._peers, self._switchboard, self._endpoints):
             if one is not None:
                 one.close()
         for complaints in self._complaints.values():

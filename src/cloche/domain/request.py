@@ -54,6 +54,11 @@ def build_request(given: Mapping[str, object], program: Sequence[str]) -> RunReq
         from cloche.host.networks import resolve_network
 
         network = resolve_network(given["net"])  # type: ignore[arg-type]
+    vsock = ""
+    if "vsock" in given:
+        from cloche.host.networks import resolve_door
+
+        vsock = resolve_door(str(given["vsock"]))
     if "name" in given:
         from cloche.host.names import check_name
 
@@ -89,6 +94,7 @@ def build_request(given: Mapping[str, object], program: Sequence[str]) -> RunReq
         mounts=mounts,
         root=root,
         network=network,
+        vsock=vsock,
         env=tuple(read_variable(word) for word in given.get("env", ())),  # type: ignore[attr-defined]
         memory_mib=given.get("memory"),  # type: ignore[arg-type]
         timeout_s=given.get("timeout"),  # type: ignore[arg-type]

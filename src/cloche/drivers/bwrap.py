@@ -143,6 +143,7 @@ def _refuse_unsupported(request: RunRequest, facts: HostFacts) -> None:
         ("--share-later", request.share_later),
         ("--net", request.network is not None),
         ("--hwrng", request.hwrng),
+        ("--vsock", bool(request.vsock)),
         (f"--devices={request.devices}", request.devices != Devices.PROCESS),
         ("--insecure-no-jail", bool(request.insecure)),
         ("--privileged", request.privileged and facts.user.uid != 0),

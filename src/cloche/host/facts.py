@@ -43,6 +43,7 @@ def collect_facts(*, remember: bool = True) -> HostFacts:
             disk=tools.find_own_binary("cloche-disk"),
             net=tools.find_own_binary("cloche-net"),
             rng=tools.find_own_binary("cloche-rng"),
+            vsock=tools.find_own_binary("cloche-vsock"),
             bundle=tools.find_own_binary("cloche-bundle"),
             passt=tools.find_system_tool("passt"),
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from cloche.errors import NetworkError
+from cloche.errors import NetworkError, UsageError
 from cloche.model.request import Network, NetworkKind
 from cloche.plan.networks import parse_network
 
@@ -40,6 +40,25 @@ def resolve_network(word: str) -> Network | None:
             hint="Name a Unix socket where somebody listens who speaks frames, as passt does.",
         )
     return Network(real, mac or _random_address())
+
+
+def resolve_door(word: str) -> str:
+    """Turn the argument of ``--vsock`` into the path of a socket that is to be made.
+
+    Raises:
+        UsageError: It names none.
+        NetworkError: There is no such directory.
+    """
+    head, name = os.path.split(os.path.expanduser(word))
+    if not name or name in (".", "..") or "\0" in word:
+        raise UsageError(f"--vsock {word!r} names no socket", hint="Name a path where one can be made.")
+    try:
+        directory = os.path.realpath(head or ".", strict=True)
+    except OSError as error:
+        raise NetworkError(
+            f"cannot listen at {word}: {error.strerror}", hint="Make its directory first, one of your own."
+        ) from None
+    return os.path.join(directory, name)
 
 
 def _random_address() -> str:

@@ -17,6 +17,7 @@ from cloche.record import Record
 _LOCK = "lock"
 _OWNER = "warden"
 _CGROUP = "cgroup"
+_DOOR = "door"
 _NEW = "new-"
 #: With it begin the names of domains, and nothing else does (``host.names``, which a run without one does without).
 _NAMES = "@"
@@ -157,6 +158,14 @@ class RunDirectory:
             HostError: There is no room for it.
         """
         self._note(_CGROUP, directory)
+
+    def record_door(self, mark: str) -> None:
+        """Write down which socket outside of the directory is the domain's (``door_mark``): it goes with it.
+
+        Raises:
+            HostError: There is no room for it.
+        """
+        self._note(_DOOR, mark)
 
     def _note(self, name: str, text: str) -> None:
         try:
@@ -323,7 +332,28 @@ def _is_old(path: str) -> bool:
         return False
 
 
+def door_mark(path: str) -> str:
+    """Return what tells a socket at ``path`` from one that somebody makes there later.
+
+    Raises:
+        OSError: Nothing is there.
+    """
+    found = os.lstat(path)
+    return f"{found.st_dev}:{found.st_ino}:{path}"
+
+
+def _remove_door(directory: str) -> None:
+    mark = _read_note(directory, _DOOR)
+    path = mark.partition(":")[2].partition(":")[2]
+    try:
+        if path and door_mark(path) == mark:
+            os.unlink(path)
+    except OSError:
+        return  # somebody else has removed it, or may not be reached any more
+
+
 def _remove(path: str) -> None:
+    _remove_door(path)
     # Two commands may sweep at once: whoever comes second finds nothing, and that is what was wanted.
     try:
         with os.scandir(path) as entries:

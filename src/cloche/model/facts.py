@@ -41,6 +41,7 @@ class Tools(Record):
     disk: str
     net: str
     rng: str
+    vsock: str
     bundle: str
     passt: str = ""
 

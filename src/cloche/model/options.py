@@ -214,6 +214,11 @@ RUN_OPTIONS = (
         metavar="none|user[,mac=MAC]|socket:PATH[,mac=MAC]",
     ),
     Option(
+        ("--vsock",),
+        "Connect programs of the host with AF_VSOCK sockets of the guest, by a socket made here: CONNECT PORT.",
+        metavar="PATH",
+    ),
+    Option(
         ("-u", "--user"), "Run as this user of the guest (root, nobody, you, or a number).", metavar="USER"
     ),
     Option(("--privileged",), "Run as root inside."),

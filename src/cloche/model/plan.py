@@ -19,6 +19,7 @@ class EndpointKind:
     LISTEN: a listening Unix socket at a path of the run directory; the supervisor connects to it, again after a cut.
     LINK: a listening socket for a backend, and a connection to it already made for its frontend; no path remains.
     PAIR: a socket pair; the supervisor keeps side ``here``.
+    DOOR: a listening Unix socket at a path of the caller's choice, which goes with the domain.
     JOIN: a socket pair of two processes that live and die together: sides ``one`` and ``other``. When one of them dies,
         the other is ended, and both are started anew with a new pair.
     """
@@ -26,6 +27,7 @@ class EndpointKind:
     LISTEN = "listen"
     LINK = "link"
     PAIR = "pair"
+    DOOR = "door"
     JOIN = "join"
 
 
@@ -40,16 +42,17 @@ def socket_name(endpoint: str) -> str:
 
 
 class Endpoint(Record):
-    """A socket made before any process starts."""
+    """A socket made before any process starts; ``path`` is a DOOR's."""
 
     name: str
     kind: str
+    path: str = ""
 
 
 class Descriptor(Record):
     """One end of an endpoint as a process receives it.
 
-    ``side`` is ``listen`` or ``connect`` for LISTEN and LINK, ``there`` for PAIR, ``one`` or ``other`` for JOIN.
+    ``side`` is ``listen`` or ``connect`` for LISTEN and LINK, ``listen`` for DOOR, ``there`` for PAIR, ``one`` or ``other`` for JOIN.
     ``number`` is the descriptor's number in the process.
     """
 
@@ -165,6 +168,18 @@ class SharingPlan(Record):
     numbers: tuple[int, ...] = ()
 
 
+class VsockPlan(Record):
+    """How a guest's programs connect to programs of the host.
+
+    Attributes:
+        path: The path of the domain's own socket; with a port behind it that of who listens for the guest.
+        asks: The endpoint on which the supervisor is asked for these.
+    """
+
+    path: str
+    asks: str
+
+
 class LayerPlan(Record):
     """What a writable layer on a profile's disk asks of the domain beside its set-up.
 
@@ -210,6 +225,7 @@ class LaunchPlan(Record):
         cold: Why it boots, in a clause; empty when it does not.
         name: What the domain is to be called; empty for nothing but its identity.
         layer: What its writable layer needs when it is a profile's; None when it is in memory.
+        vsock: How its guest reaches sockets of the host; None when it does not.
     """
 
     driver: str
@@ -239,3 +255,4 @@ class LaunchPlan(Record):
     slots: tuple[int, ...] = ()
     balloon: bool = False
     layer: LayerPlan | None = None
+    vsock: VsockPlan | None = None

@@ -66,6 +66,7 @@ def why_not(request: RunRequest) -> str:
         (bool(request.disks), "a disk is not added to a machine that waits"),
         (request.network is not None, "a network card is not added to a machine that waits"),
         (request.hwrng, "--hwrng cannot be added to a machine that runs"),
+        (bool(request.vsock), "--vsock cannot be added to a machine that runs"),
         (bool(request.includes), "--include is done before a machine's first program"),
         (request.devices != Devices.PROCESS, f"--devices={request.devices} is another arrangement"),
         (bool(request.insecure), "--insecure-no-jail makes other jails"),

@@ -101,7 +101,11 @@ def plan_launch(
     if cgroup:
         processes = [limit(process, machine) for process in processes]
     setup = _set_up(request, facts, person, machine=machine, kernel=kernel, board=board, template=template)
-    layer = None
+    layer = vsock = None
+    if request.vsock:
+        from cloche.drivers.qemu.vsock import sockets_of
+
+        vsock = sockets_of(request)
     if request.layer is not None:
         from cloche.plan.layers import check_layer, plan_layer
 
@@ -137,6 +141,7 @@ def plan_launch(
         slots=board.taken,
         balloon=balloon,
         layer=layer,
+        vsock=vsock,
     )
 
 
@@ -199,7 +204,12 @@ def _plan_devices(
 ) -> tuple[DeviceParts, ...]:
     trees = build_trees(request, facts, HOSTNAME)
     if request.devices in NOT_APART:
-        for option, given in (("--share-later", request.share_later), ("--net", request.network is not None)):
+        given_up = (
+            ("--share-later", request.share_later),
+            ("--net", request.network is not None),
+            ("--vsock", bool(request.vsock)),
+        )
+        for option, given in given_up:
             if given:
                 raise UsageError(
                     f"--devices={request.devices} cannot do {option}", hint="Leave out --devices."
@@ -234,6 +244,10 @@ def _plan_devices(
         from cloche.drivers.qemu.rng import plan_rng
 
         devices.append(plan_rng(board, facts))
+    if request.vsock:
+        from cloche.drivers.qemu.vsock import plan_vsock
+
+        devices.append(plan_vsock(board, request, facts))
     if request.network:
         from cloche.drivers.qemu.network import plan_network
 

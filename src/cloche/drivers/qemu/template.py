@@ -31,6 +31,7 @@ _MICROVM = "microvm"
 STATE_PLACEHOLDER = "/state"
 #: What every run has and is saved with, and what some have besides.
 _TREE, _DISK, _NETWORK, _NUMBERS = "vhost-user-fs", "vhost-user-blk", "virtio-net", "vhost-user-rng"
+_SOCKETS = "vhost-user-vsock"
 _BOOT_TIMEOUT_S = 120.0
 
 
@@ -63,6 +64,7 @@ def why_cold(request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> st
         (_DISK, request.disks),
         (_NETWORK, request.network),
         (_NUMBERS, request.hwrng),
+        (_SOCKETS, request.vsock),
     )
     for kind, wanted in kinds:
         if not wanted:
