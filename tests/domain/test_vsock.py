@@ -156,7 +156,7 @@ def test_streams_go_both_ways(runner: Runner, folder: Path) -> None:
 def test_programs_of_the_host_connect(runner: Runner, folder: Path) -> None:
     """Ports that listen are reached by name of a socket that is the caller's alone, many at once; others refuse.
 
-    Whatever ends the domain, its socket is gone; the audit finds the process held; and it cannot be saved.
+    However the domain ends, its socket is gone; the audit finds the process held; and it cannot be saved.
     """
     path = folder / "sockets"
     plan = runner("run", "--dry-run", f"--vsock={path}", "true").stdout.decode()

@@ -22,7 +22,7 @@ use crate::memory::{DirtyLog, Region, Table, MAX_REGIONS};
 use crate::process::set_nonblocking;
 use crate::vring::{Progress, Vring};
 use crate::watch::{await_kick, Turn, Watched};
-use crate::{Device, Over, StateTransfer};
+use crate::{Device, StateTransfer};
 
 /// What every device offers beside its own features.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
@@ -112,9 +112,9 @@ impl Frontend {
         }
     }
 
-    /// How often the device wants to look for a next request before it sleeps.
-    pub fn looks(&self) -> u32 {
-        self.device.looks()
+    /// The device itself.
+    pub fn device(&mut self) -> &mut dyn Device {
+        &mut *self.device
     }
 
     /// Takes in that what the device waits for beside its queues has come.
@@ -144,11 +144,6 @@ impl Frontend {
         self.watched.change(&self.epoll, wanted)
     }
 
-    /// Why the device cannot go on, if it cannot.
-    pub fn over(&mut self) -> Option<Over> {
-        self.device.over()
-    }
-
     /// Looks once at every queue that has to be looked at.
     pub fn process(&mut self) {
         for (index, vring) in self.vrings.iter_mut().enumerate() {
@@ -165,8 +160,8 @@ impl Frontend {
                 }
             }
         }
-        for (index, pending) in self.pending.iter_mut().enumerate() {
-            *pending |= self.awaited[index].is_some() && self.device.is_due(index);
+        for (index, vring) in self.vrings.iter().enumerate() {
+            self.pending[index] |= vring.awaited().is_some() && self.device.is_due(index);
         }
     }
 

@@ -141,13 +141,13 @@ impl Server {
                     queue => {
                         let mut frontend = self.lock();
                         frontend.kicked(usize::try_from(queue).unwrap_or(usize::MAX));
-                        patience.renew(frontend.looks());
+                        patience.renew(frontend.device().looks());
                     }
                 }
             }
             let mut frontend = self.lock();
             frontend.process();
-            if let Some(over) = frontend.over() {
+            if let Some(over) = frontend.device().over() {
                 return Ok(End::Device(over));
             }
             frontend.rewatch()?;

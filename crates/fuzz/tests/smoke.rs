@@ -36,4 +36,4 @@ macro_rules! smoke {
     };
 }
 
-smoke! { frame message mux agent warden policy rng disk net qcow2 undo tree share frontend }
+smoke! { frame message mux agent warden policy rng disk net vsock qcow2 undo tree share frontend }

@@ -360,7 +360,11 @@ impl Connection {
             State::Greeting | State::Asked | State::Draining => false,
             State::Offered => self.offer,
             State::Open => {
-                self.accept || self.update || self.may_read() || self.end_to_tell() != 0 || self.wants_room()
+                self.accept
+                    || self.update
+                    || self.may_read()
+                    || self.end_to_tell() != 0
+                    || self.wants_room()
             }
         }
     }

@@ -60,10 +60,7 @@ fn a_line_may_come_in_pieces() {
     assert!(connection.has_words());
     assert_eq!(connection.speak(&mut []), Word::Control(op::REQUEST, 0));
     assert!(!connection.has_words());
-    assert_eq!(
-        connection.hear(&said(op::RESPONSE, 100, 0), &[]),
-        Next::On
-    );
+    assert_eq!(connection.hear(&said(op::RESPONSE, 100, 0), &[]), Next::On);
     assert_eq!(connection.accepted(9), Next::On);
     let mut room = [0; 100];
     assert_eq!(connection.speak(&mut room), Word::Data(4));

@@ -44,8 +44,8 @@ fn main() -> ExitCode {
 fn open(cid: u64, inherited: &mut Inherited) -> io::Result<Box<dyn Device>> {
     let listener = inherited.take_listener(LISTENER)?;
     let supervisor = inherited.take_stream(SUPERVISOR)?;
-    let supervisor = supervisor
-        .ok_or_else(|| io::Error::other(format!("{SUPERVISOR} is required")))?;
+    let supervisor =
+        supervisor.ok_or_else(|| io::Error::other(format!("{SUPERVISOR} is required")))?;
     let outside = Outside::new(listener, supervisor)?;
     Ok(Box::new(Sockets::new(cid, outside)))
 }

@@ -115,8 +115,7 @@ impl Outside {
     // Each change is told once: nobody has to be listened to less while nothing can be done for them.
     fn add(&self, fd: &impl AsRawFd, token: u64, events: EventSet) -> io::Result<()> {
         let event = EpollEvent::new(events | EventSet::EDGE_TRIGGERED, token);
-        self.epoll
-            .ctl(ControlOperation::Add, fd.as_raw_fd(), event)
+        self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
     }
 
     /// Listens to a stream, as long as it is open, under a number.

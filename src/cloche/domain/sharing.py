@@ -163,6 +163,10 @@ class Sharing:
         others = tuple(one.share for one in self.shares)
         request = self._launcher.plan.request
         mounts = request.mounts if request else ()
+        if request and request.vsock:
+            from cloche.plan.sockets import check_sockets
+
+            check_sockets(request.vsock, (share,))
         check_places((*others, share), self._plan.includes, mounts)
         number = self._next
         self._next += 1

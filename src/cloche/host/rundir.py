@@ -339,12 +339,13 @@ def door_mark(path: str) -> str:
         OSError: Nothing is there.
     """
     found = os.lstat(path)
-    return f"{found.st_dev}:{found.st_ino}:{path}"
+    # A number alone may be given to the next file at once; the time is that of the making, for nobody writes to a socket.
+    return f"{found.st_mode >> 12}.{found.st_dev}.{found.st_ino}.{found.st_mtime_ns}:{path}"
 
 
 def _remove_door(directory: str) -> None:
     mark = _read_note(directory, _DOOR)
-    path = mark.partition(":")[2].partition(":")[2]
+    path = mark.partition(":")[2]
     try:
         if path and door_mark(path) == mark:
             os.unlink(path)

@@ -12,6 +12,7 @@ mod policy;
 pub mod qcow2;
 mod rng;
 mod undo;
+mod vsock;
 mod warden;
 
 use crate::Target;
@@ -30,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     target("rng", rng::run, 64 * KIB, MIB, 1000),
     target("disk", disk::run, 64 * KIB, MIB, 1000),
     target("net", net::run, 80 * KIB, MIB, 500),
+    target("vsock", vsock::run, 16 * KIB, 8 * MIB, 300),
     target("qcow2", qcow2::run, 64 * KIB, 64 * MIB, 1000),
     target("undo", undo::run, 256 * KIB, MIB, 1000),
     target("tree", files::run_tree, 4 * KIB, 4 * MIB, 500),

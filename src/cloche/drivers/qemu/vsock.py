@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 from cloche.drivers.qemu.board import DeviceParts
 from cloche.drivers.qemu.jails import device_jail
-from cloche.errors import UsageError
 from cloche.model.plan import Descriptor, Endpoint, EndpointKind, ProcessPlan, VsockPlan
+from cloche.plan.sockets import check_sockets
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloche.drivers.qemu.board import Board
     from cloche.model.facts import HostFacts
-    from cloche.model.request import RunRequest, Share
+    from cloche.model.request import RunRequest
 
 _NAME, _DOOR, _ASKS = "vsock", "vsock-door", "vsock-asks"
 _SOCKET_FD, _DOOR_FD, _ASKS_FD, _VMM_FD = 3, 4, 5, 16
@@ -30,7 +28,7 @@ def plan_vsock(board: Board, request: RunRequest, facts: HostFacts) -> DevicePar
     Raises:
         UsageError: There is no place for it, or the guest could make sockets of its own out of what is shared.
     """
-    check_vsock(request.vsock, request.shares)
+    check_sockets(request.vsock, request.shares)
     words = ("--fd", str(_SOCKET_FD), "--listen-fd", str(_DOOR_FD), "--ask-fd", str(_ASKS_FD), "--cid", str(CID))
     process = ProcessPlan(
         name=_NAME,
@@ -62,20 +60,3 @@ def plan_vsock(board: Board, request: RunRequest, facts: HostFacts) -> DevicePar
 def sockets_of(request: RunRequest) -> VsockPlan | None:
     """Return how a guest reaches sockets of the host; None when it has none."""
     return VsockPlan(request.vsock, _ASKS) if request.vsock else None
-
-
-def check_vsock(path: str, shares: tuple[Share, ...]) -> None:
-    """Look whether a guest could write where the sockets are that it may connect to.
-
-    It could give the name of such a socket to any other that lies there.
-
-    Raises:
-        UsageError: It could.
-    """
-    directory = os.path.dirname(path)
-    for share in shares:
-        if share.writable and os.path.commonpath((directory, share.source)) == share.source:
-            raise UsageError(
-                f"--vsock {path}: the guest can write there, and could name sockets as it likes",
-                hint="Name a socket in a directory that is not shared writable.",
-            )
