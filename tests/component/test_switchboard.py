@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cloche.domain import switchboard
 from cloche.domain.switchboard import Switchboard, connect_in
 from cloche.host.reactor import Reactor
 from support.vhost import PATIENCE_S
@@ -63,14 +62,12 @@ def test_whoever_listens_is_found(tmp_path: Path, directory: int) -> None:
             pass
 
 
-def test_a_link_is_not_followed(
-    tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_is_not_followed(tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that leads to another socket is nobody's; without the look at links it is connected to."""
     with listening(tmp_path / "secret"):
         (tmp_path / "v_1").symlink_to(tmp_path / "secret")
         assert not is_connected(directory, "v_1")
-        monkeypatch.setattr(switchboard.os, "O_NOFOLLOW", 0)
+        monkeypatch.setattr(os, "O_NOFOLLOW", 0)
         assert is_connected(directory, "v_1")
 
 
@@ -104,7 +101,7 @@ def test_another_users_socket_is_not_connected_to(
         finally:
             os.seteuid(0)
         assert not is_connected(directory, "v_1")
-        monkeypatch.setattr(switchboard.os, "geteuid", lambda: 12345)
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
         assert is_connected(directory, "v_1")
 
 

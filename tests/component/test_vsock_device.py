@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,7 +80,7 @@ def test_a_program_of_the_host_connects(tmp_path: Path, features: int) -> None:
 
 
 def test_a_program_of_the_guest_connects(talk: Machine) -> None:
-    """The supervisor is asked, once at a time; a stream is accepted, none is refused, and another's packets end none."""
+    """The supervisor is asked, one at a time; a stream is accepted, none is refused, and no other ends by that."""
     with talk.connect(5000) as program:
         talk.guest.say(Packet(80, 5000, RW, b"hello"))
         assert read(program, 5) == b"hello"
@@ -104,7 +105,7 @@ def test_a_packet_in_many_parts_is_whole(talk: Machine) -> None:
         frontend = talk.guest.frontend
         whole = bytes(frontend.memory[0x10_0000 : 0x10_0000 + 244])
         cuts = (0, 10, 44, 45, 100, 244)
-        for index, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        for index, (start, end) in enumerate(pairwise(cuts)):
             place = 0x20_0000 + index * 0x1000
             frontend.memory[place : place + end - start] = whole[start:end]
             flags = NEXT if end < 244 else 0
@@ -115,7 +116,8 @@ def test_a_packet_in_many_parts_is_whole(talk: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"HELLO\n", b"CONNECT\n", b"CONNECT +5\n", b"CONNECT 4294967295\n", b"CONNECT 99999999999\n", b"C" * 32]
+    "line",
+    [b"HELLO\n", b"CONNECT\n", b"CONNECT +5\n", b"CONNECT 4294967295\n", b"CONNECT 99999999999\n", b"C" * 32],
 )
 def test_another_line_ends_it(talk: Machine, line: bytes) -> None:
     """Whoever says something else than CONNECT and a port is hung up on, and the guest hears nothing of it."""

@@ -139,7 +139,9 @@ def test_streams_go_both_ways(runner: Runner, folder: Path) -> None:
     """200 MB from the guest arrive as they were sent, many streams at once do not mix, and nobody is nobody."""
     path = folder / "sockets"
     with digests(Path(f"{path}_{ECHO_PORT}"), ids(runner)):
-        done = runner("run", f"--vsock={path}", "--", *guest_program(SENDER, str(200_000_000 >> 16)), timeout=600)
+        done = runner(
+            "run", f"--vsock={path}", "--", *guest_program(SENDER, str(200_000_000 >> 16)), timeout=600
+        )
     total, made = hashlib.sha256(), random.Random(7)
     for _ in range(200_000_000 >> 16):
         total.update(made.randbytes(1 << 16))
@@ -163,7 +165,9 @@ def test_programs_of_the_host_connect(runner: Runner, folder: Path) -> None:
     assert "cold: vhost-user-vsock" in plan
     assert "saveable    no: vhost-user-vsock" in plan
     assert not path.exists()
-    with runner.popen("run", f"--vsock={path}", "--", *guest_program(ECHO)) as running:
+    name = f"door-{os.getpid()}"
+    words = ("run", f"--vsock={path}", "--share-later", "--name", name)
+    with runner.popen(*words, "--", *guest_program(ECHO)) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == b"ready\n"
         mode = path.stat()
@@ -184,7 +188,8 @@ def test_programs_of_the_host_connect(runner: Runner, folder: Path) -> None:
         with pytest.raises(ConnectionRefusedError):
             knock(path, LOST_PORT)
         check_error(runner("run", f"--vsock={path}", "true"), 125, "cannot listen at")
-        audit = runner("audit")
+        check_error(runner("share", "add", name, f"{folder}:rw"), 125, "the guest can write there")
+        audit = runner("audit", name)
         assert audit.returncode == 0, audit.stdout
         assert b"vsock" in audit.stdout
         # It ends with its process, with the reason.
@@ -225,5 +230,7 @@ def test_what_cannot_be_is_refused(cloche: Runner, folder: Path) -> None:
     check_error(cloche("run", "--vsock=/nowhere/x", "true"), 125, "cannot listen at /nowhere/x")
     check_error(cloche("run", f"--vsock={folder}/", "true"), 125, "names no socket")
     check_error(cloche("run", f"--vsock={folder}/x", "--devices=vmm", "true"), 125, "cannot do --vsock")
-    check_error(cloche("run", f"--vsock={folder}/x", f"--share={folder}:rw", "true"), 125, "the guest can write there")
+    check_error(
+        cloche("run", f"--vsock={folder}/x", f"--share={folder}:rw", "true"), 125, "the guest can write there"
+    )
     assert cloche("run", "--dry-run", f"--vsock={folder}/x", f"--share={folder}", "true").returncode == 0

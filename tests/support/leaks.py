@@ -17,7 +17,17 @@ from typing import NamedTuple
 #: The programs a domain consists of, as the kernel names their processes (at most 15 characters).
 DOMAIN_PROGRAMS = (
     "qemu-system-x86",
-    *("cloche-warden", "cloche-fs", "cloche-disk", "cloche-net", "cloche-rng", "cloche-vsock", "cloche-bundle", "cloche-agent", "cloche"),
+    *(
+        "cloche-warden",
+        "cloche-fs",
+        "cloche-disk",
+        "cloche-net",
+        "cloche-rng",
+        "cloche-vsock",
+        "cloche-bundle",
+        "cloche-agent",
+        "cloche",
+    ),
 )
 #: What may stand between one of them and init when its starter is gone: those and the interpreter of a supervisor.
 _ORPHAN_TOPS = (*DOMAIN_PROGRAMS, "python3", "python3.11", "bwrap")

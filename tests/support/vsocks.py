@@ -1,4 +1,4 @@
-"""A guest's driver for sockets as far as its device sees it: packets in two queues, honest or not (virtio 1.2, 5.10)."""
+"""A guest's driver for sockets as far as its device sees it: packets, honest or not (virtio 1.2, 5.10)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from os import eventfd_read
 from typing import TYPE_CHECKING, NamedTuple
 
-from support.vhost import PATIENCE_S, QUEUE_BYTES, QUEUE_SIZE, WRITABLE, Descriptor, DeviceProcess, Frontend, device
+from support.vhost import (
+    PATIENCE_S,
+    QUEUE_BYTES,
+    QUEUE_SIZE,
+    WRITABLE,
+    Descriptor,
+    DeviceProcess,
+    Frontend,
+    device,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,11 +69,28 @@ class Guest:
         self.frontend.wait(SEND)
 
     def offer(
-        self, packet: Packet, *, head: int = 0, kind: int = STREAM, src: int = GUEST, length: int | None = None
+        self,
+        packet: Packet,
+        *,
+        head: int = 0,
+        kind: int = STREAM,
+        src: int = GUEST,
+        length: int | None = None,
     ) -> None:
         """Send a packet."""
         size = len(packet.data) if length is None else length
-        fields = (src, HOST, packet.guest, packet.host, size, kind, packet.op, packet.flags, packet.room, packet.taken)
+        fields = (
+            src,
+            HOST,
+            packet.guest,
+            packet.host,
+            size,
+            kind,
+            packet.op,
+            packet.flags,
+            packet.room,
+            packet.taken,
+        )
         whole = HEADER.pack(*fields) + packet.data
         place = _SENT + head * (68 << 10)
         self.frontend.memory[place : place + len(whole)] = whole
@@ -147,7 +173,9 @@ class Machine(NamedTuple):
 def machine(folder: Path, *, features: int = 0, built_in: Path | None = None) -> Iterator[Machine]:
     """Provide a device with an honest guest; the process must end with its frontend, with status 0."""
     with ExitStack() as stack:
-        door, ours, theirs = (stack.enter_context(one) for one in (socket.socket(socket.AF_UNIX), *socket.socketpair()))
+        door, ours, theirs = (
+            stack.enter_context(one) for one in (socket.socket(socket.AF_UNIX), *socket.socketpair())
+        )
         ours.settimeout(PATIENCE_S)
         path = folder / "vsock"
         door.bind(str(path))

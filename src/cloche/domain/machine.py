@@ -465,7 +465,14 @@ class Machine:
             self._vmm = -1
         self.console.drain()
         self.console.close()
-        for one in (self._monitor, self._control, self._work, self._peers, self._switchboard, self._endpoints):
+        for one in (
+            self._monitor,
+            self._control,
+            self._work,
+            self._peers,
+            self._switchboard,
+            self._endpoints,
+        ):
             if one is not None:
                 one.close()
         for complaints in self._complaints.values():

@@ -1,7 +1,7 @@
 """Connecting a guest with programs of the host that listen for it (layer 5; ``protocol/vsock.md``).
 
-The process that moves the bytes can name no socket. It says a port, and gets a stream to whoever listens at the path of the
-domain's sockets with that port behind it: what the guest itself may have, and nothing else.
+The process that moves the bytes can name no socket. It says a port, and gets a stream to whoever listens at the path of
+the domain's sockets with that port behind it: what the guest itself may have, and nothing else.
 """
 
 from __future__ import annotations

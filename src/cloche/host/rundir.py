@@ -339,7 +339,7 @@ def door_mark(path: str) -> str:
         OSError: Nothing is there.
     """
     found = os.lstat(path)
-    # A number alone may be given to the next file at once; the time is that of the making, for nobody writes to a socket.
+    # A number alone may be given to the next file at once. Nobody writes to a socket: the time is that of its making.
     return f"{found.st_mode >> 12}.{found.st_dev}.{found.st_ino}.{found.st_mtime_ns}:{path}"
 
 

@@ -52,8 +52,8 @@ class Endpoint(Record):
 class Descriptor(Record):
     """One end of an endpoint as a process receives it.
 
-    ``side`` is ``listen`` or ``connect`` for LISTEN and LINK, ``listen`` for DOOR, ``there`` for PAIR, ``one`` or ``other`` for JOIN.
-    ``number`` is the descriptor's number in the process.
+    ``side`` is ``listen`` or ``connect`` for LISTEN and LINK, ``listen`` for DOOR, ``there`` for PAIR, ``one`` or
+    ``other`` for JOIN. ``number`` is the descriptor's number in the process.
     """
 
     endpoint: str

@@ -191,8 +191,8 @@ class RunRequest(Record):
         accelerator: ``kvm``, ``tcg`` or None for what was found to work.
         devices: Where the machine's devices are (``model.machine.Devices``).
         hwrng: Whether it has a device that gives random numbers.
-        vsock: The absolute path at which the host's programs reach sockets of the guest, and with a port behind it those
-            at which they listen for it; empty for none.
+        vsock: The absolute path at which the host's programs reach sockets of the guest, and with a port behind it
+            those at which they listen for it; empty for none.
         insecure: Parts of the jails to leave out (``model.jail.INSECURE_PARTS``), for hosts that cannot have them.
         share_later: Be ready to take shares while it runs, although there is none at the start.
         layer: The profile that keeps what is changed; None when nothing does.

@@ -29,7 +29,16 @@ def plan_vsock(board: Board, request: RunRequest, facts: HostFacts) -> DevicePar
         UsageError: There is no place for it, or the guest could make sockets of its own out of what is shared.
     """
     check_sockets(request.vsock, request.shares)
-    words = ("--fd", str(_SOCKET_FD), "--listen-fd", str(_DOOR_FD), "--ask-fd", str(_ASKS_FD), "--cid", str(CID))
+    words = (
+        "--fd",
+        str(_SOCKET_FD),
+        "--listen-fd",
+        str(_DOOR_FD),
+        "--ask-fd",
+        str(_ASKS_FD),
+        "--cid",
+        str(CID),
+    )
     process = ProcessPlan(
         name=_NAME,
         argv=(b"cloche-vsock", *(word.encode() for word in words)),
