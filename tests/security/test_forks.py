@@ -8,29 +8,34 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cloche.domain import pausing, preserve
 from cloche.domain.control.client import Control
 from cloche.domain.control.fields import Nothing
 from cloche.domain.control.snapshot_save import SnapshotSave
 from cloche.domain.domain import Domain
 from cloche.domain.find import find_domain
+from cloche.domain.launcher import Launcher
+from cloche.domain.prepare import prepare_plan
 from cloche.domain.restore import Restore, checksum_of
 from cloche.domain.snapshot import check_content, prepare, read
+from cloche.domain.timings import Timings
 from cloche.errors import ClocheError, SnapshotError, TemplateError
 from cloche.host import snapshots
 from cloche.host.facts import collect_facts
 from cloche.host.reactor import Reactor
 from cloche.model.guest import Clock, Entropy, Thaw
+from cloche.model.request import RunRequest
 from support.sequences import TELL, read_told, same_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cloche.domain.sharing import GuestAnswer
     from cloche.guest.session import Sink, Source
     from cloche.model.guest import Step
     from cloche.model.plan import LaunchPlan
@@ -100,14 +105,6 @@ def draws(directory: str, plan: LaunchPlan) -> list[bytes]:
     return bytes(said).split(b"\n")[:-1]
 
 
-def round_trip(reactor: Reactor, domain: Domain) -> None:
-    """Ask the agent something and wait for the answer."""
-    answers: list[GuestAnswer] = []
-    domain._ask_guest((Clock(),), False, answers.append)
-    assert reactor.run_until(lambda: bool(answers), PATIENCE_S)
-    assert not answers[0].errno
-
-
 def without(setup: tuple[Step, ...], kind: type) -> tuple[Step, ...]:
     """Return steps without those of a kind."""
     return tuple(step for step in setup if not isinstance(step, kind))
@@ -131,27 +128,87 @@ def test_without_fresh_randomness_forks_draw_the_same(saved: str) -> None:
     assert first[:LINES] == second[:LINES]
 
 
-def test_programs_stand_still_until_then(saved: str) -> None:
-    """The twin of the other half: a fork that nobody tells to go on says nothing new."""
-    plan = plan_of(saved)
-    assert isinstance(plan.setup[-1], Thaw)
+@contextmanager
+def drawing(reactor: Reactor) -> Iterator[tuple[Launcher, Domain, bytearray]]:
+    """Provide a domain that draws numbers, and what it has said so far."""
+    plan = prepare_plan(RunRequest(argv=(b"python3", b"-c", DRAWS.encode())), collect_facts())
+    launcher = Launcher(reactor, plan, Timings())
+    domain = Domain(reactor, plan, launcher=lambda *_: launcher)
+    said = bytearray()
+
+    def opened() -> None:
+        domain.execute(plan.command, stdout=said.extend)
+
+    domain.on_open = opened
+    try:
+        domain.start()
+        assert reactor.run_until(lambda: b"\n" in said, PATIENCE_S)
+        yield launcher, domain, said
+    finally:
+        domain.close()
+
+
+def goes_on(reactor: Reactor, domain: Domain, said: bytearray) -> bool:
+    """Tell whether a program says more, once all that was on its way has come."""
+    answers: list[object] = []
+
+    def ask(questions: int) -> None:
+        for _ in range(questions):
+            answers.clear()
+            domain.set_up((Clock(),), answers.append)
+            assert reactor.run_until(lambda: bool(answers), PATIENCE_S)
+
+    ask(_SETTLED)
+    still = len(said)
+    ask(_QUESTIONS)
+    return len(said) > still
+
+
+@pytest.mark.parametrize("freezes", [True, False])
+def test_programs_stand_still_before_a_pause(monkeypatch: pytest.MonkeyPatch, freezes: bool) -> None:
+    """When a paused machine runs, to be saved, none of them does; those of the mutant, which asks for nothing, do."""
+    if not freezes:
+        monkeypatch.setattr(pausing, "Freeze", Clock)
+    heard: list[ClocheError | None] = []
+    with Reactor() as reactor, drawing(reactor) as (_, domain, said):
+        domain.pausing.pause(heard.append)
+        assert reactor.run_until(lambda: len(heard) == 1, PATIENCE_S)
+        domain.pausing.require_frozen()
+        domain.control.resume(heard.append)
+        assert reactor.run_until(lambda: len(heard) == 2, PATIENCE_S)
+        assert heard == [None, None]
+        assert goes_on(reactor, domain, said) is not freezes
+
+
+@pytest.mark.parametrize("freezes", [True, False])
+def test_programs_stand_still_before_a_save(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, freezes: bool
+) -> None:
+    """In what goes on from it none runs before it is told to; those of the mutant, saved as it runs, do."""
+    if not freezes:
+        monkeypatch.setattr(preserve, "Freeze", Clock)
+    over: list[ClocheError | None] = []
+    tmp_path.chmod(0o700)
+    directory = str(tmp_path)
+    with Reactor() as reactor, drawing(reactor) as (launcher, _, _):
+        preserve.preserve(
+            launcher, directory, "", stop=False, done=lambda: over.append(None), fail=over.append
+        )
+        assert reactor.run_until(lambda: bool(over), PATIENCE_S)
+    assert over == [None]
     said = bytearray()
     opened: list[bool] = []
+    plan = plan_of(directory)
     with Reactor() as reactor:
-        domain = Domain(reactor, plan._replace(setup=without(plan.setup, Thaw)), channel=read(saved).channel)
+        domain = Domain(
+            reactor, plan._replace(setup=without(plan.setup, Thaw)), channel=read(directory).channel
+        )
         domain.on_adopt = lambda job: (None, said.extend, None)
         domain.on_open = lambda: opened.append(True)
         try:
             domain.start()
             assert reactor.run_until(lambda: bool(opened), PATIENCE_S)
-            for _ in range(_SETTLED):
-                round_trip(reactor, domain)
-            still = len(said)
-            # What the guest had said before it stood still: a pipe, the agent's window.
-            assert still < 1 << 19
-            for _ in range(_QUESTIONS):
-                round_trip(reactor, domain)
-            assert len(said) == still
+            assert goes_on(reactor, domain, said) is not freezes
         finally:
             domain.close()
 

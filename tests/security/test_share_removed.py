@@ -62,10 +62,29 @@ class Shares(NamedTuple):
         assert (answered, code) == (number, 0)
         return int(count)
 
+    def save(self) -> bytes:
+        """Return what the server writes down when its domain is saved."""
+        reader, writer = os.pipe()
+        self.guest.move_state(0, writer)
+        os.close(writer)
+        with open(reader, "rb") as file:
+            state = file.read()
+        assert self.guest.moved()
+        return state
+
+    def load(self, state: bytes) -> None:
+        """Have the server of a domain that goes on read it."""
+        reader, writer = os.pipe()
+        os.write(writer, state)
+        os.close(writer)
+        self.guest.move_state(1, reader)
+        os.close(reader)
+        assert self.guest.moved()
+
 
 @contextmanager
-def shares(role: Role) -> Iterator[Shares]:
-    """Provide a server as a domain has it; for use inside ``role.run``."""
+def shares(role: Role, *, saved: bool = False) -> Iterator[Shares]:
+    """Provide a server as a domain has it; for use inside ``role.run``. A guest that was ``saved`` mounts nothing."""
     frontend, theirs = socket.socketpair()
     orders, their_orders = socket.socketpair()
     orders.settimeout(20)
@@ -87,7 +106,8 @@ def shares(role: Role) -> Iterator[Shares]:
         theirs.close()
         their_orders.close()
         guest = Guest(frontend)
-        guest.mount()
+        if not saved:
+            guest.mount()
         try:
             yield Shares(warden, guest, orders)
         finally:
@@ -146,6 +166,46 @@ def test_nothing_of_a_removed_share_is_reached(role: Role, told: bool) -> None:
             assert guest.lookup(ROOT, b"0").inode == 0
             assert (directory / "inner" / "file").read_text() == "before"
             assert not (directory / "inner" / "new").exists()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_nothing_of_a_removed_share_is_reached_after_a_restore(role: Role, told: bool) -> None:
+    """What the guest had when it was saved is the next server's to let go of; the mutant's guest keeps it, too."""
+
+    @role.run
+    def _() -> None:
+        with role.directory() as directory:
+            fill(directory)
+            with shares(role) as domain:
+                domain.add(0, directory)
+                inner = domain.guest.walk(b"/0/inner").inode
+                file = domain.guest.lookup(inner, b"file").inode
+                handle = domain.guest.open(file, os.O_RDWR)
+                state = domain.save()
+            with shares(role, saved=True) as domain:
+                guest = domain.guest
+                domain.add(0, directory)
+                domain.load(state)
+                assert guest.read(file, handle, 99) == b"before"
+                released = domain.remove(0, told=told)
+                if not told:
+                    guest.write(file, handle, b"after!")
+                    assert (directory / "inner" / "file").read_text() == "after!"
+                    return
+                assert released == 4
+                attacks = (
+                    lambda: guest.read(file, handle, 99),
+                    lambda: guest.write(file, handle, b"after!"),
+                    lambda: guest.open(file, os.O_RDWR),
+                    lambda: guest.attributes(file),
+                    lambda: guest.lookup(inner, b"file"),
+                    lambda: guest.create(inner, b"new", 0o644),
+                )
+                for attack in attacks:
+                    with refused(errno.ESTALE):
+                        attack()
+                assert guest.lookup(ROOT, b"0").inode == 0
+                assert (directory / "inner" / "file").read_text() == "before"
 
 
 def test_other_shares_and_a_new_one_are_not_touched(role: Role) -> None:
