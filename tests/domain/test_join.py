@@ -321,7 +321,9 @@ def test_a_foreground_run_waits_for_those_who_have_joined(runner: Runner) -> Non
         assert process.stderr is not None
         assert process.stdin is not None
         assert process.stdout.readline() == b"up\n"
-        joined = runner.popen("exec", "host" + OWN, "sh", "-c", "echo in; read x", stdin=subprocess.PIPE)
+        # Another job than the first one's: the two ends of a pipeline need not be told of each other.
+        words = ["setsid", runner.program, "exec", "host" + OWN, "sh", "-c", "echo in; read x"]
+        joined = runner.user.popen(words, stdin=subprocess.PIPE)
         assert joined.stdout is not None
         assert joined.stdout.readline() == b"in\n"
         process.stdin.write(b"\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ SEES = (
     "echo $A $B; cat /shown/file; touch /shown/new 2>/dev/null && echo wrote; pwd; id -u;"
     " awk '/MemTotal/ {print $2 < 300000}' /proc/meminfo"
 )
+#: What the user's settings are.
+USER = 'memory = "256M"\nworkdir = "/usr"\nprivileged = true\n[env]\nA = "user"\n'
 
 
 class Set:
@@ -41,7 +44,7 @@ class Set:
             "system",
             f'memory = "512M"\nenv = ["A=system", "B=system"]\nshare = ["{self.shared}:at=/shown"]\n',
         )
-        self.write("user", 'memory = "256M"\nworkdir = "/usr"\nprivileged = true\n[env]\nA = "user"\n')
+        self.write("user", USER)
         for path in [place, *place.rglob("*")]:
             os.chown(path, runner.user.entry.pw_uid, runner.user.entry.pw_gid)
 
@@ -50,7 +53,7 @@ class Set:
         path = Path(
             self.env[{"user": "XDG_CONFIG_HOME", "system": "XDG_CONFIG_DIRS"}[level]], "cloche/cloche.toml"
         )
-        path.parent.mkdir(parents=True, mode=0o700)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.parent.parent.chmod(0o755)
         path.write_text(text)
 
@@ -118,6 +121,36 @@ def test_an_application_has_its_settings_and_keeps_what_it_changes(settings: Set
         assert settings.run("-p", "notes").stdout == count + b"\napp system\n/opt\n"
     assert settings.run("-p", "notes", "cat", "/var/tmp/notes").stdout == b"x\nx\n"
     settings.run("profile", "delete", "notes")
+
+
+def test_a_pipeline_of_bare_runs_shares_the_default_profile(settings: Set) -> None:
+    """Both ends run in one machine, whichever is first, and say nothing of each other; another machine is named."""
+    settings.run("profile", "new", "always")
+    program = settings.runner.program
+    text = 'memory = "256M"\ndefault_profile = "always"\n'
+    settings.write("user", text)
+    try:
+        both = f"{program} cat /proc/sys/kernel/random/boot_id | {program} cat - /proc/sys/kernel/random/boot_id"
+        done = settings.runner.user.run(["sh", "-c", both], env=settings.env)
+        assert (done.returncode, done.stderr) == (0, b"")
+        first, second = done.stdout.split()
+        assert first == second
+        # The reader has the domain, and is the last to end; the writer has to be told that its reader has gone.
+        endless = f"{program} sh -c 'while echo x; do :; done' | {program} head -n 1"
+        done = settings.runner.user.run(["bash", "-o", "pipefail", "-c", endless], env=settings.env)
+        assert done.stdout == b"x\n"
+        with settings.runner.user.popen(
+            [program, "sh", "-c", "echo up; cat"], env=settings.env, stdin=subprocess.PIPE
+        ) as first_run:
+            assert first_run.stdout is not None
+            assert first_run.stdout.readline() == b"up\n"
+            other = settings.runner("-m", "300M", "true", env=settings.env)
+            assert other.returncode == 125
+            assert b"differs in --memory" in other.stderr
+            first_run.communicate(b"")
+    finally:
+        settings.write("user", USER)
+        settings.run("profile", "delete", "always")
 
 
 def test_a_sandbox_has_them_where_that_was_asked_for(settings: Set) -> None:

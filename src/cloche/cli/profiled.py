@@ -48,9 +48,9 @@ def begin(parsed: Parsed, name: str, terminal: Terminal) -> tuple[RunRequest, Ho
 
     Raises:
         ProfileError: It cannot be used.
-        BusyError: Another domain has it, and it was not named.
+        BusyError: Another domain has it, and neither the command line nor the settings have named it.
     """
-    is_named = bool(parsed.get("profile"))
+    is_named = bool(parsed.get("profile")) or parsed.get("default_profile") == name
     parsed.values["profile"] = name
     request = build_request(parsed.values, parsed.operands)
     waited = 0.0

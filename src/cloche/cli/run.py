@@ -331,8 +331,9 @@ class Run:
         self._programs.over(main)
         if self._programs.count:
             self._terminal.restore()
+        if self._programs.strangers:
             log.notice(
-                f"the program has ended; {self._programs.count} that joined it still run in its machine, "
+                f"the program has ended; {self._programs.strangers} that joined it still run in its machine, "
                 f"which goes with the last of them (`cloche stop {self._domain.ident}` ends it)"
             )
 

@@ -67,7 +67,7 @@ class Join:
         except BaseException:
             self._watch.close()
             raise
-        self._programs.joined(job)
+        self._programs.joined(job, is_together=is_same_job(link.client))
         if isinstance(job.stdin, InputPump):
             job.stdin.may_read = partial(may_read, link.client, lines=not asked.terminal)
         job.on_started = self._started
@@ -178,6 +178,14 @@ def may_read(client: int, fd: int, *, lines: bool) -> bool:
         if fields[2] != fields[5]:
             return False
     return not lines or in_lines(fd)
+
+
+def is_same_job(client: int) -> bool:
+    """Tell whether a client and this process are one job of a shell, as the two ends of a pipeline are."""
+    try:
+        return client > 0 and os.getpgid(client) == os.getpgrp()
+    except ProcessLookupError:
+        return False
 
 
 class TerminalWatch:

@@ -44,6 +44,7 @@ class Programs:
         self.lasting = False
         self.outlet: Outlet | None = None
         self._joined: set[Job] = set()
+        self._together: set[Job] = set()
         self._waiting: list[Callable[[int], None]] = []
         self._grace: Timer | None = None
         domain.programs = self
@@ -53,13 +54,25 @@ class Programs:
         """How many run."""
         return len(self._joined) + (self.main is not None and self.status is None)
 
+    @property
+    def strangers(self) -> int:
+        """How many have joined of whom the main program's caller need not know."""
+        return len(self._joined - self._together)
+
     def began(self, main: Job) -> None:
         """Note the main program. Asked for while the guest is set up: nobody can have joined before."""
         self.main = main
 
-    def joined(self, job: Job) -> None:
-        """Note one that has joined; the state was asked right before it was asked for."""
+    def joined(self, job: Job, *, is_together: bool = False) -> None:
+        """Note one that has joined; the state was asked right before it was asked for.
+
+        Args:
+            job: The program.
+            is_together: Whether it belongs to the same job of the caller's shell as the main one: a pipeline's.
+        """
         self._joined.add(job)
+        if is_together:
+            self._together.add(job)
 
     def over(self, job: Job) -> None:
         """Note that one has ended, however."""
@@ -69,6 +82,7 @@ class Programs:
             for answer in waiting:
                 answer(self.status)
         self._joined.discard(job)
+        self._together.discard(job)
         if (
             self.count == 0
             and not self.lasting
