@@ -130,7 +130,9 @@ def test_a_pipeline_of_bare_runs_shares_the_default_profile(settings: Set) -> No
     text = 'memory = "256M"\ndefault_profile = "always"\n'
     settings.write("user", text)
     try:
-        both = f"{program} cat /proc/sys/kernel/random/boot_id | {program} cat - /proc/sys/kernel/random/boot_id"
+        both = (
+            f"{program} cat /proc/sys/kernel/random/boot_id | {program} cat - /proc/sys/kernel/random/boot_id"
+        )
         done = settings.runner.user.run(["sh", "-c", both], env=settings.env)
         assert (done.returncode, done.stderr) == (0, b"")
         first, second = done.stdout.split()

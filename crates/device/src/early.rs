@@ -9,9 +9,9 @@ use std::os::fd::{AsRawFd, RawFd};
 
 const SET_VRING_ENABLE: u32 = 18;
 /// Flags of a message: the version, an answer, the wish for one.
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 const REPLY: u32 = 4;
-const NEED_REPLY: u32 = 8;
+pub(crate) const NEED_REPLY: u32 = 8;
 /// Bytes of the message, a header and the number of a queue with what it is set to; its answer has 8 bytes more than a header.
 const SIZE: usize = 20;
 const BODY: u32 = 8;
@@ -63,13 +63,21 @@ impl Early {
         if !self.wants_reply {
             return Ok(());
         }
-        let mut bytes = Vec::with_capacity(SIZE);
-        for word in [SET_VRING_ENABLE, VERSION | REPLY, BODY] {
-            bytes.extend(word.to_ne_bytes());
-        }
-        bytes.extend(u64::from(!is_done).to_ne_bytes());
-        send(socket.as_raw_fd(), &mut bytes)
+        acknowledge(socket, SET_VRING_ENABLE, is_done)
     }
+}
+
+/// Answers a message that wants to hear whether it was done.
+///
+/// # Errors
+/// When the socket cannot be written.
+pub(crate) fn acknowledge(socket: &impl AsRawFd, code: u32, is_done: bool) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(SIZE);
+    for word in [code, VERSION | REPLY, BODY] {
+        bytes.extend(word.to_ne_bytes());
+    }
+    bytes.extend(u64::from(!is_done).to_ne_bytes());
+    send(socket.as_raw_fd(), &mut bytes, 0)
 }
 
 fn message(bytes: &mut libc::iovec) -> libc::msghdr {
@@ -87,7 +95,7 @@ fn part(bytes: &mut [u8]) -> libc::iovec {
     }
 }
 
-fn receive(fd: RawFd, bytes: &mut [u8], flags: i32) -> io::Result<usize> {
+pub(crate) fn receive(fd: RawFd, bytes: &mut [u8], flags: i32) -> io::Result<usize> {
     let mut part = part(bytes);
     let mut message = message(&mut part);
     // SAFETY: the kernel writes into `bytes`, at most as many as there are.
@@ -103,11 +111,11 @@ fn receive(fd: RawFd, bytes: &mut [u8], flags: i32) -> io::Result<usize> {
     }
 }
 
-fn send(fd: RawFd, bytes: &mut [u8]) -> io::Result<()> {
+pub(crate) fn send(fd: RawFd, bytes: &mut [u8], flags: i32) -> io::Result<()> {
     let mut part = part(bytes);
     let message = message(&mut part);
     // SAFETY: the kernel reads `bytes`.
-    match unsafe { libc::sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL) } {
+    match unsafe { libc::sendmsg(fd, &raw const message, flags | libc::MSG_NOSIGNAL) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }

@@ -16,6 +16,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vm_memory::FileOffset;
 use vmm_sys_util::epoll::{Epoll, EventSet};
 
+use crate::channel::Channel;
 use crate::inflight::{self, Inflight};
 use crate::inherited::file_type;
 use crate::memory::{DirtyLog, Region, Table, MAX_REGIONS};
@@ -42,6 +43,9 @@ pub(crate) struct Frontend {
     pending: Vec<bool>,
     table: Table,
     log: Option<Arc<DirtyLog>>,
+    channel: Option<Channel>,
+    /// The frontend knows the configuration space as it is.
+    knows_config: bool,
     features: u64,
     transfer: Option<(StateTransfer, File)>,
     transferred: Option<io::Result<()>>,
@@ -63,6 +67,8 @@ impl Frontend {
             pending: vec![false; count],
             table: Table::default(),
             log: None,
+            channel: None,
+            knows_config: false,
             features: 0,
             transfer: None,
             transferred: None,
@@ -80,6 +86,8 @@ impl Frontend {
         }
         self.table = Table::default();
         self.log = None;
+        self.channel = None;
+        self.knows_config = false;
         self.features = 0;
         self.transfer = None;
         self.transferred = None;
@@ -90,6 +98,16 @@ impl Frontend {
     /// Whether the frontend has said which features it takes.
     pub fn has_features(&self) -> bool {
         self.features != 0
+    }
+
+    /// Whether the frontend may hand over a socket on which it hears of changes.
+    pub fn wants_channel(&self) -> bool {
+        self.device.is_growing()
+    }
+
+    /// Takes that socket; none is no reason to fail.
+    pub fn set_channel(&mut self, channel: Option<Channel>) {
+        self.channel = channel;
     }
 
     /// Whether a queue has to be looked at although nobody kicked.
@@ -195,6 +213,13 @@ impl Frontend {
         }
         // What was put into it before it ran had nobody to kick.
         self.pending[index] = wanted.is_some();
+        // A frontend that asks at every connection knows; QEMU connects again and asks nothing, and hears of a change
+        // only while a queue runs.
+        if wanted.is_some() && !std::mem::replace(&mut self.knows_config, true) {
+            if let Some(channel) = &self.channel {
+                channel.say_changed();
+            }
+        }
     }
 
     fn check_inflight(&self, asked: &VhostUserInflight) -> Result<()> {
@@ -367,6 +392,9 @@ impl VhostUserBackendReqHandlerMut for Frontend {
         if self.device.config().is_some() {
             features |= VhostUserProtocolFeatures::CONFIG;
         }
+        if self.device.is_growing() {
+            features |= VhostUserProtocolFeatures::BACKEND_REQ;
+        }
         if self.device.has_state() {
             features |= VhostUserProtocolFeatures::DEVICE_STATE;
         }
@@ -401,6 +429,7 @@ impl VhostUserBackendReqHandlerMut for Frontend {
         _flags: VhostUserConfigFlags,
     ) -> Result<Vec<u8>> {
         // The library bounds `size`; what lies past the end of the device's fields reads as zero.
+        self.knows_config = true;
         let mut answer = self.device.config().unwrap_or_default();
         answer.drain(..answer.len().min(offset as usize));
         answer.resize(size as usize, 0);

@@ -9,6 +9,7 @@
 //! A [`Device`] sees queues and memory, and no socket.
 
 mod bundle;
+mod channel;
 mod early;
 mod frontend;
 #[cfg(feature = "hostile")]
@@ -116,6 +117,11 @@ pub trait Device: Send {
     /// The fields of its configuration space; `None` leaves them to the VMM.
     fn config(&self) -> Option<Vec<u8>> {
         None
+    }
+
+    /// Whether the configuration space may be another when its process was started anew; the frontend is told then.
+    fn is_growing(&self) -> bool {
+        false
     }
 
     /// The guest writes into the configuration space.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vhost::vhost_user::{BackendReqHandler, Error, VhostUserBackendReqHandlerMut};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::channel::Channel;
 use crate::early::Early;
 use crate::frontend::Frontend;
 use crate::inherited::Socket;
@@ -159,6 +160,12 @@ impl Server {
         let mut frontend = self.lock();
         if frontend.has_features() {
             return Ok(false);
+        }
+        if frontend.wants_channel() {
+            if let Some(channel) = Channel::take(socket)? {
+                frontend.set_channel(channel);
+                return Ok(true);
+            }
         }
         let Some(early) = Early::take(socket)? else {
             return Ok(false);

@@ -30,6 +30,10 @@ impl<S: Storage + Send> Device for Disk<S> {
         Some(self.space().to_vec())
     }
 
+    fn is_growing(&self) -> bool {
+        self.grows()
+    }
+
     fn process(&mut self, _queue: usize, vring: &mut Vring) -> Result<Progress, Broken> {
         vring.serve(|request| Written::Anywhere(self.answer(request.lent())))
     }

@@ -14,7 +14,7 @@ pub const KIND: Kind = Kind {
     name: "disk",
     syntax: Syntax {
         values: &["--tag", "--format", UNDO_BYTES],
-        flags: &["--readonly"],
+        flags: &["--readonly", GROWS],
         fds: &[IMAGE, UNDO],
     },
     reconnect: Reconnect::AcceptAgain,
@@ -29,6 +29,9 @@ const IMAGE: &str = "--image-fd";
 const UNDO: &str = "--undo-fd";
 const UNDO_BYTES: &str = "--undo-bytes";
 
+/// The file may have been made larger when the process is started anew: the guest is told.
+const GROWS: &str = "--grows";
+
 #[derive(Clone, Copy)]
 enum Format {
     Raw,
@@ -39,6 +42,7 @@ struct Args {
     format: Format,
     tag: String,
     is_readonly: bool,
+    is_growing: bool,
     undo_bytes: Option<u64>,
 }
 
@@ -64,6 +68,7 @@ fn read_args(options: &Options) -> Result<Args, OptionsError> {
             })?
             .unwrap_or_default(),
         is_readonly,
+        is_growing: options.has(GROWS),
         undo_bytes: match undo_fd {
             Some(_) => Some(options.required(UNDO_BYTES, undo_bytes)?),
             None => options.optional(UNDO_BYTES, undo_bytes)?,
@@ -79,10 +84,11 @@ fn open(args: Args, inherited: &mut Inherited) -> io::Result<Box<dyn Device>> {
         Format::Raw => {
             let disk = RawFile::new(file, args.is_readonly)?;
             match args.undo_bytes {
-                None => Box::new(Disk::new(disk, tag)),
+                None => Box::new(Disk::new(disk, tag).growing(args.is_growing)),
                 Some(most_bytes) => {
                     let log = inherited.take_file(UNDO)?;
-                    Box::new(Disk::new(Revertible::new(disk, log, most_bytes)?, tag))
+                    let disk = Revertible::new(disk, log, most_bytes)?;
+                    Box::new(Disk::new(disk, tag).growing(args.is_growing))
                 }
             }
         }

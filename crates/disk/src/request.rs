@@ -57,6 +57,7 @@ pub struct Disk<S> {
     ident: [u8; MAX_ID],
     negotiated: u64,
     is_lost: bool,
+    is_growing: bool,
 }
 
 impl<S: Storage> Disk<S> {
@@ -74,7 +75,20 @@ impl<S: Storage> Disk<S> {
             ident: padded,
             negotiated: 0,
             is_lost: false,
+            is_growing: false,
         }
+    }
+
+    /// Whether its file may be larger when its process was started anew.
+    #[must_use]
+    pub fn growing(mut self, is_growing: bool) -> Self {
+        self.is_growing = is_growing;
+        self
+    }
+
+    /// See [`Disk::growing`].
+    pub fn grows(&self) -> bool {
+        self.is_growing
     }
 
     /// The block device's feature bits that are offered.

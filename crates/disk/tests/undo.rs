@@ -199,6 +199,25 @@ fn write(disk: &mut Disk<Revertible>, sector: u64) {
     carry_out(disk, 1, &Step::Write(sector, 1));
 }
 
+/// What is behind the end that the disk had when its run began goes with the way back.
+#[test]
+fn a_disk_that_has_grown_since_goes_on_and_comes_back_as_it_was() {
+    let (image, log) = (image(&[7; 81]), new_log(DISK));
+    let before = content(&image);
+    write(&mut Disk::new(revertible(&image, &log), b""), 0);
+    image.set_len(2 * DISK).unwrap();
+    let mut disk = Disk::new(revertible(&image, &log), b"");
+    for sector in [0, 200, SECTORS - 1, SECTORS, SECTORS + 500] {
+        write(&mut disk, sector);
+    }
+    let mut found = take_back(&log, &content(&image)).unwrap();
+    found.truncate(before.len());
+    assert_eq!(found, before);
+    // One that has become smaller is another.
+    image.set_len(DISK - 4096).unwrap();
+    assert!(Revertible::new(raw(&image), log, ROOM).is_err());
+}
+
 #[test]
 fn a_hole_costs_a_record_and_no_data() {
     let (image, log) = (image(&[]), new_log(DISK));
@@ -284,8 +303,8 @@ fn a_log_that_is_wrong_is_refused() {
         "it is an undo log of version 2"
     );
     assert_eq!(
-        refused(|log| seal(log, 16, &4096_u64.to_le_bytes())),
-        "it is the undo log of a disk of 4096 bytes"
+        refused(|log| seal(log, 16, &(1_u64 << 30).to_le_bytes())),
+        "it is the undo log of a disk of 1073741824 bytes"
     );
     assert_eq!(
         refused(|log| seal(log, 16, &u64::MAX.to_le_bytes())),

@@ -67,8 +67,19 @@ class Profile:
         self.name = name
 
     def clone(self, name: str, progress: Callable[[int, int], None] | None = None) -> Profile:
-        """Make a copy of it; ``progress`` is called with bytes done, and of how many."""
-        profile_verbs.clone(self.name, name, progress)
+        """Make a copy of it; ``progress`` is called with bytes done, and of how many.
+
+        A domain that runs with it waits wherever it writes to the disk, until that is copied.
+        """
+        ident = profile_verbs.user_of(self.name)
+        if not ident:
+            profile_verbs.clone(self.name, name, progress)
+            return Profile(name)
+        from cloche.api.profile_live import still
+
+        profile_verbs.check_free(name)
+        with still(self.name, ident) as go_on:
+            profile_verbs.copy(self.name, name, progress, is_clean=True, copied=go_on)
         return Profile(name)
 
     def lock(self) -> None:
@@ -82,13 +93,20 @@ class Profile:
     def diff(self, path: str = "/") -> tuple[Change, ...]:
         """Return what it has added to the host's files, changed and deleted, below ``path``.
 
-        A guest of its own looks, which has the disk read-only.
+        A guest of its own looks, which has the disk read-only; or the guest itself that runs with it.
 
         Raises:
             UsageError: The path is not absolute.
             ProfileError: The guest cannot read the disk, or what it says makes no sense.
         """
-        said = self._ask(DIFF, _plain(path), writable=False)
+        path = _plain(path)
+        ident = profile_verbs.user_of(self.name)
+        if ident:
+            from cloche.api import profile_live
+
+            said = profile_live.diff(self.name, ident, path)
+        else:
+            said = self._ask(DIFF, path, writable=False)
         try:
             return parse_changes(said)
         except ValueError:
@@ -104,21 +122,27 @@ class Profile:
         if path is None:
             profile_verbs.reset(self.name)
         else:
-            self._ask(RESET, _plain(path), writable=True, keeps=True)
+            self._ask(RESET, _plain(path), writable=True, kept=b"reset")
 
     def resize(self, size_bytes: int) -> None:
-        """Let its disk become larger.
+        """Let its disk become larger, also while a domain runs with it.
 
         Raises:
             UsageError: It would become smaller, or larger than a disk can be.
         """
-        profile_verbs.grow(self.name, size_bytes)
-        self._ask(GROW, "/", writable=True)
+        ident = profile_verbs.user_of(self.name)
+        if ident:
+            from cloche.api import profile_live
 
-    def _ask(self, script: str, path: str, *, writable: bool, keeps: bool = False) -> bytes:
+            profile_live.grow(self.name, ident, size_bytes)
+            return
+        profile_verbs.grow(self.name, size_bytes)
+        self._ask(GROW, "/", writable=True, kept=b"resize")
+
+    def _ask(self, script: str, path: str, *, writable: bool, kept: bytes = b"") -> bytes:
         """Have a guest do something with the disk, and return what it writes.
 
-        With ``keeps`` it can be taken back, as what a start does (``cloche profile revert``).
+        What is ``kept`` can be taken back under this name, as what a start does (``cloche profile revert``).
         """
         from cloche.api.sandbox import Sandbox
 
@@ -135,9 +159,9 @@ class Profile:
                 hold.begin(())
             image = profiles.image(self.name)
             disk = Disk(TAG, image, writable=writable, most_bytes=os.stat(image).st_size)
-            if keeps:
+            if kept:
                 layer = Layer(self.name, image)
-                begun = hold.keep(layer.kept_starts, layer.kept_bytes, (b"cloche", b"profile", b"reset"))
+                begun = hold.keep(layer.kept_starts, layer.kept_bytes, (b"cloche", b"profile", kept))
                 if begun is not None:
                     disk = disk._replace(undo=begun.path, undo_bytes=begun.most_bytes)
             box = Sandbox(privileged=True)

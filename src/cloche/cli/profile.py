@@ -73,13 +73,15 @@ def rename(parsed: Parsed) -> int:
 
 def clone(parsed: Parsed) -> int:
     """Make a copy of a profile."""
+    from cloche.api.profile import Profile
+
     name, wanted = _two_names(parsed)
     shown = os.isatty(2)
 
     def progress(done: int, whole: int) -> None:
         os.write(2, f"\rcloche: {format_size(done)} of {format_size(whole)} copied ".encode())
 
-    profile_verbs.clone(name, wanted, progress if shown else None)
+    Profile(name).clone(wanted, progress if shown else None)
     return 0
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from cloche import log
 from cloche.cli.progress import Progress
 from cloche.domain.archives import find_kind, unpack
+from cloche.domain.profile_verbs import user_of
 from cloche.domain.settings import read_text, what_opens, wrong
 from cloche.errors import ProfileError, UsageError
 from cloche.host import profiles
@@ -26,7 +27,7 @@ from cloche.model.settings import all_keys
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cloche.cli.parser import Parsed
 
@@ -40,13 +41,11 @@ def export(parsed: Parsed) -> int:
     name, path = parsed.operands
     directory = profiles.directory(name)
     progress = Progress()
-    # One that its owner has locked is not changed by this.
-    hold = Hold.take(name, sealed=True)
     try:
         settings = _read_settings(settings_path(name))
-        disk = os.open(os.path.join(directory, IMAGE), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            with _target(path) as fd:
+        with _target(path) as fd, _still(name) as go_on:
+            disk = os.open(os.path.join(directory, IMAGE), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
                 write_archive(
                     name,
                     disk,
@@ -54,8 +53,9 @@ def export(parsed: Parsed) -> int:
                     lambda data: _write_all(fd, data),
                     lambda done, total: progress("exporting", done / max(total, 1)),
                 )
-        finally:
-            os.close(disk)
+            finally:
+                os.close(disk)
+            go_on()
     except OSError as error:
         raise ProfileError(
             f"cannot export the profile {name}: {error.strerror}",
@@ -63,8 +63,25 @@ def export(parsed: Parsed) -> int:
         ) from None
     finally:
         progress.done()
-        hold.release(is_clean=hold.is_clean)
     return 0
+
+
+@contextmanager
+def _still(name: str) -> Iterator[Callable[[], None]]:
+    """Have nobody write to a profile's disk; yields what says, when it has been read, whether that held."""
+    ident = user_of(name)
+    if ident:
+        from cloche.api.profile_live import still
+
+        with still(name, ident) as go_on:
+            yield go_on
+        return
+    # One that its owner has locked is not changed by this.
+    hold = Hold.take(name, sealed=True)
+    try:
+        yield lambda: None
+    finally:
+        hold.release(is_clean=hold.is_clean)
 
 
 def _read_settings(path: str) -> bytes:

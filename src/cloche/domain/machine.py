@@ -82,6 +82,7 @@ class Machine:
         self._cgroup: DomainCgroup | None = None
         self._pidfds: dict[int, int] = {}
         self._alive: set[int] = set()
+        self._renewed: set[int] = set()
         self._vmm = -1
         self._check_filters: Callable[[LaunchPlan, dict[int, int], int], None] | None = None
         self._verified = False
@@ -316,6 +317,18 @@ class Machine:
             for number in self._alive:
                 self._warden.kill(number, signal.SIGKILL)
 
+    def renew(self, plan: LaunchPlan, name: str) -> None:
+        """Go on with another plan, in which one process is another that is started anew when it dies: end the present.
+
+        Raises:
+            LaunchError: The domain has ended.
+        """
+        assert self._warden is not None
+        number = self.number_of(name)
+        self.plan = plan
+        self._renewed.add(self.numbers.index(number))
+        self._warden.kill(number, signal.SIGTERM)
+
     def _forget_pidfds(self) -> None:
         while self._pidfds:
             os.close(self._pidfds.popitem()[1])
@@ -371,6 +384,11 @@ class Machine:
             assert process.limits is not None
             how = f"was killed by the kernel: it wanted more than the {process.limits.memory >> 20} MiB it may have"
         log.debug(f"{process.name} {how}")
+        if ident in self._renewed:
+            self._renewed.discard(ident)
+            self._complaints.pop(ident).close()
+            self._try_spawn(ident, process)
+            return
         if process.name.startswith(("fs-", "devices")) and event.status == 0:
             return  # it ends by itself when the VMM has hung up: the VMM's own end says why
         if process.files and event.status == _UNUSABLE:

@@ -11,7 +11,7 @@ from functools import partial
 from cloche.errors import ProfileError
 from cloche.host import profiles, undo
 from cloche.host.names import check_name
-from cloche.host.profile_lock import SEALED, BusyError, Hold, forget_other_host, is_held, read_note, this_host
+from cloche.host.profile_lock import SEALED, Hold, forget_other_host, is_held, read_note, this_host
 from cloche.host.profile_place import IMAGE, exists
 from cloche.host.sparse import copy_file
 from cloche.model.profile import Entry
@@ -72,6 +72,16 @@ def rename(name: str, wanted: str) -> None:
         hold.release()
 
 
+def user_of(name: str) -> str:
+    """Return the domain that runs with a profile; empty for none that is known.
+
+    Raises:
+        UsageError, ProfileError: There is no such profile.
+    """
+    entry = look(name)
+    return entry.domain if entry.state == "running" else ""
+
+
 def clone(name: str, wanted: str, progress: Callable[[int, int], None] | None = None) -> None:
     """Make a profile that begins as a copy of another one, which nobody uses at the moment.
 
@@ -85,33 +95,62 @@ def clone(name: str, wanted: str, progress: Callable[[int, int], None] | None = 
     Raises:
         UsageError, ProfileError: There is none, it is in use, the name is taken, or there is no room.
     """
+    check_free(wanted)
+    hold = Hold.take(name, sealed=True)
+    try:
+        copy(name, wanted, progress, is_clean=hold.is_clean)
+    finally:
+        hold.release()
+
+
+def check_free(wanted: str) -> None:
+    """Look whether a profile can be called so.
+
+    Raises:
+        UsageError, ProfileError: It cannot, or one is.
+    """
     check_name(wanted, "profile")
     if exists(wanted):
         raise profiles.taken(wanted)
-    try:
-        hold = Hold.take(name, sealed=True)
-    except BusyError as busy:
-        ident = busy.note.domain if busy.note else ""
-        raise ProfileError(
-            busy.message, hint=f"End it first (`cloche stop {ident}`): a disk that is in use is not copied."
-        ) from None
+
+
+def copy(
+    name: str,
+    wanted: str,
+    progress: Callable[[int, int], None] | None,
+    *,
+    is_clean: bool,
+    copied: Callable[[], None] | None = None,
+) -> None:
+    """Copy a profile whose disk nobody writes to, as the caller has seen to.
+
+    Args:
+        name: Which one is copied.
+        wanted: What the copy is called.
+        progress: Called now and then with how many bytes are copied, and of how many.
+        is_clean: Whether its disk is as if it had been closed cleanly.
+        copied: Called when the copy is whole and has no name yet; what it raises ends all.
+
+    Raises:
+        ProfileError: There is no room.
+    """
     try:
         directory = profiles.directory(name)
         with profiles.building() as place:
             for entry in sorted(os.listdir(directory)):
                 if entry not in _NOT_COPIED and not entry.startswith("."):
                     _copy(os.path.join(directory, entry), os.path.join(place, entry), None)
-            if not hold.is_clean:
+            if not is_clean:
                 # The copy is to be checked, too.
                 _copy(os.path.join(directory, "lock"), os.path.join(place, "lock"), None)
             _copy(os.path.join(directory, IMAGE), os.path.join(place, IMAGE), progress)
+            if copied is not None:
+                copied()
             profiles.publish(place, wanted)
     except OSError as error:
         raise ProfileError(
             f"cannot copy the profile {name}: {error.strerror}", hint="Free some space there."
         ) from None
-    finally:
-        hold.release()
 
 
 def _copy(source: str, target: str, progress: Callable[[int, int], None] | None) -> None:
@@ -155,8 +194,6 @@ def grow(name: str, size_bytes: int) -> None:
     """
     hold = Hold.take(name)
     try:
-        # One can go back to earlier starts of a disk of the same size only.
-        undo.forget(profiles.directory(name))
         profiles.grow_disk(name, size_bytes)
     finally:
         hold.release()

@@ -123,17 +123,26 @@ def grow_disk(name: str, size_bytes: int) -> None:
         ProfileError: The file system refuses.
     """
     path = image(name)
-    now = os.stat(path).st_size
-    size_bytes = _check_size(size_bytes)
-    if size_bytes < now:
-        raise UsageError(
-            f"the disk of the profile {name} has {now >> 20} MiB and cannot become smaller",
-            hint="What is deleted in it takes no room on the host; `cloche profile export` moves it to a new one.",
-        )
+    size_bytes = check_growth(name, os.stat(path).st_size, size_bytes)
     try:
         os.truncate(path, size_bytes)
     except OSError as error:
         raise _refused(f"cannot resize the profile {name}", error) from None
+
+
+def check_growth(name: str, now_bytes: int, size_bytes: int) -> int:
+    """Return how large a profile's disk becomes when that is asked for.
+
+    Raises:
+        UsageError: It would become smaller, or larger than a disk can be.
+    """
+    size_bytes = _check_size(size_bytes)
+    if size_bytes < now_bytes:
+        raise UsageError(
+            f"the disk of the profile {name} has {now_bytes >> 20} MiB and cannot become smaller",
+            hint="What is deleted in it takes no room on the host; `cloche profile export` moves it to a new one.",
+        )
+    return size_bytes
 
 
 def _check_size(size_bytes: int) -> int:

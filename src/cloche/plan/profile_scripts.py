@@ -1,7 +1,7 @@
 """What a guest does with the disk of a profile that is not its layer (layer 2, pure): scripts, and what they say.
 
-They run as root of a guest that has the disk at /dev/disk/by-tag/profile and the system tree as its own root. What
-they say is a guest's word.
+They run as root of a guest that has the disk at /dev/disk/by-tag/profile and the system tree as its own root; those
+that are live, in the guest that runs with the profile, with mounts of their own. What they say is a guest's word.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ def run(*words):
         sys.exit(1)
 """
 
-#: Writes three fields for each difference, each behind a NUL: kind and size, path.
-DIFF = (
-    _BEGIN
-    + """
+#: What a live one is started by: nobody else in the guest sees what it mounts.
+APART = ("/usr/bin/unshare", "--mount")
+#: The disk is mounted already, and a second mount shows the same file system.
+_MOUNT = """
+run("mount", "-t", "ext4", "/dev/disk/by-tag/profile", disk)
+"""
+
+_COMPARE = """
 import stat
-run("mount", "-o", "ro,noload", "/dev/disk/by-tag/profile", disk)
 run("mount", "-t", "virtiofs", "-o", "ro", "system", tree)
 upper = os.fsencode(disk + "/upper")
 lower = os.fsencode(tree)
@@ -97,7 +100,16 @@ sys.setrecursionlimit(100000)
 compare(os.fsencode(path), True)
 sys.stdout.flush()
 """
+
+#: Writes three fields for each difference, each behind a NUL: kind and size, path.
+DIFF = (
+    _BEGIN
+    + """
+run("mount", "-o", "ro,noload", "/dev/disk/by-tag/profile", disk)
+"""
+    + _COMPARE
 )
+LIVE_DIFF = _BEGIN + _MOUNT + _COMPARE
 
 #: Ends with 3 when nothing is there.
 RESET = (
@@ -128,11 +140,8 @@ sys.exit(status)
 """
 )
 
-GROW = (
-    _BEGIN
-    + """
+_RESIZE = """
 import fcntl, struct
-run("mount", "/dev/disk/by-tag/profile", disk)
 device = os.open("/dev/disk/by-tag/profile", os.O_RDONLY)
 size = os.lseek(device, 0, os.SEEK_END)
 os.close(device)
@@ -141,6 +150,50 @@ place = os.open(disk, os.O_RDONLY)
 fcntl.ioctl(place, 0x40086610, struct.pack("Q", size // os.fstatvfs(place).f_bsize))
 os.close(place)
 run("umount", disk)
+"""
+
+GROW = _BEGIN + _MOUNT + _RESIZE
+
+#: Waits until the disk has the size that is its argument; ends early when its input does.
+LIVE_GROW = (
+    _BEGIN
+    + """
+import select, socket
+# What the kernel says of devices (NETLINK_KOBJECT_UEVENT), listened to before the size is looked at.
+events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 15)
+events.bind((0, 1))
+print("ready", flush=True)
+device = os.open("/dev/disk/by-tag/profile", os.O_RDONLY)
+while os.lseek(device, 0, os.SEEK_END) < int(path):
+    ready = select.select((events, 0), (), ())[0]
+    if 0 in ready:
+        sys.exit(1)
+    events.recv(65536)
+os.close(device)
+"""
+    + _MOUNT
+    + _RESIZE
+)
+
+#: Lets nobody write to the disk until its input ends, and says so before and after.
+LIVE_FREEZE = (
+    _BEGIN
+    + _MOUNT
+    + """
+import fcntl, signal
+def over(signo, frame):
+    sys.exit(1)
+for signo in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(signo, over)
+place = os.open(disk, os.O_RDONLY)
+# FIFREEZE and FITHAW (linux/fs.h).
+fcntl.ioctl(place, 0xC0045877, 0)
+try:
+    os.write(1, b"frozen\\n")
+    os.read(0, 1)
+finally:
+    fcntl.ioctl(place, 0xC0045878, 0)
+os.write(1, b"thawed\\n")
 """
 )
 

@@ -29,13 +29,13 @@ impl UndoLog {
     /// overwritten yet. So it is taken away.
     ///
     /// # Errors
-    /// When the file is no log of this disk, or one that nobody has left so.
+    /// When the file is no log of this disk (which may have become larger since), or one that nobody has left so.
     pub fn open(file: File, disk_bytes: u64, most_bytes: u64) -> io::Result<Option<Self>> {
         let length = file.metadata()?.len();
         let mut bytes = [0; HEADER as usize];
         read_or(&file, &mut bytes, 0, FormatError::NoLog)?;
         let header = Header::decode(&bytes).map_err(io::Error::other)?;
-        if header.disk_bytes != disk_bytes {
+        if header.disk_bytes > disk_bytes {
             return Err(io::Error::other(FormatError::OtherDisk(header.disk_bytes)));
         }
         let words = usize::try_from(MAX_CLUSTERS.min(header.clusters()).div_ceil(64));

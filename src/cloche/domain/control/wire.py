@@ -46,6 +46,7 @@ REQUESTS = OF_PROGRAMS | {
     "log-wait": ("life", "LogWait", 0),
     "inspect": ("numbers", "Inspect", 1),
     "net-add": ("adding", "NetAdd", 0),
+    "profile-grow": ("growing", "ProfileGrow", 0),
     "rename": ("life", "Rename", 0),
     "share-add": ("share_add", "ShareAdd", 1),
     "share-list": ("share_list", "ShareList", 0),

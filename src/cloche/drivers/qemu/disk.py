@@ -11,6 +11,7 @@ from cloche.model.plan import (
     OpenFile,
     ProcessPlan,
 )
+from cloche.model.profile import TAG
 from cloche.plan.disks import check_disks
 from cloche.record import TYPE_CHECKING
 
@@ -93,9 +94,11 @@ def _plan_disk(board: Board, disk: Disk, name: str, facts: HostFacts) -> DeviceP
 def _plan_process(disk: Disk, endpoint: str, facts: HostFacts) -> ProcessPlan:
     # It holds a socket and one or two open files, and knows no name of any.
     jail = device_jail(facts, "cloche-disk")
+    # The guest of a profile is told when its disk has been made larger.
+    grows = (b"--grows",) if disk.tag == TAG and disk.writable else ()
     return ProcessPlan(
         name=f"disk-{disk.tag}",
-        argv=(b"cloche-disk", b"--fd", b"%d" % _SOCKET_FD, *disk_options(disk, _IMAGE_FD, _UNDO_FD)),
+        argv=(b"cloche-disk", b"--fd", b"%d" % _SOCKET_FD, *disk_options(disk, _IMAGE_FD, _UNDO_FD), *grows),
         env=(),
         descriptors=(Descriptor(endpoint, "listen", _SOCKET_FD),),
         jail=limit_files(jail, (disk,)),
@@ -117,4 +120,10 @@ def limit_files(jail: Jail, disks: tuple[Disk, ...], least: int = _NOTES_BYTES) 
     if None in sizes:
         return jail
     most = max(least, *(size for size in sizes if size is not None), *(disk.undo_bytes for disk in disks))
-    return jail._replace(rlimits=(*jail.rlimits, (_RLIMIT_FSIZE, most, most)))
+    others = (limit for limit in jail.rlimits if limit[0] != _RLIMIT_FSIZE)
+    return jail._replace(rlimits=(*others, (_RLIMIT_FSIZE, most, most)))
+
+
+def grown(process: ProcessPlan, disk: Disk) -> ProcessPlan:
+    """Return the process of a disk whose file has been made larger, to be started in the place of the present one."""
+    return process._replace(jail=limit_files(process.jail, (disk,)))
