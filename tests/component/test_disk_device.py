@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -101,6 +102,33 @@ def test_the_configuration_says_how_large_it_is(image: Path) -> None:
     with machine(image, protocol=1 << vhost.P_CONFIG) as frontend:
         frontend.send(vhost.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60))
         assert struct.unpack_from("<Q", frontend.receive(), 12) == ((1 << 20) // 512,)
+
+
+@pytest.mark.parametrize("words", [("--grows",), ()], ids=["grows", "fixed"])
+def test_who_connects_again_hears_that_the_disk_may_have_grown(image: Path, words: tuple[str, ...]) -> None:
+    """Who has not asked for the configuration is told to, once, when the queue runs; only of a disk that can grow."""
+    for asks in (False, True):
+        with open(image, "r+b") as file, open_device(file.fileno(), *words) as running:
+            frontend = Frontend(running.connection, 1)
+            offered = frontend.query(vhost.GET_PROTOCOL_FEATURES)
+            assert bool(offered >> vhost.P_BACKEND_REQ & 1) == bool(words)
+            protocol = offered & (1 << vhost.P_BACKEND_REQ | 1 << vhost.P_CONFIG)
+            frontend.send(vhost.SET_PROTOCOL_FEATURES, struct.pack("<Q", protocol))
+            ear, mouth = socket.socketpair()
+            with ear, mouth:
+                if words:
+                    frontend.send(vhost.SET_BACKEND_REQ_FD, fds=[mouth.fileno()])
+                mouth.close()
+                if asks:
+                    frontend.send(vhost.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60))
+                    assert struct.unpack_from("<Q", frontend.receive(), 12) == ((1 << 20) // 512,)
+                frontend.shake_hands(FEATURES, protocol)
+                frontend.send(vhost.SET_VRING_ENABLE, struct.pack("<II", 0, 1))
+                assert ask(frontend, IN, 8, room=512) == (0, bytes(512))
+                frontend.close()
+                assert running.process.wait(vhost.PATIENCE_S) == 0
+                said = ear.recv(100)
+                assert said == (struct.pack("<III", 2, 1, 0) if words and not asks else b"")
 
 
 def test_what_is_written_into_the_guest_is_logged(image: Path) -> None:

@@ -72,6 +72,34 @@ impl Channel {
     }
 }
 
+/// What the frontend knows of the configuration space, and how it hears of another.
+#[derive(Debug, Default)]
+pub(crate) struct Ear {
+    channel: Option<Channel>,
+    is_told: bool,
+}
+
+impl Ear {
+    /// Speaks over this channel from now on; without one there is nobody to be told.
+    pub fn set(&mut self, channel: Option<Channel>) {
+        self.channel = channel;
+    }
+
+    /// The frontend has asked: it knows.
+    pub fn asked(&mut self) {
+        self.is_told = true;
+    }
+
+    /// A queue runs. QEMU connects again and asks nothing, and hears of a change only then.
+    pub fn runs(&mut self) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            if let Some(channel) = &self.channel {
+                channel.say_changed();
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

@@ -16,11 +16,11 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vm_memory::FileOffset;
 use vmm_sys_util::epoll::{Epoll, EventSet};
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Ear};
 use crate::inflight::{self, Inflight};
 use crate::inherited::file_type;
-use crate::memory::{DirtyLog, Region, Table, MAX_REGIONS};
-use crate::process::set_nonblocking;
+use crate::memory::{DirtyLog, Table, MAX_REGIONS};
+use crate::parts::{event, refused, region, unsupported};
 use crate::vring::{Progress, Vring};
 use crate::watch::{await_kick, Turn, Watched};
 use crate::{Device, StateTransfer};
@@ -43,9 +43,7 @@ pub(crate) struct Frontend {
     pending: Vec<bool>,
     table: Table,
     log: Option<Arc<DirtyLog>>,
-    channel: Option<Channel>,
-    /// The frontend knows the configuration space as it is.
-    knows_config: bool,
+    ear: Ear,
     features: u64,
     transfer: Option<(StateTransfer, File)>,
     transferred: Option<io::Result<()>>,
@@ -67,8 +65,7 @@ impl Frontend {
             pending: vec![false; count],
             table: Table::default(),
             log: None,
-            channel: None,
-            knows_config: false,
+            ear: Ear::default(),
             features: 0,
             transfer: None,
             transferred: None,
@@ -86,8 +83,7 @@ impl Frontend {
         }
         self.table = Table::default();
         self.log = None;
-        self.channel = None;
-        self.knows_config = false;
+        self.ear = Ear::default();
         self.features = 0;
         self.transfer = None;
         self.transferred = None;
@@ -107,7 +103,7 @@ impl Frontend {
 
     /// Takes that socket; none is no reason to fail.
     pub fn set_channel(&mut self, channel: Option<Channel>) {
-        self.channel = channel;
+        self.ear.set(channel);
     }
 
     /// Whether a queue has to be looked at although nobody kicked.
@@ -213,12 +209,8 @@ impl Frontend {
         }
         // What was put into it before it ran had nobody to kick.
         self.pending[index] = wanted.is_some();
-        // A frontend that asks at every connection knows; QEMU connects again and asks nothing, and hears of a change
-        // only while a queue runs.
-        if wanted.is_some() && !std::mem::replace(&mut self.knows_config, true) {
-            if let Some(channel) = &self.channel {
-                channel.say_changed();
-            }
+        if wanted.is_some() {
+            self.ear.runs();
         }
     }
 
@@ -243,34 +235,6 @@ impl Frontend {
             vring.set_log(self.log.clone().filter(|_| is_wanted));
         }
     }
-}
-
-fn refused(error: io::Error) -> Error {
-    Error::ReqHandlerError(error)
-}
-
-fn unsupported<T>() -> Result<T> {
-    Err(Error::InvalidOperation("not offered"))
-}
-
-fn region(region: &VhostUserMemoryRegion) -> Region {
-    Region {
-        guest: region.guest_phys_addr,
-        size: region.memory_size,
-        user: region.user_addr,
-        offset: region.mmap_offset,
-    }
-}
-
-/// An event descriptor (the kernel's own kind of file) that cannot block this process.
-fn event(file: Option<File>) -> Result<Option<File>> {
-    if let Some(file) = &file {
-        if file_type(file).map_err(refused)? != 0 {
-            return Err(refused(io::Error::other("not an event descriptor")));
-        }
-        set_nonblocking(file).map_err(refused)?;
-    }
-    Ok(file)
 }
 
 impl VhostUserBackendReqHandlerMut for Frontend {
@@ -429,7 +393,7 @@ impl VhostUserBackendReqHandlerMut for Frontend {
         _flags: VhostUserConfigFlags,
     ) -> Result<Vec<u8>> {
         // The library bounds `size`; what lies past the end of the device's fields reads as zero.
-        self.knows_config = true;
+        self.ear.asked();
         let mut answer = self.device.config().unwrap_or_default();
         answer.drain(..answer.len().min(offset as usize));
         answer.resize(size as usize, 0);

@@ -21,6 +21,7 @@ mod lent;
 mod logger;
 mod memory;
 mod options;
+mod parts;
 mod patience;
 mod process;
 mod serve;
