@@ -318,16 +318,11 @@ class Machine:
                 self._warden.kill(number, signal.SIGKILL)
 
     def renew(self, plan: LaunchPlan, name: str) -> None:
-        """Go on with another plan, in which one process is another that is started anew when it dies: end the present.
-
-        Raises:
-            LaunchError: The domain has ended.
-        """
-        assert self._warden is not None
-        number = self.number_of(name)
+        """Go on with another plan, in which one process is another that is started anew when it dies: end the present."""
+        ident = self.numbers.index(self.number_of(name))
         self.plan = plan
-        self._renewed.add(self.numbers.index(number))
-        self._warden.kill(number, signal.SIGTERM)
+        self._renewed.add(ident)
+        self._kill(ident, signal.SIGTERM)
 
     def _forget_pidfds(self) -> None:
         while self._pidfds:
