@@ -318,7 +318,7 @@ class Machine:
                 self._warden.kill(number, signal.SIGKILL)
 
     def renew(self, plan: LaunchPlan, name: str) -> None:
-        """Go on with another plan, in which one process is another that is started anew when it dies: end the present."""
+        """Go on with another plan, in which one process, started anew when it dies, is another: end that."""
         ident = self.numbers.index(self.number_of(name))
         self.plan = plan
         self._renewed.add(ident)
