@@ -326,42 +326,6 @@ def opened_by(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="who installs packages is root")
-def test_a_host_that_is_upgraded(cloche: Runner) -> None:
-    """A package that is swapped, both ways: what the profile changed stays, all else follows, and one line says so."""
-    mine, theirs = (Path(f"/opt/cloche-test-{os.getpid()}-{name}") for name in ("mine", "theirs"))
-
-    def install(version: str) -> None:
-        for path in (mine, theirs):
-            fresh = path.with_suffix(".dpkg-new")
-            fresh.write_text(f"{version}\n")
-            fresh.rename(path)
-
-    with profile(cloche, "up" + OWN) as place:
-        try:
-            install("1")
-            run(cloche, f"echo changed > {mine}; cat {theirs}", "--privileged", "-p", "up" + OWN)
-            for version in ("2", "1"):
-                install(version)
-                shown = cloche.sh(f"cat {mine} {theirs}", "-p", "up" + OWN)
-                assert shown.stdout == f"changed\n{version}\n".encode(), shown.stderr
-                assert (
-                    f"the host's programs were changed since the profile up{OWN} was last started".encode()
-                    in shown.stderr
-                )
-                assert run(cloche, f"cat {theirs}", "-p", "up" + OWN) == f"{version}\n".encode()
-            theirs.unlink()
-            assert cloche.sh(f"cat {theirs}", "-p", "up" + OWN).returncode == 1
-            changes = json.loads(cloche("profile", "diff", "--json", "up" + OWN, "/opt").stdout)
-            assert [(one["kind"], one["path"]) for one in changes] == [("changed", str(mine))]
-            assert cloche("profile", "reset", "up" + OWN, str(mine)).returncode == 0
-            assert run(cloche, f"cat {mine}", "-p", "up" + OWN) == b"1\n"
-            assert is_clean(place / "disk.img")
-        finally:
-            mine.unlink(missing_ok=True)
-            theirs.unlink(missing_ok=True)
-
-
 def test_what_goes_on_from_a_profile_has_a_copy(runner: Runner) -> None:
     """A fork of a profile's domain goes its own way, and the profile is what its own domain has left."""
     name, fork = "origin" + OWN, "fork" + OWN

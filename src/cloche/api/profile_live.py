@@ -16,7 +16,7 @@ from cloche.domain.control.growing import ProfileGrow
 from cloche.errors import ProfileError
 from cloche.host.facts import collect_facts
 from cloche.host.text import escape_untrusted
-from cloche.plan.profile_scripts import APART, LIVE_DIFF, LIVE_FREEZE, LIVE_GROW
+from cloche.plan.profile_scripts import APART, LIVE_DIFF, LIVE_FREEZE, LIVE_GROW, PYTHON
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _script(ident: str, script: str, word: str) -> Iterator[Popen]:
 
 
 def _words(script: str) -> tuple[str, ...]:
-    return (*APART, "/usr/bin/python3", "-I", "-S", "-c", script)
+    return (*APART, *PYTHON, script)
 
 
 def _line(script: Popen) -> bytes:

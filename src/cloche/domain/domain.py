@@ -207,7 +207,7 @@ class Domain:
         session.attach()
         # Asked for at once: it is sent with the greeting's answer, a round trip earlier than after READY.
         layer = self.plan.layer
-        if layer is None or layer.check is None:
+        if layer is None or (layer.check is None and layer.renewal is None):
             session.setup(self.plan.setup, self._set_up)
             return
         from cloche.domain.profile_check import Check

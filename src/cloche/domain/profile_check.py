@@ -1,6 +1,7 @@
-"""Looking at the disk of a profile that was not closed cleanly (layer 5), in the guest and before it is mounted there.
+"""What a profile needs before its program runs (layer 5): a look at its disk, and new caches.
 
-The guest's own e2fsck does it, which is the host's, read-only: nothing of the host ever reads what is on the disk.
+A disk that was not closed cleanly is looked at before the guest mounts it, by the guest's own e2fsck (which is the
+host's, read-only): nothing of the host ever reads what is on the disk. Caches are made anew when the host has changed.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 _MENDED, _HARMLESS = 1, 3
 _NOT_THERE = 127
 _MOST_SAID = 8192
+_MOST_NAMED = 20
 
 
 class Check:
-    """A set-up with a look at the disk in its middle.
+    """A set-up with a look at the disk in its middle, and with work on its caches behind it; one of the two at least.
 
     Args:
         session: The conversation with the agent.
@@ -54,11 +56,14 @@ class Check:
         self._said = b""
 
     def start(self, done: Callable[[], None]) -> None:
-        """Ask for it; ``done`` is called when the disk is good and the rest of the set-up has been asked for."""
+        """Ask for it; ``done`` is called when the program can be asked for."""
         from cloche.guest.session import STDOUT
 
-        assert self._plan.check is not None
         self._done = done
+        if self._plan.check is None:
+            self._session.setup(self._first, self._answered)
+            self._renew()
+            return
         self._session.setup(self._first, self._first_done)
         self._session.exec(self._plan.check, stdout=self._hear, stderr=STDOUT).on_done = self._over
 
@@ -96,4 +101,28 @@ class Check:
                 + (f": {said[-1]}" if said else "")
             )
         self._session.setup(self._plan.setup, self._answered)
+        self._renew()
+
+    def _renew(self) -> None:
+        if self._plan.renewal is None:
+            self._done()
+            return
+        self._said = b""
+        self._session.exec(self._plan.renewal, stdout=self._hear).on_done = self._renewed
+
+    def _renewed(self, job: Job) -> None:
+        lines = [line.split(b" ", 1) for line in self._said.split(b"\n") if b" " in line]
+        for word, text in (
+            (b"renewed", "were made of the host's earlier files and are made anew"),
+            (b"stale", "are of the host's earlier files, and what makes them anew fails or is not there"),
+        ):
+            names = ", ".join(
+                escape_untrusted(name, 200) for said, name in lines[:_MOST_NAMED] if said == word
+            )
+            if names:
+                log.notice(f"caches in the profile {self._plan.name} {text}: {names}")
+        if job.status:
+            log.notice(
+                f"it is not known which caches in the profile {self._plan.name} are of the host's earlier files"
+            )
         self._done()

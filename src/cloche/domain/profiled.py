@@ -7,7 +7,7 @@ import os
 from cloche import log
 from cloche.host import profiles
 from cloche.host.profile_lock import Hold
-from cloche.host.tree_print import fingerprint, has_changed
+from cloche.host.tree_print import fingerprint, has_changed, is_outdated
 from cloche.model.request import Layer
 from cloche.plan.layers import add_layer
 from cloche.record import TYPE_CHECKING
@@ -79,7 +79,7 @@ def take(request: RunRequest) -> tuple[RunRequest, Hold | None]:
         if not hold.is_clean:
             profiles.check_room(layer.name)
         hold.begin(machine_words(request))
-        _look_below(layer)
+        layer = layer._replace(needs_check=not hold.is_clean, is_outdated=_look_below(layer))
         begun = hold.keep(layer.kept_starts, layer.kept_bytes, request.argv)
     except BaseException:
         hold.release()
@@ -87,21 +87,27 @@ def take(request: RunRequest) -> tuple[RunRequest, Hold | None]:
     if begun is not None:
         disk = request.disks[0]._replace(undo=begun.path, undo_bytes=begun.most_bytes)
         request = request._replace(disks=(disk, *request.disks[1:]))
-    return request._replace(layer=layer._replace(needs_check=not hold.is_clean)), hold
+    return request._replace(layer=layer), hold
 
 
-def _look_below(layer: Layer) -> None:
-    """Say in a line when the host's system was changed since the profile was last started."""
+def _look_below(layer: Layer) -> bool:
+    """Say in a line when the host's system was changed since the profile was last started.
+
+    Returns:
+        Whether the profile may hold caches of the earlier one.
+    """
+    directory = os.path.dirname(layer.image)
     try:
-        changed = has_changed(os.path.dirname(layer.image), fingerprint())
+        changed = has_changed(directory, fingerprint())
     except OSError as error:
         log.debug(f"the host's system cannot be noted in the profile: {error.strerror}")
-        return
+        return False
     if changed:
         log.notice(
             f"the host's programs were changed since the profile {layer.name} was last started; what the profile has "
             f"changed itself stays as it is (`cloche profile diff {layer.name}`)"
         )
+    return is_outdated(directory)
 
 
 def machine_words(request: RunRequest) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from stat import S_ISREG
 
 from cloche.errors import ProfileError
 from cloche.host import profiles
-from cloche.host.profile_place import IMAGE, REVERTING
+from cloche.host.profile_place import IMAGE, OUTDATED, REVERTING
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -168,6 +168,12 @@ class Hold:
         if problem:
             log.notice(f"this start of the profile {self.name} cannot be taken back: {problem}")
 
+    def _forget_outdated(self) -> None:
+        try:
+            os.unlink(os.path.join(profiles.directory(self.name), OUTDATED))
+        except OSError:
+            pass  # mostly it is not there; what stays is looked at once more
+
     def _say_when_full(self) -> None:
         """A guest's programs hear of a broken file system, and only the host knows why."""
         from cloche import log
@@ -206,6 +212,8 @@ class Hold:
             self._say_when_full()
         if is_clean or (self._note is None and self.is_clean):
             os.ftruncate(self._fd, 0)
+        if is_clean and self._note is not None and self._note.domain:
+            self._forget_outdated()
         # A child that the caller's program has forked would keep the lock.
         fcntl.fcntl(
             self._fd, fcntl.F_OFD_SETLK, struct.pack("hhqqixxxx", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)

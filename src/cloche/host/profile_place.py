@@ -9,6 +9,8 @@ from cloche.host import xdg
 #: Below a profile: the marker of a revert under way (``host.reverting``).
 REVERTING = ("undo", "reverting")
 IMAGE = "disk.img"
+#: Its being there says that the host's system was changed, and no start since has ended well.
+OUTDATED = "outdated"
 
 
 def home() -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import zlib
 
+from cloche.host.profile_place import OUTDATED
+
 #: Records of package managers, and directories in which every package of some size has something.
 _PLACES = (
     "/var/lib/dpkg/status",
@@ -40,7 +42,13 @@ def fingerprint(root: str = "") -> str:
 
 
 def has_changed(directory: str, now: str) -> bool:
-    """Note the fingerprint in a profile's directory; tell whether it had another one when it was last started."""
+    """Note the fingerprint in a profile's directory; tell whether it had another one when it was last started.
+
+    If so the profile is outdated (``is_outdated``), until a start of it has ended well.
+
+    Raises:
+        OSError: It cannot be noted.
+    """
     path = os.path.join(directory, _FILE)
     try:
         with open(path, encoding="ascii") as file:
@@ -49,8 +57,16 @@ def has_changed(directory: str, now: str) -> bool:
         before = ""
     if before == now:
         return False
+    if before:
+        with open(os.path.join(directory, OUTDATED), "ab"):
+            pass
     fresh = f"{path}.{os.getpid()}"
     with open(fresh, "w", encoding="ascii") as file:
         file.write(f"{now}\n")
     os.replace(fresh, path)
     return bool(before)
+
+
+def is_outdated(directory: str) -> bool:
+    """Tell whether a profile may hold caches of an older system."""
+    return os.path.lexists(os.path.join(directory, OUTDATED))

@@ -188,12 +188,14 @@ class LayerPlan(Record):
         closing: What the agent does at the end, so that the disk is as if it had been unmounted.
         check: A program that looks at the disk before it is mounted; None when it was closed cleanly.
         setup: What the agent does after the check.
+        renewal: A program that brings up to date what the layer holds of an older host; None when that is the same.
     """
 
     name: str
     closing: tuple[Step, ...]
     check: GuestCommand | None = None
     setup: tuple[Step, ...] = ()
+    renewal: GuestCommand | None = None
 
 
 class LaunchPlan(Record):

@@ -163,6 +163,7 @@ class Layer(Record):
         name: What its owner calls it.
         image: Its disk, an absolute path.
         needs_check: The disk was not closed cleanly, and the file system on it is looked at before it is mounted.
+        is_outdated: The host's system was changed since caches on it were made.
         kept_starts: How many starts can be gone back to.
         kept_bytes: How much room that may take.
     """
@@ -170,6 +171,7 @@ class Layer(Record):
     name: str
     image: str
     needs_check: bool = False
+    is_outdated: bool = False
     kept_starts: int = KEPT_STARTS
     kept_bytes: int = KEPT_BYTES
 

@@ -118,6 +118,12 @@ def plan_layer(layer: Layer, steps: tuple[Step, ...]) -> tuple[tuple[Step, ...],
         What is done first, and the rest with all that concerns the layer.
     """
     plan = LayerPlan(layer.name, build_closing_steps())
+    if layer.is_outdated:
+        from cloche.plan.profile_scripts import APART, PYTHON, RENEW
+
+        words = (*APART, *PYTHON, RENEW, "/")
+        command = GuestCommand(tuple(word.encode() for word in words), (_CHECK_PATH,), b"/", 0, 0)
+        plan = plan._replace(renewal=command)
     if not layer.needs_check or BEGINS not in steps:
         return steps, plan
     at = steps.index(BEGINS)

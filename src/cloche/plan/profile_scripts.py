@@ -21,6 +21,8 @@ def run(*words):
 
 #: What a live one is started by: nobody else in the guest sees what it mounts.
 APART = ("/usr/bin/unshare", "--mount")
+#: What runs a script: its text and its argument follow.
+PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
 #: The disk is mounted already, and a second mount shows the same file system.
 _MOUNT = """
 run("mount", "-t", "ext4", "/dev/disk/by-tag/profile", disk)
@@ -173,6 +175,43 @@ os.close(device)
 """
     + _MOUNT
     + _RESIZE
+)
+
+#: Has caches made anew by the tools that make them, where the layer has its own in front of the host's: it was made of
+#: the host's files as they were. Caches that look at the age of what they were made of (those of fontconfig, of Python,
+#: of man-db) are not among them. Writes a line for each: whether that was done, and its name.
+RENEW = (
+    _BEGIN
+    + _MOUNT
+    + """
+import glob
+upper = disk + "/upper"
+def place(name, levels=1):
+    for _ in range(levels):
+        name = os.path.dirname(name)
+    return name
+caches = (
+    ("/etc/ld.so.cache", lambda name: ("ldconfig",)),
+    ("/usr/share/glib-2.0/schemas/gschemas.compiled", lambda name: ("glib-compile-schemas", place(name))),
+    ("/usr/share/mime/mime.cache", lambda name: ("update-mime-database", place(name))),
+    ("/usr/share/icons/*/icon-theme.cache", lambda name: ("gtk-update-icon-cache", "-f", "-q", place(name))),
+    ("/usr/share/applications/mimeinfo.cache", lambda name: ("update-desktop-database", "-q", place(name))),
+    ("/usr/lib/*/gio/modules/giomodule.cache",
+     lambda name: (place(name, 3) + "/glib-2.0/gio-querymodules", place(name))),
+    ("/usr/lib/*/gdk-pixbuf-2.0/*/loaders.cache",
+     lambda name: (place(name, 2) + "/gdk-pixbuf-query-loaders", "--update-cache")),
+)
+for pattern, maker in caches:
+    for found in sorted(glob.glob(upper + pattern)):
+        if os.path.islink(found) or not os.path.isfile(found):
+            continue
+        name = found[len(upper):]
+        try:
+            done = not subprocess.run(maker(name), stdout=2, stdin=subprocess.DEVNULL, timeout=120).returncode
+        except (OSError, subprocess.TimeoutExpired):
+            done = False
+        print("renewed" if done else "stale", name, flush=True)
+"""
 )
 
 #: Lets nobody write to the disk until its input ends, and says so before and after.
