@@ -14,7 +14,7 @@ import pytest
 
 from support.domains import domain_processes
 from support.errors import check_error
-from support.outside import ADDRESS, ECHO_PORT, Outside, outside
+from support.outside import ADDRESS, ADDRESS6, ECHO_PORT, Outside, outside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,19 @@ FETCH = f"""
 import hashlib, socket, urllib.request
 assert {{one[4][0] for one in socket.getaddrinfo("files.test", 80)}} == {{"{ADDRESS}"}}
 print(hashlib.sha256(urllib.request.urlopen("http://files.test/file").read()).hexdigest())
+"""
+#: What is reached by IPv6, once the guest's kernel has heard of a router.
+FETCH6 = f"""
+import socket, time
+while "00" not in {{line.split()[3] for line in open("/proc/net/if_inet6") if line.split()[5] == "eth0"}}:
+    time.sleep(0.05)
+with socket.create_connection(("{ADDRESS6}", {ECHO_PORT}), 60) as one:
+    one.sendall(b"x" * 30_000)
+    got = b""
+    while len(got) < 30_000:
+        got += one.recv(1 << 16)
+print(got == b"x" * 30_000, one.family.name)
+print(open("/etc/resolv.conf").read(), end="")
 """
 #: Connects again and again, and says each time whether it was answered.
 AGAIN = f"""
@@ -80,6 +93,16 @@ def test_a_guest_resolves_a_name_and_fetches_a_file(network: Outside) -> None:
     assert done.returncode == 0, done.stderr
     expected = hashlib.sha256((network.directory / "file").read_bytes()).hexdigest()
     assert done.stdout.decode() == f"{expected}\n"
+
+
+def test_a_guest_has_ipv6_where_the_host_has_it(network: Outside) -> None:
+    """Its kernel finds a router, gets an address that tells nothing of the host's, and reaches what is outside."""
+    done = network("--net", "user", "--", "python3", "-c", FETCH6)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"True AF_INET6\nnameserver 10.0.2.3\n"
+    shown = network("--net", "user", "--", "cat", "/proc/net/if_inet6").stdout.decode()
+    prefixes = {line.split()[0][:16] for line in shown.splitlines() if line.split()[5] == "eth0"}
+    assert prefixes <= {"fd636c6f63680065", "fe80000000000000"}
 
 
 def test_whatever_dies_the_guest_has_a_network_again(network: Outside) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: See ``outside_host``, which cannot be imported: it is a program.
 ADDRESS, ECHO_PORT, SECRET_PORT = "10.77.0.1", 7, 8081
+ADDRESS6, LINK6 = "fd77::1", "fe80::ff:fe00:77"
 SECRET = b"a secret of the host"
 
 

@@ -14,15 +14,22 @@ from collections.abc import Callable
 from functools import partial
 
 ADDRESS, ROUTER = "10.77.0.1", "10.77.0.254"
+#: The same by IPv6, and the address that the card has for its link alone.
+ADDRESS6, ROUTER6 = "fd77::1", "fd77::fe"
+LINK6, HARDWARE = "fe80::ff:fe00:77", "02:00:00:00:00:77"
 WEB_PORT, ECHO_PORT, SECRET_PORT = 80, 7, 8081
 SECRET = b"a secret of the host"
 COMMANDS = (
     "link set lo up",
     "link add up0 type veth peer name up1",
     f"addr add {ADDRESS}/24 dev up0",
+    f"link set up0 address {HARDWARE}",
+    f"addr add {ADDRESS6}/64 dev up0 nodad",
+    f"addr add {LINK6}/64 dev up0 nodad",
     "link set up0 up",
     "link set up1 up",
     f"route add default via {ROUTER}",
+    f"-6 route add default via {ROUTER6} dev up0",
 )
 
 
@@ -58,7 +65,11 @@ def tell(connection: socket.socket) -> None:
 
 def serve(address: str, port: int, what: Callable[[socket.socket], None]) -> None:
     """Serve everybody who connects, each in a thread of its own."""
-    server = socket.create_server((address, port), backlog=16)
+    server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    # What is of a link alone is asked for with the link.
+    scope = (0, socket.if_nametoindex("up0")) if address == LINK6 else ()
+    server.bind((address, port, *scope))
+    server.listen(16)
 
     def loop() -> None:
         while True:
@@ -79,7 +90,8 @@ def main() -> None:
     web = http.server.ThreadingHTTPServer((ADDRESS, WEB_PORT), files)
     threading.Thread(target=web.serve_forever, daemon=True).start()
     serve(ADDRESS, ECHO_PORT, echo)
-    for address in ("127.0.0.1", "127.1.2.3"):
+    serve(ADDRESS6, ECHO_PORT, echo)
+    for address in ("127.0.0.1", "127.1.2.3", "::1", LINK6):
         serve(address, SECRET_PORT, tell)
     threading.Thread(target=answer_names, daemon=True).start()
     os.write(1, b"ready\n")

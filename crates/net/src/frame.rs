@@ -13,6 +13,15 @@ const ADDRESS: usize = 6;
 const IPV4: usize = 20;
 const IPV4_DESTINATION: usize = 16;
 
+/// Bytes of the header of IPv6, where in it stands what follows and where the destination begins (RFC 8200).
+const IPV6: usize = 40;
+const IPV6_NEXT: usize = 6;
+const IPV6_DESTINATION: usize = 24;
+/// What follows in a message about the link (RFC 4443), and those of its types by which a guest finds its neighbours and its
+/// router (RFC 4861): solicitations and advertisements of both.
+const ICMPV6: u8 = 58;
+const NEIGHBOURS: std::ops::RangeInclusive<u8> = 133..=136;
+
 /// Bytes a frame carries, at most, unless another number is given.
 pub const DEFAULT_MTU: u16 = 1500;
 /// The largest such number that can be given.
@@ -90,7 +99,7 @@ impl Reason {
             Reason::Destination => "were for somebody else",
             Reason::Room => "found too small a buffer",
             Reason::NoPeer => "had nobody to go to",
-            Reason::Protocol => "were neither of ARP nor of IPv4",
+            Reason::Protocol => "were of a protocol that is not handed on",
             Reason::Host => "were for the host itself",
         }
     }
@@ -153,7 +162,7 @@ impl Rules {
     }
 
     /// The same for a peer that stands in the host's own network and connects to whatever address it is told: nothing
-    /// goes out but ARP and IPv4, and nothing that is for the host itself.
+    /// goes out but ARP, IPv4 and IPv6, and nothing that is for the host itself or, by IPv6, for its link alone.
     #[must_use]
     pub fn outward(self) -> Self {
         Rules {
@@ -212,7 +221,8 @@ impl Rules {
     }
 }
 
-/// Looks where a frame leads: by 127.0.0.0/8, and 0.0.0.0/8 which Linux takes for it, to the host that it is sent from.
+/// Looks where a frame leads: by 127.0.0.0/8, and 0.0.0.0/8 which Linux takes for it, to the host that it is sent from; by IPv6
+/// see [`check_ipv6`].
 fn check_outward(frame: &[u8]) -> Result<(), Reason> {
     match frame.get(2 * ADDRESS..ETHERNET) {
         Some([0x08, 0x06]) => Ok(()),
@@ -221,7 +231,25 @@ fn check_outward(frame: &[u8]) -> Result<(), Reason> {
             Some(header) if matches!(header[IPV4_DESTINATION], 0 | 127) => Err(Reason::Host),
             Some(_) => Ok(()),
         },
+        Some([0x86, 0xDD]) => check_ipv6(frame.get(ETHERNET..).unwrap_or_default()),
         _ => Err(Reason::Protocol),
+    }
+}
+
+/// The same for a packet of IPv6: to the host itself leads ::/64, in which are ::1 and, by ::ffff:0:0/96, every address of IPv4. By
+/// an address of the link alone (fe80::/10) the host's own services would be reached, too; there and to groups (ff00::/8) go the
+/// messages without which there is no IPv6, which the peer answers itself.
+fn check_ipv6(packet: &[u8]) -> Result<(), Reason> {
+    let Some((header, rest)) = packet.split_at_checked(IPV6) else {
+        return Err(Reason::NoFrame);
+    };
+    let is_of_link =
+        header[IPV6_NEXT] == ICMPV6 && rest.first().is_some_and(|kind| NEIGHBOURS.contains(kind));
+    match &header[IPV6_DESTINATION..] {
+        [0, 0, 0, 0, 0, 0, 0, 0, ..] => Err(Reason::Host),
+        [0xFE, second, ..] if second & 0xC0 == 0x80 && !is_of_link => Err(Reason::Host),
+        [0xFF, ..] if !is_of_link => Err(Reason::Protocol),
+        _ => Ok(()),
     }
 }
 
@@ -298,13 +326,57 @@ mod tests {
             assert_eq!(check([8, 0], host, 60), Err(Reason::Host));
         }
         assert_eq!(check([8, 0], [10, 0, 2, 2], 33), Err(Reason::NoFrame));
-        // IPv6, a VLAN tag with IPv4 behind it, anything else.
-        for kind in [[0x86, 0xDD], [0x81, 0], [0, 0]] {
+        // A VLAN tag with IPv4 behind it, anything else.
+        for kind in [[0x81, 0], [0, 0]] {
             assert_eq!(check(kind, [10, 0, 2, 2], 60), Err(Reason::Protocol));
         }
         let mut inward = frame([3; 6], OWN, 60);
         inward[12] = 8;
         assert_eq!(rules().check_sent(&[0; VIRTIO_HEADER], &inward), Ok(()));
+    }
+
+    #[test]
+    fn nothing_of_ipv6_goes_outward_that_leads_to_the_host() {
+        let outward = rules().outward();
+        let check = |to: &str, next: u8, kind: u8, length| {
+            let mut one = frame([3; 6], OWN, 70);
+            one[12..14].copy_from_slice(&[0x86, 0xDD]);
+            let to: std::net::Ipv6Addr = to.parse().unwrap();
+            one[38..54].copy_from_slice(&to.octets());
+            (one[20], one[54]) = (next, kind);
+            one.truncate(length);
+            outward.check_sent(&[0; VIRTIO_HEADER], &one)
+        };
+        for to in [
+            "2001:db8::1",
+            "fd77::1",
+            "64:ff9b::7f00:1",
+            "fec0::1",
+            "fe7f::1",
+        ] {
+            assert_eq!(check(to, 6, 0, 60), Ok(()), "{to}");
+        }
+        let of_host = [
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:0:7f00:1",
+        ];
+        for to in of_host {
+            assert_eq!(check(to, 6, 0, 60), Err(Reason::Host), "{to}");
+            assert_eq!(check(to, 58, 135, 60), Err(Reason::Host), "{to}");
+        }
+        for to in ["fe80::1", "febf:ffff::1"] {
+            assert_eq!(check(to, 17, 135, 60), Err(Reason::Host), "{to}");
+            assert_eq!(check(to, 58, 128, 60), Err(Reason::Host), "{to}");
+            assert_eq!(check(to, 58, 135, 60), Ok(()), "{to}");
+            assert_eq!(check(to, 58, 135, 54), Err(Reason::Host), "{to}");
+        }
+        assert_eq!(check("ff02::2", 58, 133, 60), Ok(()));
+        assert_eq!(check("ff02::16", 58, 143, 60), Err(Reason::Protocol));
+        assert_eq!(check("ff02::fb", 17, 0, 60), Err(Reason::Protocol));
+        assert_eq!(check("2001:db8::1", 6, 0, 53), Err(Reason::NoFrame));
     }
 
     #[test]

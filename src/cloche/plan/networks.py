@@ -16,6 +16,9 @@ _DIGITS = frozenset("0123456789abcdef")
 #: Of a guest with a network of its own behind a process of ours: its card, and where that process is found.
 CARD = b"eth0"
 GUEST, PREFIX, GATEWAY, NAMES = "10.0.2.15", 24, "10.0.2.2", "10.0.2.3"
+#: The same by IPv6: the network is that of this address, of which a guest makes its own, and the router is of the link
+#: alone. Programs prefer IPv4 where a name has both: the network is a private one (RFC 4193, RFC 6724).
+GUEST6, GATEWAY6 = "fd63:6c6f:6368:65::f", "fe80::2"
 
 
 def build_network_steps(network: Network | None) -> tuple[Step, ...]:

@@ -86,12 +86,15 @@ def _plan_passt(network: Network, facts: HostFacts) -> ProcessPlan:
     if not facts.tools.passt:
         raise HostError("--net user needs passt, which is not installed", hint="Install the package passt.")
     words = (
-        *("--foreground", "--quiet", "--fd", str(_PASST_FD), "--ipv4-only"),
+        *("--foreground", "--quiet", "--fd", str(_PASST_FD)),
         *("--address", networks.GUEST, "--netmask", str(networks.PREFIX), "--gateway", networks.GATEWAY),
         # Asked for names it asks whom the host asks.
         *("--dns-forward", networks.NAMES, "--mtu", str(network.mtu)),
         # Nothing leads to the host: neither the gateway's address, nor a port of the host's to the guest.
-        *("--no-map-gw", "--tcp-ports", "none", "--udp-ports", "none", "--no-dhcp"),
+        *("--no-map-gw", "--tcp-ports", "none", "--udp-ports", "none", "--no-dhcp", "--no-dhcpv6"),
+        # By IPv6, where the host has it, the guest's kernel sets itself up by what its router says; of the host's own
+        # addresses and resolvers it is told nothing.
+        *("--address", networks.GUEST6, "--gateway", networks.GATEWAY6, "--no-dhcp-dns", "--no-dhcp-search"),
     )
     root: tuple[RootOp, ...] = (
         *library_root(facts),
