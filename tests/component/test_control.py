@@ -22,7 +22,7 @@ from cloche.domain.control.server import MAX_CLIENTS
 from cloche.domain.control.share_add import ShareAdd
 from cloche.domain.control.share_list import Listed, ShareList, Shares
 from cloche.domain.control.share_remove import ShareRemove
-from cloche.domain.control.snapshot_save import SnapshotSave
+from cloche.domain.control.snapshot_save import SnapshotOutline, SnapshotSave
 from cloche.domain.control.status import Ask, Status
 from cloche.domain.launcher import Launcher
 from cloche.domain.remote import RemoteLauncher, pack_error, send_message
@@ -270,6 +270,7 @@ def test_another_user_is_not_let_in(domain: Domain, tmp_path: Path) -> None:
         LogWait(1 << 40),
         DiskAdd.of(Disk("data", "/a\udcff", most_bytes=1 << 40)),
         DiskAdd.of(Disk("data", "/dev/x", "qcow2", writable=False, most_bytes=None)),
+        SnapshotOutline("/a\udcff"),
         SnapshotSave("/a\udcff", "title", True),
         Exec(True, 24, 80, "root", "/tmp/\udcff"),
         Attach(False, 0, 0),

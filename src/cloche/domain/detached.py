@@ -29,7 +29,7 @@ from cloche.record import TYPE_CHECKING, Record
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloche.domain.snapshot import Description
+    from cloche.domain.snapshot import Description, Outline
     from cloche.domain.snapshotting import Again
     from cloche.domain.timings import Timings
     from cloche.guest.job import Job
@@ -75,7 +75,11 @@ class Begun(Record):
 
 
 class Detached:
-    """One such domain. ``caller`` is the socket of whoever has started it; ``begun`` is called when it is answered."""
+    """One such domain. ``caller`` is the socket of whoever has started it; ``begun`` is called when it is answered.
+
+    A fork that was begun early waits for the word that its snapshot is there: with its processes started, or, where
+    these have copies of disks, before anything of it is planned.
+    """
 
     def __init__(
         self,
@@ -91,6 +95,8 @@ class Detached:
         self._begun = begun
         self._reactor = Reactor()
         self._hold: Hold | None = None
+        self._again = None if isinstance(request, RunRequest) else request
+        self._outline: Outline | None = None
         if isinstance(request, RunRequest) and request.layer is not None:
             from cloche.domain.profiled import take
 
@@ -106,10 +112,10 @@ class Detached:
             raise
         give_notices(self._plan)
         self._processes: Launcher
-        if self._saved is None:
+        if self._again is None:
             self._domain = Domain(self._reactor, self._plan, launcher=self._launcher, boot=self._boot_plan)
         else:
-            channel = self._saved.channel
+            channel = self._saved.channel if self._saved else None
             self._domain = Domain(self._reactor, self._plan, launcher=self._launcher, channel=channel)
             self._domain.on_adopt = self._ends
             self._domain.on_open = self._goes_on
@@ -124,13 +130,14 @@ class Detached:
     def _prepare(self, what: RunRequest | Again) -> tuple[RunRequest, LaunchPlan, Description | None]:
         if isinstance(what, RunRequest):
             return what, prepare_plan(what, self._facts), None
-        from cloche.domain.snapshot import prepare
+        from cloche.domain.snapshot import plan_machine, prepare, read_beginning
 
         if what.early:
-            from cloche.drivers.registry import find_driver
-
-            # Imported meanwhile: whatever was saved was saved by this one.
-            find_driver("qemu")
+            known = read_beginning(what.directory)
+            if known.is_enough:
+                self._outline = known.outline
+                plan = plan_machine(what.directory, known, self._facts, what.name)
+                return known.outline.request, plan, None
             if not self._caller.recv(len(GO_ON)):
                 raise DomainError("the domain that was to be forked was not saved")
         plan, saved = prepare(what.directory, self._facts, what.name, whole=what.whole)
@@ -156,12 +163,12 @@ class Detached:
         domain.on_end = self._failed
         domain.life.changed = self._changed
         self._programs.on_last = lambda: domain.finish(self._finished)
-        self._reactor.register(self._caller.fileno(), READ, self._left)
+        self._reactor.register(self._caller.fileno(), READ, self._told)
         for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(signo) is not signal.SIG_IGN:
                 self._reactor.add_signal(signo, self._signal)
         try:
-            domain.start()
+            domain.start(greet=self._outline is None)
             if self._hold is not None:
                 self._hold.began(domain.ident)
             rundir.sweep()
@@ -288,11 +295,34 @@ class Detached:
             self._outlet.visitor.ended(job)
         self._programs.over(job)
 
-    def _left(self, events: int) -> None:
-        """Whoever waits for the start has gone."""
+    def _told(self, events: int) -> None:
+        """Whoever waits for the start says that the snapshot is there, or has gone."""
         del events
+        outline, self._outline = self._outline, None
+        try:
+            if outline is not None and self._caller.recv(len(GO_ON)):
+                self._use(outline)
+                return
+        except ClocheError as error:
+            self._domain.abort(error)
+            return
+        except ConnectionResetError:
+            pass
         self._reactor.unregister(self._caller.fileno())
         self._domain.abort(DomainError("whoever has started the domain has gone before its program began"))
+
+    def _use(self, outline: Outline) -> None:
+        """Go on from the snapshot, with the processes that were started for it."""
+        from cloche.domain.snapshot import check_host, complete, read
+
+        assert self._again is not None
+        saved = read(self._again.directory)
+        if saved.outline != outline:
+            raise DomainError("the domain was changed while it was forked", hint="Fork it once more.")
+        check_host(saved)
+        self._saved, self._plan = saved, complete(self._plan, saved)
+        self._processes.go_on(self._plan)
+        self._domain.go_on(self._plan, saved.channel)
 
     def _signal(self, signo: int) -> None:
         if self._domain.state in (State.RUNNING, State.PAUSED, State.STOPPING):

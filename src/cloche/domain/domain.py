@@ -124,21 +124,31 @@ class Domain:
         """Hand the guest's console output to ``sink`` as it comes (raw bytes of the guest: escape before showing)."""
         self._console_sink = sink
 
-    def start(self) -> None:
-        """Start every process of the plan and greet the agent.
+    def start(self, *, greet: bool = True) -> None:
+        """Start every process of the plan and greet the agent, unless that is for ``go_on`` to do.
 
         Raises:
             ClocheError: Something could not be started; the domain has ended.
         """
         self.life.require(State.PLANNED)
         try:
-            self._start()
+            self._start(greet=greet)
         except _OF_TEMPLATE as error:
             if not self._can_boot_instead(error):
                 raise
             self._start_without(error)
 
-    def _start(self) -> None:
+    def go_on(self, plan: LaunchPlan, channel: ChannelState) -> None:
+        """Greet the agent of a machine whose processes wait, now that what it goes on from is there.
+
+        ``plan`` is that of the same machine, with what is known now.
+        """
+        self.life.require(State.BOOTING)
+        self.plan, self._channel = plan, channel
+        self._give_time()
+        self._greet()
+
+    def _start(self, *, greet: bool = True) -> None:
         self.life.enter(State.BOOTING)
         try:
             self._launcher.programs = self.programs
@@ -149,8 +159,9 @@ class Domain:
             if self._console_sink is not None:
                 self._launcher.watch_console(self._console_sink)
             self._launcher.start()
-            self._give_time()
-            self._greet()
+            if greet:
+                self._give_time()
+                self._greet()
         except _OF_TEMPLATE as error:
             self._release()
             if not self._can_boot_instead(error):

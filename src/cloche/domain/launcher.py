@@ -150,6 +150,14 @@ class Launcher:
         # Nobody has anything to ask before; and now the machine boots meanwhile.
         self._door = Door(self.reactor, self._directory, self)
 
+    def go_on(self, plan: LaunchPlan) -> None:
+        """See ``Machine.go_on``.
+
+        Raises:
+            TemplateError: What the machine goes on from cannot be used.
+        """
+        self.machine.go_on(plan)
+
     def connect(self) -> socket.socket:
         """Connect to the agent's byte stream."""
         return self.machine.connect()

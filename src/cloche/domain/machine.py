@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cloche.domain.monitor import Monitor, TemplateWork
     from cloche.domain.peers import Peers
     from cloche.domain.restarts import Restarts
+    from cloche.domain.restore import Restore
     from cloche.domain.switchboard import Switchboard
     from cloche.domain.timings import Timings
     from cloche.drivers.contract import Control
@@ -70,6 +71,7 @@ class Machine:
         self._reactor = reactor
         self._timings = timings
         self._work = work
+        self._restore: Restore | None = None
         self._warden: Warden | None = None
         self._prefix = ""
         self._endpoints: Endpoints | None = None
@@ -103,7 +105,7 @@ class Machine:
         if self._work is None and self.plan.template is not None:
             from cloche.domain.restore import Restore
 
-            self._work = Restore.open(self.plan.template)
+            self._work = self._restore = Restore.open(self.plan.template)
         if self._work is not None:
             self._files |= self._work.files
         if any(file not in self._files for process in self.plan.processes for file in process.files):
@@ -174,6 +176,17 @@ class Machine:
         from cloche.domain.filters import check_filters
 
         self._check_filters = check_filters
+
+    def go_on(self, plan: LaunchPlan) -> None:
+        """Load what the machine goes on from, which was not there when it was started. It is the machine of ``plan``.
+
+        Raises:
+            TemplateError: It cannot be used.
+        """
+        assert self._restore is not None
+        assert plan.template is not None
+        self.plan = plan
+        self._restore.go_on(plan.template.checksum)
 
     def _spawn(self, ident: int, process: ProcessPlan, machine_id: bytes = b"") -> None:
         assert self._warden is not None

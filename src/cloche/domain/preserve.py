@@ -20,10 +20,11 @@ from functools import partial
 from cloche.domain import snapshot
 from cloche.domain.adding import current_request, plan_again, require_saveable
 from cloche.domain.restore import checksum_of
-from cloche.domain.saving import Saved, Saving, Targets, no_room, resume
+from cloche.domain.saving import Saved, Saving, Targets, no_room, open_memory, resume
 from cloche.domain.states import State
 from cloche.errors import ClocheError, DomainError
 from cloche.host import snapshots
+from cloche.host.sparse import extents
 from cloche.model.guest import Clock, Freeze, Thaw
 from cloche.model.plan import OpenFile, Template
 from cloche.record import TYPE_CHECKING
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloche.domain.launcher import Launcher
+    from cloche.domain.machine import Machine
     from cloche.domain.reload import Fail
     from cloche.domain.sharing import GuestAnswer
     from cloche.guest.channel import ChannelState
@@ -65,6 +67,58 @@ def preserve(
     launcher.sharing.in_turn(begin, done, fail)
 
 
+def write_outline(launcher: Launcher, directory: str, done: Callable[[], None], fail: Fail) -> None:
+    """Begin a snapshot for forks: say which machine goes on from it, and make the files that this one has open.
+
+    Args:
+        launcher: Whose domain.
+        directory: An empty one; it is saved into it afterwards (``preserve``).
+        done: Called when they are there.
+        fail: Called when they are not.
+
+    Raises:
+        DomainError: The domain cannot be saved.
+        SnapshotError: The directory is not the caller's.
+    """
+    require_saveable(launcher)
+    snapshots.require_own(directory, stat.S_IFDIR)
+
+    def begin(done: Callable[[], None], fail: Fail) -> None:
+        request, plan = _plan(launcher)
+        surroundings = snapshot.describe_surroundings(plan)
+        outline = snapshot.Outline(surroundings, request, len(plan.slots), plan.balloon)
+        try:
+            size, used = _memory(launcher.machine)
+            snapshot.write(directory, snapshot.Beginning(outline, used))
+            for name in (snapshots.MEMORY, snapshots.STATE):
+                snapshots.write_file(directory, name, b"")
+            os.truncate(os.path.join(directory, snapshots.MEMORY), size)
+        except OSError as error:
+            fail(no_room(error))
+        else:
+            done()
+
+    launcher.sharing.in_turn(begin, done, fail)
+
+
+def _memory(machine: Machine) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Return the size of the guest's memory, and which parts of it are in use."""
+    memory = open_memory(machine)
+    try:
+        size = os.fstat(memory).st_size
+        return size, tuple(extents(memory, size))
+    finally:
+        os.close(memory)
+
+
+def _plan(launcher: Launcher) -> tuple[RunRequest, LaunchPlan]:
+    """Return what the domain would have to be asked for with now, and the plan of a machine that goes on from it."""
+    old = launcher.machine.plan
+    request = current_request(launcher)
+    template = Template("", "", OpenFile("/state", False, 0), 0, old.memory, len(old.slots), old.balloon)
+    return request, plan_again(launcher, request, template)
+
+
 class _Preserving:
     def __init__(
         self,
@@ -91,10 +145,7 @@ class _Preserving:
 
     def begin(self) -> None:
         """Begin; raises what keeps it from beginning."""
-        old = self._machine.plan
-        self._request = current_request(self._launcher)
-        template = Template("", "", OpenFile("/state", False, 0), 0, old.memory, len(old.slots), old.balloon)
-        self._plan = plan_again(self._launcher, self._request, template)
+        self._request, self._plan = _plan(self._launcher)
         self._launcher.ask_paused(self._begin, self._fail)
 
     def _begin(self, is_paused: bool) -> None:
@@ -132,7 +183,8 @@ class _Preserving:
 
     def _make(self, name: str) -> int:
         path = os.path.join(self._directory, name)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # With an outline some are there, and open in processes that wait for what is put into them.
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._fds.append(fd)
         return fd
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 
 from cloche.domain.machine import Machine
-from cloche.domain.restore import Restore, open_in
-from cloche.domain.saving import Saved, Saving, Targets, resume
+from cloche.domain.restore import Restore
+from cloche.domain.saving import Saved, Saving, Targets, open_memory, resume
 from cloche.errors import ClocheError, DomainError
 from cloche.model.plan import OpenFile, Template
 from cloche.record import TYPE_CHECKING
@@ -80,11 +80,7 @@ class Reload:
 
     def _start(self) -> None:
         launcher = self._launcher
-        vmm = self._old.open_vmm()
-        try:
-            memory = open_in(vmm, self._old.plan.memory, os.O_RDONLY)
-        finally:
-            os.close(vmm)
+        memory = open_memory(self._old)
         template = self._plan.template
         assert template is not None
         state = os.open(f"/proc/self/fd/{self._state}", os.O_RDONLY | os.O_CLOEXEC)

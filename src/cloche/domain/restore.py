@@ -1,18 +1,17 @@
 """Going on from a template (layer 5): the guest's memory is filled while the VMM starts, then it loads the devices.
 
-The memory is a file in a tmpfs of the VMM's own root, made there by whoever comes first. It is filled from outside: the
-kernel lets the caller in, who owns the domain's user namespace. Only what is no hole in the template is copied, so free
-memory costs nothing. QEMU looks into the guest's memory while it loads, so it is told to load when all is there.
+Only what is no hole in the template is copied: free memory costs nothing. QEMU looks into the guest's memory while it
+loads, so it is told to load when all is there. A machine may be started before what it goes on from is there: then its
+pages are made ready, and filled later.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import zlib
 
+from cloche.domain.guest_memory import GuestMemory
 from cloche.errors import TemplateError
-from cloche.host.sparse import PIECE, extents
 from cloche.host.text import escape_untrusted
 from cloche.record import TYPE_CHECKING
 
@@ -35,6 +34,10 @@ SAVE = b'{"execute":"migrate","arguments":{"uri":"file:/dev/fdset/1"}}'
 class Restore:
     """A saved machine that is being used by one start.
 
+    ::
+
+        opened --> the VMM is started, and the machine is there (in either order) --> filled, loading --> loaded
+
     Attributes:
         files: What the VMM receives; the caller's to close.
         loaded: Called once when the VMM has loaded the devices and the guest runs.
@@ -44,7 +47,9 @@ class Restore:
         """Take over the open files of its memory and state."""
         self.loaded: Callable[[], None] | None = None
         self._template = template
-        self._memory = memory
+        self._source = memory
+        self._is_whole = template.is_whole
+        self._started: tuple[GuestMemory, socket.socket] | None = None
         self.files: dict[OpenFile, int] = {template.state: state}
 
     @classmethod
@@ -59,13 +64,14 @@ class Restore:
             for path in (template.memory, template.state.path):
                 opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
             memory, state = opened
-            checksum = checksum_of(state)
+            if template.is_whole:
+                _check(state, template.checksum)
         except OSError as error:
             _close(opened)
             raise TemplateError(f"cannot read {error.filename}: {error.strerror}") from None
-        if checksum != template.checksum:
+        except TemplateError:
             _close(opened)
-            raise TemplateError("its state is damaged")
+            raise
         return cls(template, memory, state)
 
     def begin(self, monitor: socket.socket) -> None:
@@ -73,7 +79,7 @@ class Restore:
         monitor.sendall(PREPARE)
 
     def started(self, pidfd: int, monitor: socket.socket) -> None:
-        """Fill the memory of the VMM behind ``pidfd``, and have it load the rest.
+        """Fill the memory of the VMM behind ``pidfd``, and have it load the rest, as soon as all is there.
 
         Raises:
             TemplateError: There is no room for it.
@@ -81,36 +87,46 @@ class Restore:
         try:
             directory = open_in(pidfd, os.path.dirname(self._template.target), os.O_PATH | os.O_DIRECTORY)
             try:
-                self._fill(directory, os.path.basename(self._template.target))
+                size = os.fstat(self._source).st_size
+                memory = GuestMemory(directory, os.path.basename(self._template.target), size)
             finally:
                 os.close(directory)
-            monitor.sendall(LOAD)
-        except (BrokenPipeError, ConnectionResetError, FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError):
+            self.close()
             return  # the VMM is gone, and its end, or that of another process, says why
         except OSError as error:
-            raise TemplateError(f"the machine's memory cannot be filled: {error.strerror}") from None
+            self.close()
+            raise _not_filled(error) from None
+        self._started = memory, monitor
+        if self._is_whole:
+            self._load(memory, monitor)
+        else:
+            memory.make_ready(self._template.extents)
+
+    def go_on(self, checksum: int) -> None:
+        """Note that the machine is there; its state has this checksum.
+
+        Raises:
+            TemplateError: There is no room for its memory, or its state is damaged.
+        """
+        try:
+            _check(self.files[self._template.state], checksum)
+        except OSError as error:
+            raise TemplateError(f"cannot read {self._template.state.path}: {error.strerror}") from None
+        self._is_whole = True
+        if self._started is not None:
+            self._load(*self._started)
+
+    def _load(self, memory: GuestMemory, monitor: socket.socket) -> None:
+        try:
+            memory.fill(self._source)
+            monitor.sendall(LOAD)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the VMM is gone, and its end says why
+        except OSError as error:
+            raise _not_filled(error) from None
         finally:
             self.close()
-
-    def _fill(self, directory: int, name: bytes) -> None:
-        """Fill the file of the memory. The VMM may just be making it; it must find it finished, or not at all."""
-        size = os.fstat(self._memory).st_size
-        mine = b"%s-%d" % (name, os.getpid())
-        target = os.open(mine, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
-        try:
-            os.ftruncate(target, size)
-            # Root's VMM has an id of its own.
-            owner = os.stat(b".", dir_fd=directory)
-            os.fchown(target, owner.st_uid, owner.st_gid)
-            try:
-                os.link(mine, name, src_dir_fd=directory, dst_dir_fd=directory)
-            except FileExistsError:
-                os.close(target)
-                target = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
-            os.unlink(mine, dir_fd=directory)
-            copy_sparse(self._memory, target)
-        finally:
-            os.close(target)
 
     def heard(self, data: bytes) -> None:
         """Look whether QEMU refuses the template; whatever else it says is not waited for.
@@ -128,9 +144,12 @@ class Restore:
 
     def close(self) -> None:
         """Let the template go. May be called twice."""
-        if self._memory >= 0:
-            os.close(self._memory)
-            self._memory = -1
+        if self._source >= 0:
+            os.close(self._source)
+            self._source = -1
+        if self._started is not None:
+            self._started[0].close()
+            self._started = None
 
 
 def checksum_of(state: int) -> int:
@@ -140,6 +159,15 @@ def checksum_of(state: int) -> int:
         OSError: It cannot be read.
     """
     return zlib.crc32(os.pread(state, os.fstat(state).st_size, 0))
+
+
+def _check(state: int, checksum: int) -> None:
+    if checksum_of(state) != checksum:
+        raise TemplateError("its state is damaged")
+
+
+def _not_filled(error: OSError) -> TemplateError:
+    return TemplateError(f"the machine's memory cannot be filled: {error.strerror}")
 
 
 def _close(fds: list[int]) -> None:
@@ -158,32 +186,6 @@ def open_in(pidfd: int, path: bytes, flags: int) -> int:
     if pid <= 0:
         raise ProcessLookupError(3, "No such process")
     return os.open(b"/proc/%d/root%s" % (pid, path), flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-
-
-def copy_sparse(source: int, target: int) -> None:
-    """Copy a guest's memory into an empty file; what was a hole stays one, but for the rest of a huge page.
-
-    It is read right into mapped huge pages, where the kernel has them: one copy, and few faults.
-
-    Raises:
-        OSError: There is no room for it.
-    """
-    size = os.fstat(source).st_size
-    os.ftruncate(target, size)
-    with mmap.mmap(target, size) as mapped, memoryview(mapped) as view:
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
-                mapped.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:
-                pass  # this kernel has none: small ones do
-        for begin, end in extents(source, size):
-            at = begin
-            while at < end:
-                with view[at : min(at + PIECE, end)] as piece:
-                    count = os.preadv(source, [piece], at)
-                if not count:
-                    raise OSError(5, "it became shorter")
-                at += count
 
 
 def refusal(answer: bytes) -> str:

@@ -109,11 +109,7 @@ class Saving:
         targets = self._targets
         saved = Saved()
         if targets.memory >= 0:
-            vmm = self._machine.open_vmm()
-            try:
-                source = open_in(vmm, self._machine.plan.memory, os.O_RDONLY)
-            finally:
-                os.close(vmm)
+            source = open_memory(self._machine)
             try:
                 used, checksum = yield from copy_memory(source, targets.memory, thrifty=targets.thrifty)
                 saved = Saved(os.fstat(source).st_size, used, checksum)
@@ -125,6 +121,19 @@ class Saving:
 
     def _give_up(self, error: ClocheError) -> None:
         resume(self._machine, lambda: self._fail(error))
+
+
+def open_memory(machine: Machine) -> int:
+    """Open the file of a guest's memory for reading.
+
+    Raises:
+        OSError: The machine was not started, or is gone.
+    """
+    vmm = machine.open_vmm()
+    try:
+        return open_in(vmm, machine.plan.memory, os.O_RDONLY)
+    finally:
+        os.close(vmm)
 
 
 def resume(machine: Machine, done: Callable[[], None] | None = None) -> None:

@@ -20,8 +20,12 @@ from cloche.model.request import RunRequest  # noqa: TC001
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
+    from typing import TypeVar
+
     from cloche.model.facts import HostFacts
     from cloche.model.plan import LaunchPlan
+
+    Kind = TypeVar("Kind")
 
 
 class Surroundings(Record):
@@ -55,6 +59,32 @@ class Known(Record):
     device: int
     number: int
     changed_ns: int = 0
+
+
+class Outline(Record):
+    """As much of a description as tells which machine goes on from a snapshot: known before anything is saved."""
+
+    surroundings: Surroundings
+    request: RunRequest
+    devices: int
+    balloon: bool
+
+
+class Beginning(Record):
+    """What is known of a snapshot that is going to be made.
+
+    Attributes:
+        outline: Which machine goes on from it.
+        extents: Which parts of the guest's memory were in use: begin and end of each.
+    """
+
+    outline: Outline
+    extents: tuple[tuple[int, int], ...]
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether that machine can be started before the snapshot is there: it needs no copies of disks."""
+        return not any(disk.writable for disk in self.outline.request.disks)
 
 
 class Description(Record):
@@ -94,6 +124,11 @@ class Description(Record):
     shares: tuple[Known, ...]
     disks: tuple[Known, ...]
 
+    @property
+    def outline(self) -> Outline:
+        """Which machine goes on from it."""
+        return Outline(self.surroundings, self.request, self.devices, self.balloon)
+
 
 def describe_surroundings(plan: LaunchPlan) -> Surroundings:
     """Return what a machine of this plan depends on.
@@ -125,14 +160,14 @@ def know(path: str, *, unchanged: bool = False) -> Known:
     return Known(path, device, status.st_ino, status.st_mtime_ns if unchanged else 0)
 
 
-def write(directory: str, description: Description) -> None:
-    """Put a description into a snapshot that is being made.
+def write(directory: str, description: Description | Beginning) -> None:
+    """Put a description, or what is known of it before, into a snapshot that is being made.
 
     Raises:
         OSError: There is no room for it.
     """
-    text = json.dumps(to_plain(description))
-    snapshots.write_file(directory, snapshots.INFO, snapshots.format_info(text))
+    name = snapshots.INFO if isinstance(description, Description) else snapshots.OUTLINE
+    snapshots.write_file(directory, name, snapshots.format_info(json.dumps(to_plain(description))))
 
 
 def read(directory: str) -> Description:
@@ -141,9 +176,22 @@ def read(directory: str) -> Description:
     Raises:
         SnapshotError: It is damaged, or of another version.
     """
-    text = snapshots.read_info(directory)
+    return _read(directory, snapshots.INFO, Description)
+
+
+def read_beginning(directory: str) -> Beginning:
+    """Return what is known of a snapshot that is being made for forks.
+
+    Raises:
+        SnapshotError: It is damaged, or of another version.
+    """
+    return _read(directory, snapshots.OUTLINE, Beginning)
+
+
+def _read(directory: str, name: str, kind: type[Kind]) -> Kind:
+    text = snapshots.read_info(directory, name)
     try:
-        return from_plain(Description, json.loads(text))
+        return from_plain(kind, json.loads(text))
     except (ValueError, TypeError, RecursionError):
         raise snapshots.damaged(directory, "its description makes no sense") from None
 
@@ -254,16 +302,28 @@ def prepare(directory: str, facts: HostFacts, name: str, *, whole: bool) -> tupl
         ShareError: What was shared is not there any more.
         ClocheError: The machine cannot be planned.
     """
-    from cloche.domain.prepare import choose_kernel
-    from cloche.drivers.registry import find_driver
-    from cloche.model.plan import OpenFile, Template
-    from cloche.plan.guest import build_identity_steps
-
     description = read(directory)
     if whole:
         check_content(directory, description)
+    # Before the machine is planned: its plan would fail for what is missing, and in other words.
     check_host(description)
-    request = description.request
+    plan = plan_machine(directory, Beginning(description.outline, ()), facts, name)
+    return complete(plan, description), description
+
+
+def plan_machine(directory: str, beginning: Beginning, facts: HostFacts, name: str) -> LaunchPlan:
+    """Return the plan of a machine that goes on from a snapshot, which need not be there yet.
+
+    Raises:
+        SnapshotError: Nothing here can go on from it.
+        ClocheError: The machine cannot be planned.
+    """
+    from cloche.domain.prepare import choose_kernel
+    from cloche.drivers.registry import find_driver
+    from cloche.model.plan import OpenFile, Template
+
+    outline = beginning.outline
+    request = outline.request
     disks = tuple(
         disk._replace(
             path=os.path.join(directory, snapshots.disk_file(disk.tag)),
@@ -277,20 +337,33 @@ def prepare(directory: str, facts: HostFacts, name: str, *, whole: bool) -> tupl
         for disk in request.disks
     )
     driver = find_driver(request.driver)
-    kernel = choose_kernel(description.surroundings.kernel, facts.tools.agent)
+    kernel = choose_kernel(outline.surroundings.kernel, facts.tools.agent)
     template = Template(
         directory=directory,
         memory=os.path.join(directory, snapshots.MEMORY),
         state=OpenFile(os.path.join(directory, snapshots.STATE), False, 0),
-        checksum=description.state_checksum,
+        checksum=0,
         target=b"",
-        devices=description.devices,
-        balloon=description.balloon,
+        devices=outline.devices,
+        balloon=outline.balloon,
+        is_whole=False,
+        extents=beginning.extents,
     )
     # What was a profile's is a copy here, and no profile's any more.
     plan = driver.plan(request._replace(disks=disks, name=name, layer=None), facts, kernel, template)
-    check_surroundings(description.surroundings, plan)
+    check_surroundings(outline.surroundings, plan)
+    return plan._replace(name=name, timeout_s=None)
+
+
+def complete(plan: LaunchPlan, description: Description) -> LaunchPlan:
+    """Return the plan of such a machine with what is known when the snapshot is there."""
+    from cloche.plan.guest import build_identity_steps
+
+    assert plan.template is not None
     digits = (os.urandom(16).hex().encode() for _ in range(2))
     steps = build_identity_steps(*digits, go_on=not description.paused)
-    plan = plan._replace(command=description.command, name=name, setup=(*plan.setup, *steps), timeout_s=None)
-    return plan, description
+    return plan._replace(
+        command=description.command,
+        setup=(*plan.setup, *steps),
+        template=plan.template._replace(checksum=description.state_checksum, is_whole=True),
+    )

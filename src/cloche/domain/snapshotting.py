@@ -5,7 +5,7 @@ from __future__ import annotations
 from cloche.domain import snapshot
 from cloche.domain.control.client import Control
 from cloche.domain.control.fields import Nothing
-from cloche.domain.control.snapshot_save import SnapshotSave
+from cloche.domain.control.snapshot_save import SnapshotOutline, SnapshotSave
 from cloche.errors import ClocheError, SnapshotError
 from cloche.host import snapshots
 from cloche.host.names import check_name
@@ -31,7 +31,7 @@ class Again(Record):
         directory: The snapshot's.
         name: What the domain is to be called; empty for nothing.
         whole: Look at all of the snapshot's content before.
-        early: The snapshot is still being made; the caller says when it is there.
+        early: The snapshot is still being made, and has an outline; the caller says when it is there.
     """
 
     directory: str
@@ -106,8 +106,9 @@ def fork(ident: str, count: int, titles: tuple[str, ...], start: Start) -> list[
         beginnings: list[Beginning] = []
         try:
             with Control(ident, _PATIENCE_S) as control:
+                control.ask(SnapshotOutline(directory), Nothing)
                 control.begin(SnapshotSave(directory, "", stop=False))
-                # They come up while the domain is saved.
+                # Their machines come up while the domain is saved.
                 beginnings += (start(Again(directory, name, whole=False, early=True)) for name in names)
                 control.finish(Nothing)
         except BaseException:

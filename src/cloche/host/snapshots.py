@@ -4,8 +4,11 @@ A snapshot is a directory ``$XDG_DATA_HOME/cloche/snapshots/NAME/`` (0700) with 
 ``disk-TAG`` for each disk that can be written to, and ``info``. It is made under a hidden name, locked by whoever makes
 it, and gets its own name when everything is on the disk; it is never changed afterwards.
 
-``info`` is a line with format and CRC-32, and JSON. What is wrong with a snapshot is an error and never a guess: a
-machine that goes on with another one's memory does anything.
+One that is made for forks has an ``outline`` before it has anything else: as much of its description as tells which
+machine goes on from it.
+
+``info`` is a line with format and CRC-32, and JSON; so is ``outline``. What is wrong with a snapshot is an error and
+never a guess: a machine that goes on with another one's memory does anything.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from cloche.record import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MEMORY, STATE, INFO = "memory", "state", "info"
+MEMORY, STATE, INFO, OUTLINE = "memory", "state", "info", "outline"
 _MAGIC, _FORMAT = "cloche-snapshot", 1
 _HIDDEN = "."
 _MOST_INFO = 64 << 20
@@ -168,13 +171,13 @@ def require_own(path: str, kind: int) -> None:
         raise damaged(path, "others can write to it")
 
 
-def read_info(directory: str) -> str:
-    """Return the text of a snapshot's description.
+def read_info(directory: str, name: str = INFO) -> str:
+    """Return the text of a snapshot's description, or of another file that is written like it.
 
     Raises:
         SnapshotError: It is of another version, or damaged.
     """
-    path = os.path.join(directory, INFO)
+    path = os.path.join(directory, name)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         with open(fd, "rb") as file:

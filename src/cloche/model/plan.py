@@ -107,6 +107,9 @@ class Template(Record):
         target: Where the VMM's root has the file of the guest's memory.
         devices: How many devices it had when it was saved while it ran; 0 for one that was saved before.
         balloon: Whether it has the device by which a guest gives memory back, and a kernel that knows all places.
+        is_whole: Memory and state are there. Else the files are, and whoever starts the machine says when it can go on,
+            and what the checksum is (``Launcher.go_on``).
+        extents: Where something will be in a memory that is not there yet: begin and end of each part.
     """
 
     directory: str
@@ -116,6 +119,8 @@ class Template(Record):
     target: bytes
     devices: int = 0
     balloon: bool = True
+    is_whole: bool = True
+    extents: tuple[tuple[int, int], ...] = ()
 
 
 class ProcessPlan(Record):

@@ -1,4 +1,4 @@
-"""The request that saves a running domain (layer 5)."""
+"""The requests that save a running domain (layer 5)."""
 
 from __future__ import annotations
 
@@ -33,3 +33,22 @@ class SnapshotSave(Record):
         preserve(
             launcher, self.directory, self.title, stop=self.stop, done=lambda: answer(Nothing()), fail=fail
         )
+
+
+class SnapshotOutline(Record):
+    """Say in this directory which machine can go on from what you are going to save there."""
+
+    directory: str
+
+    def serve(
+        self,
+        launcher: Launcher,
+        fds: list[int],
+        answer: Callable[[Nothing], None],
+        fail: Callable[[ClocheError], None],
+    ) -> None:
+        """Carry it out."""
+        del fds
+        from cloche.domain.preserve import write_outline
+
+        write_outline(launcher, self.directory, lambda: answer(Nothing()), fail)

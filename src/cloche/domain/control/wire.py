@@ -51,6 +51,7 @@ REQUESTS = OF_PROGRAMS | {
     "share-add": ("share_add", "ShareAdd", 1),
     "share-list": ("share_list", "ShareList", 0),
     "share-remove": ("share_remove", "ShareRemove", 0),
+    "snapshot-outline": ("snapshot_save", "SnapshotOutline", 0),
     "snapshot-save": ("snapshot_save", "SnapshotSave", 0),
     "status": ("status", "Ask", 0),
     "stop": ("life", "Stop", 0),
