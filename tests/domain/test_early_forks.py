@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from cloche.domain.snapshotting import Beginning
     from cloche.errors import ClocheError
     from cloche.guest.session import Sink, Source
 
@@ -61,6 +62,15 @@ def save(parent: str, directory: str) -> None:
     """Have the rest of it made."""
     with Control(find_domain(parent).ident) as control:
         control.ask(SnapshotSave(directory, "", stop=False), Nothing)
+
+
+def begin(directory: str, name: str) -> Beginning:
+    """Begin a fork as the command line does."""
+    mask = os.umask(0)
+    try:
+        return start(Again(directory, name, whole=False, early=True), Options())
+    finally:
+        os.umask(mask)
 
 
 class Fork:
@@ -138,7 +148,7 @@ def test_a_state_that_was_damaged_meanwhile_is_not_loaded(parent: str, outlined:
 def test_a_fork_of_what_was_not_saved_leaves_nothing(parent: str, outlined: str) -> None:
     """Given up, whatever of it has come up by then: when that returns there is no such domain."""
     name = f"{parent}-fork"
-    beginning = start(Again(outlined, name, whole=False, early=True), Options())
+    beginning = begin(outlined, name)
     beginning.give_up()
     assert name not in {one.name for one in rundir.find_running()}
 
@@ -148,7 +158,7 @@ def test_a_domain_that_changes_meanwhile_is_not_forked(
 ) -> None:
     """A share that came between outline and snapshot is no part of the machine that was started, and so it ends."""
     name = f"{parent}-fork"
-    beginning = start(Again(outlined, name, whole=False, early=True), Options())
+    beginning = begin(outlined, name)
     subprocess.run([f"{project}/bin/cloche", "share", "add", parent, str(tmp_path)], check=True)
     save(parent, outlined)
     beginning.go_on()

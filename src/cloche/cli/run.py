@@ -99,7 +99,6 @@ def prepare_run(
     request = request or build_request(parsed.values, parsed.operands)
     plan = prepare_plan(request, collect_facts()._replace(umask=mask))
     timings.mark("plan")
-    give_notices(plan)
     return Run(parsed, request, plan, timings, warden, terminal=terminal, hold=hold)
 
 
@@ -183,6 +182,8 @@ class Run:
         try:
             self._terminal.watch_signals(self._reactor, self._signal, self._resized)
             self._domain.start()
+            # Now that the machine boots, and this process has time.
+            give_notices(self._plan)
             if self._hold is not None:
                 self._hold.began(self._domain.ident)
             gc.enable()  # the machine boots now, and this process has time

@@ -6,7 +6,6 @@ import fcntl
 import os
 import struct
 
-from cloche.guest.fdio import BACKGROUND_S, in_foreground
 from cloche.lean import signal
 from cloche.record import TYPE_CHECKING, Protocol
 
@@ -95,6 +94,8 @@ class Terminal:
         if not self.wanted:
             return
         self.taken = True
+        from cloche.guest.fdio import BACKGROUND_S, in_foreground
+
         if in_foreground(self.keys):
             self.make_raw()
             taken()

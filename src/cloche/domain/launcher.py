@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-from cloche.domain.control.door import Door
 from cloche.domain.machine import Machine
 from cloche.errors import DomainError, LaunchError
 from cloche.host.reactor import READ
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloche.domain.console import Console
+    from cloche.domain.control.door import Door
     from cloche.domain.monitor import TemplateWork
     from cloche.domain.programs import Programs
     from cloche.domain.sharing import GuestAnswer, Sharing
@@ -148,6 +148,8 @@ class Launcher:
             self._cgroup = DomainCgroup(self.plan.cgroup, self._warden.pid)
         self.machine.start(self._warden, self._directory, self._cgroup)
         # Nobody has anything to ask before; and now the machine boots meanwhile.
+        from cloche.domain.control.door import Door
+
         self._door = Door(self.reactor, self._directory, self)
 
     def go_on(self, plan: LaunchPlan) -> None:

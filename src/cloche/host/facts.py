@@ -189,7 +189,7 @@ def _skeleton_entry(full: bytes, path: bytes, room: int) -> SkeletonEntry | None
 
 
 def _nofile_hard() -> int:
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return hard if hard != resource.RLIM_INFINITY else 1 << 20
+    # As getrlimit(2) says; Python's module for that is a library that would have to be loaded.
+    with open("/proc/self/limits", "rb") as file:
+        hard = next(line.split()[4] for line in file if line.startswith(b"Max open files"))
+    return int(hard) if hard != b"unlimited" else 1 << 20

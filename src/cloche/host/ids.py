@@ -24,7 +24,7 @@ def find_ids() -> IdRange | None:
 
 
 def _read(name: str) -> str:
-    with open(f"/proc/self/{name}", encoding="ascii") as file:
+    with open(f"/proc/self/{name}", encoding="utf-8") as file:
         return file.read()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import select
-from heapq import heappop, heappush
+from _heapq import heappop, heappush  # what heapq hands on, without the module around it
 from time import monotonic
 
 from cloche.lean import signal

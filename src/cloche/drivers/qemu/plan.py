@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cloche.drivers.qemu.balloon import plan_balloon
 from cloche.drivers.qemu.board import IN_TEMPLATE, Board, platform_device
 from cloche.drivers.qemu.command import HUGE_PAGE, MEMORY_FILE, STATE_FD, Beginning, plan_control
 from cloche.drivers.qemu.files import HOSTNAME, SOCKET_FDS, build_trees, plan_file_server, plan_sharing
@@ -15,7 +14,6 @@ from cloche.model.guest import BindDevice
 from cloche.model.machine import LO_ON_DEMAND, NOT_APART, Accelerator, Devices, Isolation
 from cloche.model.plan import LaunchPlan
 from cloche.model.request import RootKind
-from cloche.plan.disks import build_disk_steps
 from cloche.plan.guest import FRESH, build_command, build_machine_steps, resolve_user, shown_trees
 from cloche.plan.stage import late_links
 from cloche.record import TYPE_CHECKING
@@ -186,6 +184,8 @@ def _going_on(request: RunRequest, template: Template, board: Board) -> tuple[St
     is_card_new = request.network is not None and len(added) > behind_card
     known = len(request.disks) - len(added) + is_card_new
     if known < len(request.disks):
+        from cloche.plan.disks import build_disk_steps
+
         steps += build_disk_steps(request.disks[known:], known)
     if is_card_new:
         from cloche.plan.networks import build_network_steps
@@ -232,6 +232,8 @@ def _plan_devices(
     servers = list(zip(trees, SOCKET_FDS, strict=False))
     devices = [plan_file_server(board, tree, fd, facts) for tree, fd in servers[:in_template]]
     if balloon:
+        from cloche.drivers.qemu.balloon import plan_balloon
+
         # Its driver takes an emulated guest 12 ms at a boot, and none where a template has it.
         devices.append(plan_balloon(board))
     devices += [plan_file_server(board, tree, fd, facts) for tree, fd in servers[in_template:]]
