@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cloche.cli.detach import start
-from cloche.cli.listing import day_and_time, print_rows
 from cloche.domain import snapshotting
-from cloche.domain.detached import Options
 from cloche.domain.find import find_domain
-from cloche.domain.snapshot import read
 from cloche.errors import SnapshotError, UsageError
 from cloche.host import snapshots
 from cloche.host.text import escape_untrusted
@@ -53,6 +49,8 @@ def fork(parsed: Parsed) -> int:
 
 def list_(parsed: Parsed) -> int:
     """Handle ``cloche snapshot list``; status 125 when one is damaged."""
+    from cloche.cli.listing import print_rows
+
     # Somebody who looks what there is wants to know what takes the room, too: what a killed command has left does not.
     snapshots.sweep()
     rows = [_row(name, check=bool(parsed.get("check"))) for name in snapshots.names()]
@@ -63,6 +61,8 @@ def list_(parsed: Parsed) -> int:
 
 
 def _row(name: str, *, check: bool) -> Row:
+    from cloche.domain.snapshot import read
+
     row: Row = {"name": name}
     try:
         directory = snapshots.locate(name)
@@ -85,6 +85,8 @@ def _row(name: str, *, check: bool) -> Row:
 
 
 def _in_words(row: Row) -> str:
+    from cloche.cli.listing import day_and_time
+
     if "made" not in row:
         return f"{row['name']}  damaged: {row['damage']}"
     program = " ".join(row["program"])[:_SHOWN]
@@ -112,4 +114,8 @@ def _operands(parsed: Parsed, count: int) -> tuple[str, ...]:
 
 
 def _start(again: Again) -> Beginning:
+    # A domain to be forked is being saved meanwhile.
+    from cloche.cli.detach import start
+    from cloche.domain.detached import Options
+
     return start(again, Options())

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from cloche.domain.sharing import GuestAnswer
     from cloche.guest.channel import ChannelState
     from cloche.model.plan import LaunchPlan
-    from cloche.model.request import RunRequest
 
 
 def preserve(
@@ -84,9 +83,7 @@ def write_outline(launcher: Launcher, directory: str, done: Callable[[], None], 
     snapshots.require_own(directory, stat.S_IFDIR)
 
     def begin(done: Callable[[], None], fail: Fail) -> None:
-        request, plan = _plan(launcher)
-        surroundings = snapshot.describe_surroundings(plan)
-        outline = snapshot.Outline(surroundings, request, len(plan.slots), plan.balloon)
+        outline = _outline(launcher)
         try:
             size, used = _memory(launcher.machine)
             snapshot.write(directory, snapshot.Beginning(outline, used))
@@ -111,12 +108,13 @@ def _memory(machine: Machine) -> tuple[int, tuple[tuple[int, int], ...]]:
         os.close(memory)
 
 
-def _plan(launcher: Launcher) -> tuple[RunRequest, LaunchPlan]:
-    """Return what the domain would have to be asked for with now, and the plan of a machine that goes on from it."""
+def _outline(launcher: Launcher) -> snapshot.Outline:
+    """Return which machine would go on from the present one."""
     old = launcher.machine.plan
     request = current_request(launcher)
     template = Template("", "", OpenFile("/state", False, 0), 0, old.memory, len(old.slots), old.balloon)
-    return request, plan_again(launcher, request, template)
+    plan = plan_again(launcher, request, template)
+    return snapshot.Outline(snapshot.describe_surroundings(plan), request, len(plan.slots), plan.balloon)
 
 
 class _Preserving:
@@ -137,15 +135,14 @@ class _Preserving:
         self._stop = stop
         self._done = done
         self._fail = fail
-        self._request: RunRequest
-        self._plan: LaunchPlan
+        self._outline: snapshot.Outline
         self._was_paused = False
         self._fds: list[int] = []
         self._left = 1 if stop else 2
 
     def begin(self) -> None:
         """Begin; raises what keeps it from beginning."""
-        self._request, self._plan = _plan(self._launcher)
+        self._outline = self._find_outline()
         self._launcher.ask_paused(self._begin, self._fail)
 
     def _begin(self, is_paused: bool) -> None:
@@ -155,6 +152,14 @@ class _Preserving:
             self._machine.control.resume(self._woken)
         else:
             self._launcher.sharing.ask_guest((Freeze(),), self._frozen)
+
+    def _find_outline(self) -> snapshot.Outline:
+        """Return the one that was written, if it still holds: to plan the machine once more takes longer."""
+        if os.path.exists(os.path.join(self._directory, snapshots.OUTLINE)):
+            known = snapshot.read_beginning(self._directory).outline
+            if known.request == current_request(self._launcher):
+                return known
+        return _outline(self._launcher)
 
     def _woken(self, error: ClocheError | None) -> None:
         if error is not None:
@@ -173,7 +178,7 @@ class _Preserving:
             state, memory = self._make(snapshots.STATE), self._make(snapshots.MEMORY)
             disks = tuple(
                 (file, self._make(snapshots.disk_file(disk.tag)))
-                for disk, file in zip(self._request.disks, _images(self._machine.plan), strict=True)
+                for disk, file in zip(self._outline.request.disks, _images(self._machine.plan), strict=True)
                 if disk.writable
             )
             targets = Targets(state, memory, disks, thrifty=bool(self._name))
@@ -224,6 +229,7 @@ class _Preserving:
         programs = self._launcher.programs
         main = programs.main.number if programs and programs.main and programs.status is None else 0
         outlet = programs.outlet if programs else None
+        request = self._outline.request
         try:
             if self._was_paused and programs is not None:
                 # Somebody has stopped it: it ran while it was copied.
@@ -232,27 +238,27 @@ class _Preserving:
                 self._directory,
                 snapshot.Description(
                     made=time.time(),
-                    surroundings=snapshot.describe_surroundings(self._plan),
-                    request=self._request,
-                    command=self._plan.command,
+                    surroundings=self._outline.surroundings,
+                    request=request,
+                    command=self._machine.plan.command,
                     main=main,
                     takes_input=outlet is not None and outlet.takes_input,
                     lasting=programs is None or programs.lasting,
                     paused=self._was_paused,
                     channel=channel,
-                    devices=len(self._plan.slots),
-                    balloon=self._plan.balloon,
+                    devices=self._outline.devices,
+                    balloon=self._outline.balloon,
                     memory_bytes=saved.memory_bytes,
                     used_bytes=saved.used_bytes,
                     memory_checksum=saved.memory_checksum,
                     state_checksum=checksum_of(self._fds[0]),
                     shares=(
-                        *(snapshot.know(share.source) for share in self._request.shares),
-                        *(snapshot.know(include.source) for include in self._request.includes),
+                        *(snapshot.know(share.source) for share in request.shares),
+                        *(snapshot.know(include.source) for include in request.includes),
                     ),
                     disks=tuple(
                         snapshot.know(disk.path, unchanged=True)
-                        for disk in self._request.disks
+                        for disk in request.disks
                         if not disk.writable
                     ),
                 ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cloche.domain import snapshot
 from cloche.domain.control.client import Control
 from cloche.domain.control.fields import Nothing
 from cloche.domain.control.snapshot_save import SnapshotOutline, SnapshotSave
@@ -158,6 +157,8 @@ class BeginAgain:
 
 def check(name: str) -> str:
     """Read a whole snapshot; returns what is wrong with it, or nothing."""
+    from cloche.domain import snapshot
+
     try:
         directory = snapshots.locate(name)
         snapshot.check_content(directory, snapshot.read(directory))

@@ -15,18 +15,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import stat
 import zlib
-from contextlib import contextmanager
 
 from cloche.errors import SnapshotError
 from cloche.host import xdg
 from cloche.host.durable import sync
-from cloche.record import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MEMORY, STATE, INFO, OUTLINE = "memory", "state", "info", "outline"
 _MAGIC, _FORMAT = "cloche-snapshot", 1
@@ -45,27 +39,42 @@ def disk_file(tag: str) -> str:
     return f"disk-{tag}"
 
 
-@contextmanager
-def building() -> Iterator[str]:
+class building:  # noqa: N801 - used as a function; contextlib would be imported before a domain is asked to be saved
     """Provide a hidden directory for a snapshot that is being made; what is left in it at the end is removed.
 
     Raises:
         SnapshotError: It cannot be made.
     """
-    sweep()
-    path = os.path.join(xdg.ensure_directory(home()), f"{_HIDDEN}new-{os.urandom(6).hex()}")
-    try:
-        os.mkdir(path, 0o700)
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SnapshotError(f"cannot make {path}: {error.strerror}", hint=_HINT) from None
-    try:
+
+    def __init__(self) -> None:
+        self._lock = -1
+        self.path = ""
+
+    def __enter__(self) -> str:
+        sweep()
+        self.path = os.path.join(xdg.ensure_directory(home()), f"{_HIDDEN}new-{os.urandom(6).hex()}")
+        try:
+            os.mkdir(self.path, 0o700)
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SnapshotError(f"cannot make {self.path}: {error.strerror}", hint=_HINT) from None
         # As long as somebody works on it: the kernel lets go of the lock however that ends.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self.path
+
+    def __exit__(self, *error: object) -> None:
+        _remove(self.path)
+        os.close(self._lock)
+
+
+def _remove(directory: str) -> None:
+    """Remove a directory with the files in it, as far as that goes: what stays is swept away later."""
+    try:
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+    except OSError:
+        return
 
 
 def format_info(text: str) -> bytes:
@@ -219,7 +228,7 @@ def delete(name: str) -> None:
         os.rename(directory, hidden)
     except OSError as error:
         raise SnapshotError(f"the snapshot {name} cannot be deleted: {error.strerror}") from None
-    shutil.rmtree(hidden, ignore_errors=True)
+    _remove(hidden)
 
 
 def sweep() -> None:
@@ -236,7 +245,7 @@ def sweep() -> None:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         except BlockingIOError:
             continue  # somebody works on it
         finally:
