@@ -1,6 +1,6 @@
 //! The steps of SETUP that are done at once.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -30,14 +30,19 @@ fn path_of(bytes: &[u8]) -> &Path {
 pub fn perform(step: &Step) -> Result<()> {
     match step {
         Step::BindDevice { name } => Ok(write_existing(Path::new(BIND_FILE), name)?),
-        // In a guest that runs, one that exists is somebody's.
-        Step::Mkdir { path, .. } if path_of(path).is_dir() => Ok(()),
         Step::Mkdir {
             path,
             mode,
             uid,
             gid,
-        } => Ok(make_directory(path_of(path), *mode, *uid, *gid)?),
+        } => {
+            let path = path_of(path);
+            // In a guest that runs, one that exists is somebody's.
+            if make_place(path)? {
+                own_directory(path, *mode, *uid, *gid)?;
+            }
+            Ok(())
+        }
         Step::Mount {
             fstype,
             source,
@@ -139,36 +144,79 @@ fn write_existing(path: &Path, content: &[u8]) -> std::io::Result<()> {
         .write_all(content)
 }
 
+/// Makes a directory, and what is missing above it; false when it exists.
+///
+/// Trying takes an emulated machine less long than looking what is there, and this less than the standard library's way.
+fn make_place(path: &Path) -> std::io::Result<bool> {
+    let make = || fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path);
+    let made = match (make(), above(path)) {
+        (Err(error), Some(above)) if error.kind() == ErrorKind::NotFound => {
+            make_place(above)?;
+            make()
+        }
+        (made, _) => made,
+    };
+    match made {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The directory that a path names another one in.
+fn above(path: &Path) -> Option<&Path> {
+    let bytes = path.as_os_str().as_bytes();
+    let slash = bytes.iter().rposition(|byte| *byte == b'/')?;
+    (slash > 0).then(|| path_of(&bytes[..slash]))
+}
+
 fn make_directory(path: &Path, mode: u32, uid: u32, gid: u32) -> std::io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(DIRECTORY_MODE)
-        .create(path)?;
+    make_place(path)?;
+    own_directory(path, mode, uid, gid)
+}
+
+fn own_directory(path: &Path, mode: u32, uid: u32, gid: u32) -> std::io::Result<()> {
     chown(path, Some(uid), Some(gid))?;
     fs::set_permissions(path, Permissions::from_mode(mode & 0o7777))
 }
 
 fn switch_root(root: &Path) -> Result<()> {
-    let here = fs::metadata("/")?.dev();
-    for name in ["dev", "proc", "sys", "run"] {
-        let old = Path::new("/").join(name);
-        if !fs::metadata(&old).is_ok_and(|found| found.dev() != here) {
-            continue;
-        }
-        let new = root.join(name);
-        if let Err(error) = fs::create_dir(&new) {
-            if error.kind() != ErrorKind::AlreadyExists {
-                return Err(error.into());
-            }
-        }
-        let old = c_string(old.as_os_str().as_bytes())?;
-        let new = c_string(new.as_os_str().as_bytes())?;
-        sys::mount(&old, &new, c"", libc::MS_MOVE, c"")?;
-    }
     std::env::set_current_dir(root)?;
+    for (old, new) in [
+        (c"/dev", c"dev"),
+        (c"/proc", c"proc"),
+        (c"/sys", c"sys"),
+        (c"/run", c"run"),
+    ] {
+        move_mount(old, new)?;
+    }
     sys::mount(c".", c"/", c"", libc::MS_MOVE, c"")?;
     sys::chroot(c".")?;
     Ok(std::env::set_current_dir("/")?)
+}
+
+/// Moves what is mounted on one directory to another one, which is made if it is missing. Nothing mounted there is no error.
+fn move_mount(old: &CStr, new: &CStr) -> Result<()> {
+    let move_it = || sys::mount(old, new, c"", libc::MS_MOVE, c"");
+    let moved = match move_it() {
+        Err(Errno(libc::ENOENT)) => {
+            fs::create_dir(path_of(new.to_bytes()))?;
+            move_it()
+        }
+        other => other,
+    };
+    match moved {
+        Err(Errno(libc::EINVAL | libc::ENOENT)) if !is_mount_point(path_of(old.to_bytes())) => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Whether there is a directory that is of another file system than the root.
+fn is_mount_point(path: &Path) -> bool {
+    let root = fs::metadata("/").map(|root| root.dev());
+    fs::metadata(path).is_ok_and(|found| root.is_ok_and(|root| found.dev() != root))
 }
 
 fn write_file(path: &Path, mode: u32, owner: (u32, u32), content: &[u8]) -> std::io::Result<()> {

@@ -14,4 +14,5 @@ pub mod mux;
 mod ring;
 mod step;
 mod stream;
+mod streams;
 pub mod warden;

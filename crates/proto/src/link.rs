@@ -1,6 +1,6 @@
 //! What both ends do with whole frames: the streams, the attach, and what is to be said next.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::frame::{
     preface, Attach, Attached, Frame, Key, TableEntry, DATA_OVERHEAD, VERSION, ZERO_KEY,
@@ -8,6 +8,7 @@ use crate::frame::{
 use crate::mux::{Event, Role, TO_AGENT, TO_HOST};
 use crate::ring::WINDOW;
 use crate::stream::{Contradiction, Receiver, Sender};
+use crate::streams::Streams;
 
 /// Frames are put together up to this many bytes: what a virtio port takes in one write. One write is one exit of the
 /// virtual machine, so a rest of a few bytes would cost as much as all before it.
@@ -51,8 +52,8 @@ pub(crate) struct Link {
     pub(crate) state: State,
     /// Agent: its own session key. Host: the agent's, once known.
     pub(crate) session: Key,
-    pub(crate) senders: BTreeMap<u32, Sender>,
-    pub(crate) receivers: BTreeMap<u32, Receiver>,
+    pub(crate) senders: Streams<Sender>,
+    pub(crate) receivers: Streams<Receiver>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) ignored: u64,
     /// Host: no attach has succeeded yet. Agent: the last preface had the key of the first attach.
@@ -79,8 +80,8 @@ impl Link {
             role,
             state: State::Searching,
             session,
-            senders: BTreeMap::from([(to_peer, Sender::new(WINDOW as u64))]),
-            receivers: BTreeMap::from([(from_peer, Receiver::new(true))]),
+            senders: Streams::of(to_peer, Sender::new(WINDOW as u64)),
+            receivers: Streams::of(from_peer, Receiver::new(true)),
             events: VecDeque::new(),
             ignored: 0,
             fresh: true,
@@ -98,33 +99,26 @@ impl Link {
             Role::Agent => WINDOW as u64,
             Role::Host => 0,
         };
-        if self.senders.contains_key(&stream) {
-            return false;
-        }
-        self.senders.insert(stream, Sender::new(limit));
-        true
+        self.senders.add(stream, || Sender::new(limit))
     }
 
     pub(crate) fn open_receiver(&mut self, stream: u32) -> bool {
-        if self.receivers.contains_key(&stream) {
-            return false;
-        }
         let granted = self.role == Role::Host;
-        self.receivers.insert(stream, Receiver::new(granted));
-        self.dirty = true;
-        true
+        let is_new = self.receivers.add(stream, || Receiver::new(granted));
+        self.dirty |= is_new;
+        is_new
     }
 
     /// A sender about to be changed.
     pub(crate) fn sender(&mut self, stream: u32) -> Option<&mut Sender> {
         self.dirty = true;
-        self.senders.get_mut(&stream)
+        self.senders.get_mut(stream)
     }
 
     /// A receiver about to be changed.
     pub(crate) fn receiver(&mut self, stream: u32) -> Option<&mut Receiver> {
         self.dirty = true;
-        self.receivers.get_mut(&stream)
+        self.receivers.get_mut(stream)
     }
 
     /// Nothing flows until the next attach.
@@ -167,7 +161,7 @@ impl Link {
     fn table(&self) -> Vec<TableEntry> {
         self.receivers
             .iter()
-            .map(|(stream, receiver)| receiver.entry(*stream))
+            .map(|(stream, receiver)| receiver.entry(stream))
             .collect()
     }
 
@@ -237,7 +231,7 @@ impl Link {
 
     fn check_table(&self, table: &[TableEntry]) -> Result<(), Refusal> {
         table.iter().try_for_each(|entry| {
-            let known = self.senders.get(&entry.stream);
+            let known = self.senders.get(entry.stream);
             known
                 .map_or(Ok(()), |sender| sender.check_entry(entry))
                 .map_err(|_| Refusal::Contradiction(entry.stream))
@@ -250,12 +244,9 @@ impl Link {
         self.fresh = false;
         self.dirty = true;
         self.events.push_back(Event::Attached { fresh });
-        let mut listed: BTreeMap<u32, &TableEntry> = BTreeMap::new();
-        listed.extend(table.iter().map(|entry| (entry.stream, entry)));
         let events = &mut self.events;
         self.senders.retain(|stream, sender| {
-            let stream = *stream;
-            if let Some(entry) = listed.get(&stream) {
+            if let Some(entry) = table.iter().rfind(|entry| entry.stream == stream) {
                 sender.reattach(entry);
                 events.push_back(Event::Credit { stream });
             } else if sender.is_finished_if_unlisted() {
@@ -314,7 +305,7 @@ impl Link {
                     .window(consumed, limit, fin)
                     .map_err(contradiction(stream))?
                 {
-                    self.senders.remove(&stream);
+                    self.senders.remove(stream);
                     self.events.push_back(Event::Finished { stream });
                 } else {
                     self.events.push_back(Event::Credit { stream });
@@ -361,22 +352,22 @@ impl Link {
     fn fill(&mut self) {
         let output = &mut self.output;
         self.receivers
-            .retain(|stream, receiver| !receiver.fill(*stream, output));
+            .retain(|stream, receiver| !receiver.fill(stream, output));
         self.dirty = false;
         // The control stream goes first, then the others take turns from the one after the last served on.
         let turn = self.turn.max(TO_HOST);
-        let streams = self.senders.keys().copied();
-        let (mut control, others): (Vec<u32>, Vec<u32>) = streams.partition(|id| *id <= TO_HOST);
-        let (before, after): (Vec<u32>, Vec<u32>) = others.into_iter().partition(|id| *id <= turn);
-        control.extend(after);
-        control.extend(before);
-        for stream in control {
+        let ids = || self.senders.iter().map(|(id, _)| id);
+        let control = ids().filter(|id| *id <= TO_HOST);
+        let after = ids().filter(|id| *id > turn);
+        let before = ids().filter(|id| *id > TO_HOST && *id <= turn);
+        let order: Vec<u32> = control.chain(after).chain(before).collect();
+        for stream in order {
             let share = self.share();
             if share == 0 {
                 self.dirty = true;
                 return;
             }
-            if let Some(sender) = self.senders.get_mut(&stream) {
+            if let Some(sender) = self.senders.get_mut(stream) {
                 self.dirty |= sender.fill(stream, &mut self.output, share);
             }
             if stream > TO_HOST {
@@ -386,8 +377,8 @@ impl Link {
     }
 }
 
-fn find<T>(map: &mut BTreeMap<u32, T>, stream: u32) -> Result<&mut T, Refusal> {
-    map.get_mut(&stream).ok_or(Refusal::Unknown(stream))
+fn find<T>(streams: &mut Streams<T>, stream: u32) -> Result<&mut T, Refusal> {
+    streams.get_mut(stream).ok_or(Refusal::Unknown(stream))
 }
 
 fn contradiction(stream: u32) -> impl FnOnce(Contradiction) -> Refusal {

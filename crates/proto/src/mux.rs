@@ -356,24 +356,24 @@ impl Mux {
     /// Whether this side still knows the stream.
     #[must_use]
     pub fn knows(&self, stream: u32) -> bool {
-        self.link.senders.contains_key(&stream) || self.link.receivers.contains_key(&stream)
+        self.link.senders.get(stream).is_some() || self.link.receivers.get(stream).is_some()
     }
 
     /// Forgets a stream without a word (FAILED does this on both sides).
     pub fn forget(&mut self, stream: u32) {
-        self.link.senders.remove(&stream);
-        self.link.receivers.remove(&stream);
+        self.link.senders.remove(stream);
+        self.link.receivers.remove(stream);
     }
 
     /// How many bytes a sender takes now; 0 for an unknown or ended stream.
     #[must_use]
     pub fn room(&self, stream: u32) -> usize {
-        self.link.senders.get(&stream).map_or(0, Sender::room)
+        self.link.senders.get(stream).map_or(0, Sender::room)
     }
 
     /// Room in a sender's queue, contiguous, at most `want` bytes; empty without credit.
     pub fn spare(&mut self, stream: u32, want: usize) -> &mut [u8] {
-        match self.link.senders.get_mut(&stream) {
+        match self.link.senders.get_mut(stream) {
             Some(sender) => sender.spare(want),
             None => &mut [],
         }
@@ -403,7 +403,7 @@ impl Mux {
     /// The first bytes that wait in a receiver (there may be more behind them).
     #[must_use]
     pub fn peek(&self, stream: u32) -> &[u8] {
-        self.link.receivers.get(&stream).map_or(&[], Receiver::peek)
+        self.link.receivers.get(stream).map_or(&[], Receiver::peek)
     }
 
     /// Takes `count` bytes out of a receiver.
@@ -418,7 +418,7 @@ impl Mux {
     pub fn is_at_end(&self, stream: u32) -> bool {
         self.link
             .receivers
-            .get(&stream)
+            .get(stream)
             .is_none_or(Receiver::is_at_end)
     }
 
