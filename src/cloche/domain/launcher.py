@@ -153,12 +153,15 @@ class Launcher:
         self._door = Door(self.reactor, self._directory, self)
 
     def go_on(self, plan: LaunchPlan) -> None:
-        """See ``Machine.go_on``.
+        """Load what the machine goes on from, which was not there when it was started. It is the machine of ``plan``.
 
         Raises:
-            TemplateError: What the machine goes on from cannot be used.
+            TemplateError: It cannot be used.
         """
-        self.machine.go_on(plan)
+        assert self.machine.restore is not None
+        assert plan.template is not None
+        self.machine.plan = plan
+        self.machine.restore.go_on(plan.template.checksum)
 
     def connect(self) -> socket.socket:
         """Connect to the agent's byte stream."""

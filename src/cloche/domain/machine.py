@@ -55,6 +55,7 @@ class Machine:
         console: The guest's.
         ended: Called once, with an error that says why the machine ended by itself.
         numbers: The warden's numbers of its processes, in the plan's order, once they are sent off.
+        restore: What it goes on from, unless that was made by somebody else.
         closed: It was let go, by ``close`` or because it has ended.
     """
 
@@ -71,7 +72,7 @@ class Machine:
         self._reactor = reactor
         self._timings = timings
         self._work = work
-        self._restore: Restore | None = None
+        self.restore: Restore | None = None
         self._warden: Warden | None = None
         self._prefix = ""
         self._endpoints: Endpoints | None = None
@@ -105,7 +106,7 @@ class Machine:
         if self._work is None and self.plan.template is not None:
             from cloche.domain.restore import Restore
 
-            self._work = self._restore = Restore.open(self.plan.template)
+            self._work = self.restore = Restore.open(self.plan.template)
         if self._work is not None:
             self._files |= self._work.files
         if any(file not in self._files for process in self.plan.processes for file in process.files):
@@ -176,17 +177,6 @@ class Machine:
         from cloche.domain.filters import check_filters
 
         self._check_filters = check_filters
-
-    def go_on(self, plan: LaunchPlan) -> None:
-        """Load what the machine goes on from, which was not there when it was started. It is the machine of ``plan``.
-
-        Raises:
-            TemplateError: It cannot be used.
-        """
-        assert self._restore is not None
-        assert plan.template is not None
-        self.plan = plan
-        self._restore.go_on(plan.template.checksum)
 
     def _spawn(self, ident: int, process: ProcessPlan, machine_id: bytes = b"") -> None:
         assert self._warden is not None
@@ -474,8 +464,6 @@ class Machine:
             ended = self.ended
             self.close()
             ended(error)
-
-    # The end
 
     def close(self) -> None:
         """Listen no more, and let go of everything that was kept for its processes. May be called twice.
