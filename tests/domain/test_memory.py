@@ -61,3 +61,42 @@ def test_what_a_guest_frees_is_the_hosts_again(cloche: Runner, cold: bool) -> No
                 break
         process.terminate()
     assert (left >= full) if cold else (left < full - _TAKEN_MIB / 2)
+
+
+#: Tells how often the only CPU's timer rings while nobody wants anything, some time after the start.
+_IDLE = """
+import time
+
+def rings():
+    with open("/proc/interrupts") as file:
+        return next(int(line.split()[1]) for line in file if "LOC:" in line)
+
+time.sleep(20)
+before = rings()
+time.sleep(10)
+print(rings() - before)
+"""
+#: The command line, with a guest whose kernel is set as it comes.
+_RESTLESS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from cloche.cli.main import main
+from cloche.plan import guest
+guest.QUIET = ()
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.long
+def test_an_idle_guest_is_left_alone(cloche: Runner) -> None:
+    """Its kernel has next to nothing to do; the twin's, which is not told to be quiet, has something all the time."""
+    words = ("run", "--cold", "python3", "-c", _IDLE)
+    source = str(cloche.user.project / "src")
+    twin = cloche.user.popen(
+        ["/usr/bin/python3", "-c", _RESTLESS, source, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    quiet = int(cloche(*words).stdout)
+    restless = int(twin.communicate(timeout=120)[0])
+    assert quiet * 3 < restless
