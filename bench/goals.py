@@ -24,6 +24,9 @@ TEMPORARY, WITH_PROFILE = "cloche -t true", "cloche -p NAME true"
 PROFILE_NEW, PROFILE_CLONE = "cloche profile new", "cloche profile clone"
 #: A command that only looks.
 PROFILE_LIST = "cloche profile list"
+#: Where an archive is unpacked.
+TREE_PROFILE, TREE_SHARE = "a profile", "a writable share of the host"
+TREE_RAW = "raw QEMU, virtio-blk with ext4"
 POOL = "cloche run -- true (from the pool)"
 VIRTME, VIRTME_SAME = "virtme-ng, Debian's kernel", "virtme-ng, cloche's kernel"
 PC, MICROVM = "raw QEMU pc, cloud kernel, busybox", "raw QEMU microvm, cloche's kernel, busybox"
@@ -130,6 +133,7 @@ def judge(samples: Samples) -> list[Goal]:
     return [
         *goals,
         *judge_profiles(samples),
+        *judge_trees(samples),
         *judge_joins(samples),
         *judge_scaling(samples),
         *judge_devices(samples),
@@ -177,6 +181,19 @@ def judge_profiles(samples: Samples) -> list[Goal]:
         more_ms = None if None in walls else (walls[1] - walls[0]) * 1000  # type: ignore[operator]
         goals.append(Goal(text, more_ms, limit, "ms"))
     return goals
+
+
+def judge_trees(samples: Samples) -> list[Goal]:
+    """Return the goals for files on what can be written to."""
+    return [
+        Goal(
+            f"{step} in a profile to raw QEMU with virtio-blk",
+            paired_ratio(samples, TREE_PROFILE, TREE_RAW, step),
+            1.1,
+            "times",
+        )
+        for step in ("untar", "git status")
+    ]
 
 
 def judge_devices(samples: Samples) -> list[Goal]:

@@ -28,6 +28,7 @@ from bench import (
     rounds,
     scaling,
     timings,
+    trees,
     workload,
 )
 from bench.prepare import CLOCHE, ROOT, computer_with, prepare
@@ -286,6 +287,14 @@ def measure_profiles(parts: Parts, size: Size) -> Group:
     return Group("profile", title, _SECONDS[:1], outcome, goals.TEMPORARY)
 
 
+def measure_trees(parts: Parts, size: Size) -> Group:
+    """An archive of many files is unpacked, and git looks at them, on each place that can be written to."""
+    outcome = trees.measure(parts.computer, size.guest, size.guest_budget_s)
+    columns = tuple(Column(step, f"{step}, s", digits=2) for step in trees.STEPS)
+    title = f"An archive of {trees.FILES} files, with its repository"
+    return Group("trees", title, columns, outcome, goals.TREE_RAW)
+
+
 def virtme_to_exit(
     parts: Parts, argv: Sequence[str], statuses: Sequence[int] = (0,)
 ) -> Callable[[], dict[str, float]]:
@@ -477,6 +486,7 @@ GROUPS: dict[str, Callable[[Parts, Size], Group]] = {
     "guest": measure_guest,
     "forks": measure_forks,
     "profile": measure_profiles,
+    "trees": measure_trees,
     "joins": measure_joins,
     "scaling": measure_scaling,
     "memory": measure_memory,

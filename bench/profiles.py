@@ -27,12 +27,12 @@ def _timed(*words: str) -> dict[str, float]:
 
 
 @contextmanager
-def used() -> Iterator[str]:
-    """Provide the name of a profile with something in it."""
+def used(mib: int = USED_MIB) -> Iterator[str]:
+    """Provide the name of a profile with so much noise in it."""
     name = f"bench-{os.getpid()}"
     _timed("profile", "new", name)
     try:
-        _timed("-p", name, "sh", "-c", f"head -c {USED_MIB}M /dev/urandom > ~/noise")
+        _timed("-p", name, "sh", "-c", f"head -c {mib}M /dev/urandom > ~/noise")
         yield name
     finally:
         _delete(name)
