@@ -73,6 +73,30 @@ def test_the_home_is_made_once(runner: Runner) -> None:
         )
 
 
+def test_a_home_is_as_a_file_system_is(runner: Runner) -> None:
+    """Files in it have its device number, a move to elsewhere and back works, and what is set-user-id stays so."""
+    program = """
+import os, shutil, subprocess, sys
+home = os.path.expanduser("~" + sys.argv[1])
+os.makedirs(home + "/a")
+open(home + "/a/f", "w").write("kept")
+print(os.path.ismount(home + "/a/f"), os.stat(home + "/a").st_dev == os.stat(home + "/a/f").st_dev)
+shutil.move(home + "/a", "/srv/a")
+shutil.move("/srv/a", home + "/b")
+shutil.copy("/usr/bin/id", home + "/id")
+os.chown(home + "/id", 0, 0)
+os.chmod(home + "/id", 0o4755)
+os.chmod(home, 0o755)
+print(subprocess.check_output([home + "/id", "-u"], user=4242).decode().strip())
+"""
+    name, user = "own" + OWN, runner.user.entry.pw_name
+    with profile(runner, name) as place:
+        done = runner("-p", name, "--privileged", "python3", "-c", program, user)
+        assert done.stdout == b"False True\n0\n", done.stderr
+        assert run(runner, "cat ~/b/f", "-p", name) == b"kept"
+        assert is_clean(place / "disk.img")
+
+
 def test_the_profile_of_the_programs_name(runner: Runner) -> None:
     """`cloche CMD` uses the profile called so, `-t` never does, both together are refused; it is not joined so."""
     with profile(runner, PROGRAM):

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloche.errors import UsageError
-from cloche.model.guest import CopyOnce, Mkdir, Mount, Settle, SwitchRoot
+from cloche.model.guest import MS_BIND, CopyOnce, Mkdir, Mount, Settle, SwitchRoot
 from cloche.model.machine import Devices
 from cloche.model.request import Layer, RunRequest, Share
 from cloche.plan.guest import build_machine_steps
-from cloche.plan.layers import BEGINS, add_layer, build_closing_steps, check_layer, plan_layer
+from cloche.plan.layers import (
+    BEGINS,
+    add_layer,
+    build_closing_steps,
+    build_layer_steps,
+    check_layer,
+    plan_layer,
+)
 from support.plans import ALICE
 
 if TYPE_CHECKING:
@@ -58,6 +65,14 @@ def test_the_layer_is_laid_before_what_is_shared(restored: bool) -> None:
     assert overlay.data.endswith(b"index=off,metacopy=off,redirect_dir=off,xino=off")
     # Whatever is below, the disk is mounted where its owner's programs cannot see it.
     assert Mkdir(b"/cloche/disk", 0o700) == BEGINS
+
+
+def test_a_home_is_the_disks_own_where_nothing_is_below_it() -> None:
+    """A home is not looked at through the overlay; one within the system's programs is, else it would hide them."""
+    for home, is_bound in (("/home/alice", True), ("/root", True), ("/usr/sbin", False), ("/", False)):
+        steps = build_layer_steps(ALICE._replace(home=home), Devices.PROCESS)
+        bound = [s.target for s in steps if isinstance(s, Mount) and s.flags & MS_BIND and s.source]
+        assert bound == [b"/cloche/root" + home.encode()] * is_bound
 
 
 def test_without_a_profile_nothing_is_different() -> None:
