@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.disks import empty_qcow2
+from support.disks import backed_qcow2, empty_qcow2, gpt
 from support.errors import check_error
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def test_images_of_every_kind_are_read(cloche: Runner, folder: Path, tree: Path)
         xorriso -as mkisofs -quiet -J -R -o a.iso tree""",
     )
     make_partitioned(folder / "a.disk", folder / "a.ext4")
+    (folder / "a.gpt").write_bytes(gpt((folder / "a.ext4").read_bytes()))
     kinds = ("ext4", "squashfs", "erofs")
     options = [f"--mount=host-image:{folder}/a.{kind},at=/m/{kind}" for kind in kinds]
     script = "for kind in ext4 squashfs erofs; do cat /m/$kind/file; readlink /m/$kind/out; done; "
@@ -63,11 +64,14 @@ def test_images_of_every_kind_are_read(cloche: Runner, folder: Path, tree: Path)
     options = [
         f"--mount=host-image:{folder}/a.iso,at=/m/iso",
         f"--mount=host-image:{folder}/a.disk,at=/m/disk,part=2,fs=ext4",
+        f"--mount=host-image:{folder}/a.gpt,at=/m/gpt,part=2",
         # Seen twice: one disk, and another partition of none.
         "--mount=guest-bind:/m/iso/sub,at=/m/sub,ro",
     ]
-    done = cloche.sh("cat /m/iso/file /m/disk/file; grep -c ' /m/sub iso9660 ro' /proc/mounts", *options)
-    assert done.stdout == b"inside\ninside\n1\n", done.stderr
+    done = cloche.sh(
+        "cat /m/iso/file /m/disk/file /m/gpt/file; grep -c ' /m/sub iso9660 ro' /proc/mounts", *options
+    )
+    assert done.stdout == b"inside\n" * 3 + b"1\n", done.stderr
 
 
 def test_what_is_written_to_an_image_stays(cloche: Runner, folder: Path, tree: Path) -> None:
@@ -134,6 +138,8 @@ def test_what_cannot_be_mounted(cloche: Runner, folder: Path, tree: Path) -> Non
     qcow2 = folder / "q"
     qcow2.write_bytes(empty_qcow2(1 << 20))
     os.chown(qcow2, cloche.user.entry.pw_uid, cloche.user.entry.pw_gid)
+    backed = folder / "backed"
+    backed.write_bytes(backed_qcow2(8 << 20, os.fsencode(folder / "a.ext4")))
     image = f"--mount=host-image:{folder}"
 
     def refuse(status: int, *words: str, options: tuple[str, ...]) -> None:
@@ -154,6 +160,8 @@ def test_what_cannot_be_mounted(cloche: Runner, folder: Path, tree: Path) -> Non
     refuse(125, "a symbolic link of what is at /m", options=(f"{image}/a.ext4,at=/m", inner + "/out"))
     refuse(125, "the guest has no such directory", options=("--mount=guest-bind:/nowhere,at=/m",))
     refuse(125, "looks like a qcow2 image", options=(f"{image}/q,at=/m",))
+    # What it lies over is the owner's to read, and no guest's to choose.
+    refuse(125, "denied", "without a backing file", options=(f"{image}/backed,format=qcow2,at=/m",))
 
 
 def test_an_image_is_written_to_by_one_domain_only(cloche: Runner, folder: Path, tree: Path) -> None:

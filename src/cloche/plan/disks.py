@@ -127,7 +127,9 @@ def check_disks(disks: tuple[Disk, ...], most: int) -> None:
             raise DiskError(f"two disks are called {tag}", hint="Give one of them another tag.")
     if len(disks) > most:
         raise DiskError(
-            f"the machine has room for {most} disks, not for {len(disks)}", hint="Give it fewer with --disk."
+            f"the machine has room for {most} disks, not for {len(disks)}",
+            hint="QEMU's microvm has eight places, and each device takes one (shares one for all, a network card one):"
+            " put several file systems into partitions of one image.",
         )
 
 
