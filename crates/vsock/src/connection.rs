@@ -13,6 +13,7 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 
+use crate::greeting::{self, Greeting};
 use crate::outside::Stream;
 use crate::packet::{op, Header, NO_MORE_RECEIVED, NO_MORE_SENT};
 
@@ -20,10 +21,6 @@ use crate::packet::{op, Header, NO_MORE_RECEIVED, NO_MORE_SENT};
 pub const ROOM: u32 = 128 << 10;
 /// The guest is told of so much new room by a packet of its own; of less by those that are sent anyway.
 const WORTH_TELLING: u32 = ROOM / 4;
-/// The longest line that a program of the host may begin with: `CONNECT` and a number.
-const LONGEST_LINE: usize = 32;
-/// No port, but any (`VMADDR_PORT_ANY`).
-const ANY_PORT: u32 = u32::MAX;
 
 /// Where a stream is between its beginning and its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,32 +202,17 @@ impl Connection {
     }
 
     fn read_line(&mut self) -> Next {
-        loop {
-            let mut room = [0; LONGEST_LINE];
-            let left = room.get_mut(self.line.len()..).unwrap_or_default();
-            // What fills the room without an end of line is none of these lines.
-            let (false, Some(stream)) = (left.is_empty(), &mut self.stream) else {
-                return Next::Gone;
-            };
-            match stream.read(left) {
-                Ok(0) => return Next::Gone,
-                Ok(count) => self.line.extend(left.iter().take(count)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::On,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Next::Gone,
+        let Some(stream) = &mut self.stream else {
+            return Next::Gone;
+        };
+        match greeting::read(&mut self.line, stream) {
+            Greeting::Begun => Next::On,
+            Greeting::Over => Next::Gone,
+            Greeting::Port(port) => {
+                self.state = State::Offered;
+                self.offer = true;
+                Next::Offer(port)
             }
-            let Some(end) = self.line.iter().position(|byte| *byte == b'\n') else {
-                continue;
-            };
-            let behind = self.line.split_off(end + 1);
-            let Some(port) = port_of(&self.line) else {
-                log::debug!("a program said something else than CONNECT and a port");
-                return Next::Gone;
-            };
-            self.line = behind;
-            self.state = State::Offered;
-            self.offer = true;
-            return Next::Offer(port);
         }
     }
 
@@ -475,18 +457,6 @@ fn write(stream: &mut Option<Stream>, bytes: &[u8]) -> io::Result<usize> {
         }
     }
     Ok(done)
-}
-
-/// The port in a line `CONNECT port`, with its end.
-fn port_of(line: &[u8]) -> Option<u32> {
-    let digits = line.strip_prefix(b"CONNECT ")?.strip_suffix(b"\n")?;
-    let digits = digits.strip_suffix(b"\r").unwrap_or(digits);
-    // A sign is no digit, and would be read.
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let port = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    (port != ANY_PORT).then_some(port)
 }
 
 #[cfg(test)]

@@ -28,25 +28,6 @@ fn open(room: u32) -> (UnixStream, Connection) {
 }
 
 #[test]
-fn lines_name_ports() {
-    for (line, port) in [
-        (&b"CONNECT 0\n"[..], Some(0)),
-        (b"CONNECT 4294967294\n", Some(ANY_PORT - 1)),
-        (b"CONNECT 80\r\n", Some(80)),
-        (b"CONNECT 4294967295\n", None),
-        (b"CONNECT 4294967296\n", None),
-        (b"CONNECT -1\n", None),
-        (b"CONNECT +1\n", None),
-        (b"CONNECT \n", None),
-        (b"CONNECT 1 \n", None),
-        (b"connect 1\n", None),
-        (b"CONNECT 1", None),
-    ] {
-        assert_eq!(port_of(line), port, "{line:?}");
-    }
-}
-
-#[test]
 fn a_line_may_come_in_pieces() {
     let (mut ours, theirs) = pair();
     let mut connection = Connection::of_host(theirs);

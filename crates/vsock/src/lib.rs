@@ -7,6 +7,7 @@
 
 pub mod connection;
 pub mod device;
+mod greeting;
 pub mod outside;
 pub mod packet;
 mod table;
