@@ -43,6 +43,16 @@ def _said(plan: list[str]) -> list[str]:
     return [line.split(None, 1)[1].partition(" (")[0] for line in plan if line.startswith("settings ")]
 
 
+def test_a_list_shows_label_and_colour(home: Home) -> None:
+    """What its owner calls a profile stands beside its name; settings that are wrong keep nobody from looking."""
+    _settings(home, 'label = "Day job"\ncolour = "green"\n')
+    assert home("profile", "list").stdout.endswith("  ready                 Day job\n")
+    (row,) = json.loads(home("profile", "list", "--json").stdout)
+    assert (row["label"], row["colour"]) == ("Day job", "#2e9e3f")
+    _settings(home, "nonsense")
+    assert home("profile", "list").stdout.endswith("  ready\n")
+
+
 def test_a_profile_is_stronger_than_other_files(home: Home) -> None:
     """Its file replaces and adds to the user's and the system's, and `profile show` says whose each word is."""
     home.system.write_text('memory = "512M"\n')

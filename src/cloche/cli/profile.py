@@ -8,9 +8,11 @@ import sys
 from cloche.cli.listing import print_json
 from cloche.domain import profile_verbs
 from cloche.domain.profile_verbs import look
-from cloche.errors import UsageError
+from cloche.errors import SettingsError, UsageError
 from cloche.host import profiles
-from cloche.host.text import format_size
+from cloche.host.profile_place import has_settings, settings_path
+from cloche.host.text import escape_untrusted, format_size
+from cloche.model.options import Level
 from cloche.model.profile import CEILING_BYTES
 from cloche.record import TYPE_CHECKING
 
@@ -29,15 +31,34 @@ def new(parsed: Parsed) -> int:
 def list_(parsed: Parsed) -> int:
     """List all profiles."""
     entries = [look(name) for name in profiles.names()]
+    marks = {entry.name: _marks(entry.name) for entry in entries}
     if parsed.get("json"):
-        print_json([entry._asdict() for entry in entries])
+        print_json([entry._asdict() | marks[entry.name] for entry in entries])
         return 0
     width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:
         used = f"{format_size(entry.used_bytes)} of {format_size(entry.size_bytes)}"
         state = f"{entry.state} {entry.domain}".strip()
-        sys.stdout.write(f"{entry.name:<{width}}  {used:<24}  {state}\n")
+        line = f"{entry.name:<{width}}  {used:<24}  {state:<20}  {marks[entry.name]['label']}"
+        sys.stdout.write(f"{line.rstrip()}\n")
     return 0
+
+
+def _marks(name: str) -> dict[str, str]:
+    """Return what its owner calls a profile beside its name, and its colour; nothing where its settings are wrong."""
+    values: dict[str, object] = {}
+    if has_settings(name):
+        from cloche.domain.settings import load, settle
+        from cloche.host.settings_files import open_one
+        from cloche.model.settings import all_keys
+
+        keys = all_keys()
+        try:
+            own = open_one(Level.PROFILE, settings_path(name))
+            values = settle(load([own], keys), keys, {}).values if own is not None else {}
+        except SettingsError:
+            pass  # whoever starts it is told; a list is for looking
+    return {key: escape_untrusted(str(values.get(key, "")).encode(), 60) for key in ("label", "colour")}
 
 
 def describe(name: str) -> str:
