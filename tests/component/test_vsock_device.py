@@ -264,6 +264,26 @@ def test_a_flood_of_nonsense_costs_nothing(talk: Machine) -> None:
     assert talk.running.memory_kib() <= before + 256
 
 
+def test_streams_that_are_asked_for_and_given_up_cost_nothing(talk: Machine) -> None:
+    """A guest that asks and gives up again and again, while the supervisor is slow, is asked for once at a time."""
+    frontend = talk.guest.frontend
+    for head in range(0, 100, 2):
+        talk.guest.offer(Packet(80, head, REQUEST), head=head)
+        talk.guest.offer(Packet(80, head, RST), head=head + 1)
+    frontend.wait(SEND)
+    before = talk.running.memory_kib()
+    for _ in range(1500):
+        for head in range(100):
+            frontend.offer(head, SEND)
+        frontend.wait(SEND)
+    assert talk.running.memory_kib() <= before + 128
+    assert talk.asked() == 80
+    talk.answer(None)
+    with talk.connect(5000) as program:
+        talk.guest.say(Packet(80, 5000, RW, b"fine"))
+        assert read(program, 4) == b"fine"
+
+
 def test_a_supervisor_that_has_gone(talk: Machine) -> None:
     """Without it nobody is found for the guest; programs of the host still get in."""
     talk.guest.say(Packet(80, 5000, REQUEST))

@@ -159,7 +159,11 @@ impl Sockets {
             self.reply(ports, STREAM);
             return;
         }
-        self.wanted.push_back(ports);
+        // What was given up meanwhile, and asked for anew, does not pile up: there are no more of these than streams.
+        let mut wanted = std::mem::take(&mut self.wanted);
+        wanted.retain(|one| *one != ports && self.is_asked_for(*one));
+        wanted.push_back(ports);
+        self.wanted = wanted;
         self.ask();
     }
 
@@ -214,6 +218,7 @@ impl Sockets {
 
     fn remove(&mut self, slot: usize) {
         self.unstage(slot);
+        self.row.retain(|other| *other != slot);
         self.table.remove(slot);
     }
 

@@ -25,7 +25,7 @@ impl Sockets {
         }
     }
 
-    fn is_asked_for(&mut self, ports: Ports) -> bool {
+    pub(super) fn is_asked_for(&mut self, ports: Ports) -> bool {
         let entry = self.table.find(ports).and_then(|slot| self.table.get(slot));
         entry.is_some_and(|entry| entry.connection.state() == State::Asked)
     }
