@@ -7,7 +7,6 @@ import os
 from cloche import log
 from cloche.drivers.registry import find_driver
 from cloche.errors import HostError, MissingToolError
-from cloche.host import templates
 from cloche.host.programs import find_program
 from cloche.model.jail import INSECURE_PARTS
 from cloche.model.machine import NOT_APART, Kernel
@@ -98,6 +97,8 @@ def is_ordinary(request: RunRequest) -> bool:
 
 def find_template(machine: LaunchPlan) -> Template | None:
     """Return the template for machines like this one, which ``Driver.plan_template`` has made."""
+    from cloche.host import templates
+
     try:
         found = templates.find(describe_template(machine))
     except OSError as error:
@@ -124,6 +125,8 @@ def describe_template(machine: LaunchPlan) -> str:
     Raises:
         OSError: A file it is made of is not there.
     """
+    from cloche.host import templates
+
     assert machine.machine is not None
     kernel = machine.machine.kernel
     programs = [process.executable or os.fsdecode(process.argv[0]) for process in machine.processes]

@@ -66,6 +66,8 @@ class QemuDriver:
 
     def why_cold(self, request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> str:
         """Look at what is asked for, and at what QEMU allows."""
+        if request.cold:
+            return "--cold was given"
         from cloche.drivers.qemu.template import why_cold
 
         return why_cold(request, facts, kernel)

@@ -36,10 +36,8 @@ _BOOT_TIMEOUT_S = 120.0
 
 
 def why_cold(request: RunRequest, facts: HostFacts, kernel: Kernel | None) -> str:
-    """Return why a request cannot go on from a template; empty if it can."""
+    """Return why a request that is not for a boot cannot go on from a template; empty if it can."""
     version = facts.tools.qemu_version
-    if request.cold:
-        return "--cold was given"
     if request.root is not None:
         return "a template has the host's tree, and --root has another one"
     if request.boot_log or request.boot_timeout_s is not None:
