@@ -30,6 +30,8 @@ def _timed(*words: str) -> dict[str, float]:
 def used(mib: int = USED_MIB) -> Iterator[str]:
     """Provide the name of a profile with so much noise in it."""
     name = f"bench-{os.getpid()}"
+    # As for somebody who has run with one before.
+    _timed("template", "build", "--for-profiles")
     _timed("profile", "new", name)
     try:
         _timed("-p", name, "sh", "-c", f"head -c {mib}M /dev/urandom > ~/noise")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -128,6 +129,47 @@ def test_others_profiles_are_not_taken(home: Path) -> None:
     (home / "one").chmod(0o777)
     with pytest.raises(ProfileError, match="not yours alone"):
         Hold.take("one")
+
+
+def test_what_is_noted_is_waited_for_before_the_disk_is_used(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's disk is asked for it while the machine comes up; who waits returns when it has answered."""
+    profiles.new("one", 64 << 20)
+    answers, asked = Event(), Event()
+
+    def slow(fd: int) -> None:
+        assert os.fstat(fd).st_ino == (home / "one" / "lock").stat().st_ino
+        asked.set()
+        answers.wait()
+
+    hold = Hold.take("one")
+    hold.begin(())
+    monkeypatch.setattr(os, "fdatasync", slow)
+    hold.began("0123456789ab")
+    asked.wait()
+    over = Thread(target=hold.secured)
+    over.start()
+    assert over.is_alive()
+    answers.set()
+    over.join()
+    hold.release(is_clean=True)
+
+
+def test_a_disk_that_refuses_what_is_noted_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits hears of it; without waiting nobody would, and the run would go on."""
+    profiles.new("one", 64 << 20)
+
+    def refuse(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    hold = Hold.take("one")
+    hold.begin(())
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    hold.began("0123456789ab")
+    with pytest.raises(ProfileError, match="cannot write to the profile one: Input/output error"):
+        hold.secured()
+    hold.release()
 
 
 def test_a_profile_is_held_once(home: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_damaged_description_is_refused(home: Path) -> None:
     path.write_bytes(whole[:-1])
     with pytest.raises(SnapshotError, match="checksum"):
         snapshots.read_info(str(home / "one"))
-    path.write_bytes(whole.replace(b"cloche-snapshot 1 ", b"cloche-snapshot 2 "))
+    path.write_bytes(whole.replace(b"cloche-snapshot 2 ", b"cloche-snapshot 3 "))
     with pytest.raises(SnapshotError, match="another version"):
         snapshots.read_info(str(home / "one"))
 

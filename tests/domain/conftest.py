@@ -22,12 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def _make_templates(runner: Runner) -> None:
+    """Make those that runs would leave somebody to make in the background, who might outlive the session."""
+    for words in ((), ("--for-profiles",), ("--drives", "1"), ("--drives", "2")):
+        made = runner("template", "build", *words)
+        assert made.returncode == 0, made.stderr
+
+
 @pytest.fixture(scope="session")
 def cloche(ordinary: OrdinaryUser) -> Runner:
     """Return cloche as an ordinary user runs it, with a template, after the run at which notices are given."""
     runner = Runner(ordinary)
-    made = runner("template", "build")
-    assert made.returncode == 0, made.stderr
+    _make_templates(runner)
     first = runner("true")
     assert first.returncode == 0, first.stderr
     return runner
@@ -38,8 +44,7 @@ def cloche_as_caller() -> Runner:
     """Return cloche as whoever runs the tests does: root, where pytest runs as root. It has a template."""
     entry = pwd.getpwuid(os.getuid())
     runner = Runner(OrdinaryUser(entry, Path(os.environ.get("HOME") or entry.pw_dir), ROOT))
-    made = runner("template", "build")
-    assert made.returncode == 0, made.stderr
+    _make_templates(runner)
     return runner
 
 

@@ -65,3 +65,67 @@ def test_without_mapped_numbers_a_file_seems_to_be_a_mount_point(cloche: Runner)
     """
     said = [cloche.sh(script.replace("XINO", word), "--privileged").stdout for word in ("off", "on")]
     assert said == [b"True\n", b"False\n"]
+
+
+#: An overlay over a fresh ext4, mounted again and again; what is printed is what each mount has left.
+OVER_EXT4 = """
+import os, subprocess
+def run(*words):
+    subprocess.run(words, check=True)
+run("mkfs.ext4", "-q", "/dev/disk/by-tag/d")
+for place in ("/run/d", "/run/all", "/run/low"):
+    os.mkdir(place)
+run("mount", "-o", "noatime,noinit_itable", "/dev/disk/by-tag/d", "/run/d")
+os.chdir("/run/d")
+os.mkdir("up")
+os.mkdir("work")
+open("/run/low/below", "w").close()
+inner = os.path.join("work", "work")
+OPTIONS = "lowerdir=/run/low,upperdir=up,workdir=work,index=off"
+def written():
+    # What the first leaves in the journal the second one checks out.
+    os.sync()
+    os.sync()
+    return int(open("/sys/block/vda/stat").read().split()[6])
+def look(work):
+    run("mount", "-t", "overlay", "-o", OPTIONS, "none", "/run/all")
+    work(os.stat(inner).st_mode & 0o7777, os.listdir(inner), os.listxattr(inner))
+    run("umount", "/run/all")
+def use(*seen):
+    print(*seen)
+    os.unlink("/run/all/below")
+    fd = os.open("/run/all", os.O_TMPFILE | os.O_RDWR)
+    os.link(f"/proc/self/fd/{fd}", "/run/all/named", src_dir_fd=fd, follow_symlinks=True)
+    os.setxattr("/run/all/named", "user.colour", b"green")
+    os.close(fd)
+look(use)
+print(os.stat("up/below").st_rdev, sorted(os.listdir("up")), os.getxattr("up/named", "user.colour"))
+# A layer in which something was deleted leaves a whiteout in its work directory.
+look(print)
+before = written()
+look(print)
+print(written() - before)
+open(inner + "/left", "w").close()
+look(print)
+os.chmod(inner, 0o755)
+look(print)
+acl = bytes.fromhex("02000000" "01000700ffffffff" "04000500ffffffff" "20000500ffffffff")
+os.setxattr(inner, "system.posix_acl_default", acl)
+os.chmod(inner, 0)
+look(print)
+os.chown(inner, 1, 1)
+look(lambda *seen: print(os.stat(inner).st_uid))
+"""
+
+
+def test_an_ext4_below_a_layer_is_left_alone_unless_something_is_left_in_it(cloche: Runner) -> None:
+    """What is taken for granted is there; a mount writes nothing, or makes a work directory anew that has changed."""
+    done = cloche("--privileged", "--disk", "d=size:64M", "python3", "-c", OVER_EXT4)
+    assert done.stdout.decode().splitlines() == [
+        "0 [] []",
+        "0 ['below', 'named'] b'green'",
+        *["0 [] []"] * 2,
+        "0",
+        *["0 [] []"] * 3,
+        "0",
+    ], done.stderr

@@ -134,6 +134,27 @@ def test_the_first_run_makes_one_in_the_background(fresh: OwnCache) -> None:
     assert b"memory filled" in fresh("--timings", "true").stderr
 
 
+def test_the_disk_of_a_profile_comes_into_a_drive(fresh: OwnCache) -> None:
+    """A run with a profile takes the common template and has one with a drive made; disks of any size fit into that."""
+    common = str(fresh.build())
+    sizes = {"drive-small": 64 << 20, "drive-large": 3 << 30}
+    plans = []
+    try:
+        for name, size in sizes.items():
+            assert fresh("profile", "new", name, "--size", f"{size >> 20}M").returncode == 0
+            plans.append(fresh("run", "--dry-run", "-p", name, "true").stdout.decode())
+            with orphans():
+                assert fresh("-p", name, "sh", "-c", f"echo {name} > ~/note").returncode == 0
+        assert [f"from the template {common}\n" in plan for plan in plans] == [True, False]
+        for name, size in sizes.items():
+            done = fresh("-p", name, "--timings", "sh", "-c", "cat ~/note /sys/block/vda/size; ls -A /cloche")
+            assert done.stdout.decode() == f"{name}\n{size // 512}\n"
+            assert b"memory filled" in done.stderr
+    finally:
+        for name in sizes:
+            fresh("profile", "delete", name)
+
+
 def test_a_cold_run_makes_none(fresh: OwnCache) -> None:
     """Whoever asks for a boot gets no template made."""
     with orphans():
@@ -327,11 +348,11 @@ def test_a_template_can_be_removed_while_runs_go_on_from_it(spoilt: tuple[OwnCac
 
 def test_the_oldest_go_when_there_are_many(fresh: OwnCache) -> None:
     """A few templates are kept: those of the last kernels and machines."""
-    for memory in ("128M", "160M", "192M", "224M"):
+    for memory in ("128M", "144M", "160M", "176M", "192M", "224M"):
         assert fresh("template", "build", "-m", memory).returncode == 0
     listed = fresh("template", "list").stdout.decode()
     assert "128 MiB" not in listed
-    assert [f"{memory} MiB" in listed for memory in (160, 192, 224)] == [True] * 3
+    assert [f"{memory} MiB" in listed for memory in (144, 160, 176, 192, 224)] == [True] * 5
     assert b"memory filled" in fresh("run", "-m", "192M", "--timings", "true").stderr
 
 

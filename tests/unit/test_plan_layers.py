@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloche.errors import UsageError
-from cloche.model.guest import MS_BIND, CopyOnce, Mkdir, Mount, Settle, SwitchRoot
+from cloche.model.guest import MS_BIND, CopyOnce, Mkdir, Mount, Settle, SwitchRoot, WaitPath
 from cloche.model.machine import Devices
 from cloche.model.request import Layer, RunRequest, Share
 from cloche.plan.guest import build_machine_steps
 from cloche.plan.layers import (
-    BEGINS,
     add_layer,
     build_closing_steps,
     build_layer_steps,
+    build_place_steps,
     check_layer,
     plan_layer,
 )
@@ -27,10 +27,18 @@ if TYPE_CHECKING:
 LAYER = Layer("mine", "/data/mine/disk.img")
 
 
-def steps_of(request: RunRequest, *, restored: bool = False) -> tuple[Step, ...]:
+BEGINS = Mkdir(b"/cloche/disk", 0o700)
+
+
+def steps_of(request: RunRequest, *, restored: bool = False, has_places: bool = False) -> tuple[Step, ...]:
     """Return the set-up of a guest."""
     return build_machine_steps(
-        request, ALICE, ALICE, (), hostname="cloche", loopback=True, entropy=True, restored=restored
+        *(request, ALICE, ALICE, ()),
+        hostname="cloche",
+        loopback=True,
+        entropy=True,
+        restored=restored,
+        has_places=has_places,
     )
 
 
@@ -63,14 +71,24 @@ def test_the_layer_is_laid_before_what_is_shared(restored: bool) -> None:
     assert begins < disk < home < switch < shared
     overlay = next(s for s in steps[begins:] if isinstance(s, Mount) and s.fstype == b"overlay")
     assert overlay.data.endswith(b"index=off,metacopy=off,redirect_dir=off,xino=off")
-    # Whatever is below, the disk is mounted where its owner's programs cannot see it.
-    assert Mkdir(b"/cloche/disk", 0o700) == BEGINS
+
+
+def test_the_places_can_have_been_made_before() -> None:
+    """A machine that was saved with a drive for the disk has the places, and the tree below, and makes none again."""
+    request = add_layer(RunRequest((b"true",)), LAYER, 20 << 30)
+    places = build_place_steps(request.devices)
+    whole = steps_of(request, restored=True)
+    at = whole.index(BEGINS)
+    assert whole[at : at + len(places)] == places
+    # Nor does the disk have to appear.
+    assert isinstance(whole[at + len(places)], WaitPath)
+    assert steps_of(request, restored=True, has_places=True) == whole[:at] + whole[at + len(places) + 1 :]
 
 
 def test_a_home_is_the_disks_own_where_nothing_is_below_it() -> None:
     """A home is not looked at through the overlay; one within the system's programs is, else it would hide them."""
     for home, is_bound in (("/home/alice", True), ("/root", True), ("/usr/sbin", False), ("/", False)):
-        steps = build_layer_steps(ALICE._replace(home=home), Devices.PROCESS)
+        steps = build_layer_steps(ALICE._replace(home=home), Devices.PROCESS, has_places=True)
         bound = [s.target for s in steps if isinstance(s, Mount) and s.flags & MS_BIND and s.source]
         assert bound == [b"/cloche/root" + home.encode()] * is_bound
 

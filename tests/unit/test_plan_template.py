@@ -7,11 +7,13 @@ import pytest
 from cloche.drivers.qemu import abilities
 from cloche.drivers.registry import find_driver
 from cloche.model.guest import BindDevice, Clock, Entropy, Mount
+from cloche.model.machine import EMPTY_DRIVE
 from cloche.model.plan import OpenFile, Template
-from cloche.model.request import Disk, Network, RunRequest
+from cloche.model.request import Disk, Layer, Network, RunRequest
+from cloche.plan.layers import add_layer, build_place_steps
 from support.plans import KERNEL, TOOLS, facts, process, request, share, values
 
-TEMPLATE = Template("/t", "/t/memory", OpenFile("/t/state", False, 15), 1, b"/memory/ram")
+TEMPLATE = Template("/t", "/t/memory", OpenFile("/t/state", False, 15), 1, b"/memory/ram", bound=3)
 DISKS = (Disk("one", "/one.img"), Disk("two", "/two.img"))
 #: What two machines must have in common for one to go on where the other was saved.
 MACHINE = ("-machine", "-accel", "-cpu", "-smp", "-m", "-object", "-global", "-serial")
@@ -61,6 +63,59 @@ def test_time_and_randomness_come_before_everything() -> None:
     assert len(bound) == 3
     assert steps[: 2 + len(bound)] == (Clock(), Entropy(), *bound)
     assert any(isinstance(step, Mount) for step in steps[2 + len(bound) :])
+
+
+def test_the_disk_of_a_profile_comes_into_the_drive_of_a_template() -> None:
+    """The drive stands where the profile's disk does whatever else a run has, and only the others are bound."""
+    driver = find_driver("qemu")
+    kernel = KERNEL._replace(abilities=(EMPTY_DRIVE,))
+    profiled = add_layer(request(shares=(share("/a"),), disks=DISKS), Layer("mine", "/mine.img"), 1 << 30)
+    made = driver.plan_template(profiled, facts(), kernel)
+    template = TEMPLATE._replace(bound=len(made.slots), drives=1)
+    plan = driver.plan(profiled, facts(), kernel, template)
+    drive = values(made.processes[0].argv, "-device")[-1]
+    assert values(process(plan, "vmm").argv, "-device")[4] == drive
+    # It is the same disk, as far as the guest's driver has looked at it.
+    empty, disk = process(made, "disk-drive0"), process(plan, "disk-profile")
+    own = (b"profile", b"drive0", b"--grows")
+    assert [word for word in disk.argv if word not in own] == [word for word in empty.argv if word not in own]
+    assert [file.path for file in empty.files + disk.files] == ["/empty", "/mine.img"]
+    bound = [step for step in plan.setup if isinstance(step, BindDevice)]
+    assert bound == [BindDevice(b"virtio-mmio.%d" % slot) for slot in plan.slots[4:]]
+    assert len(bound) == 3
+    assert set(build_place_steps(profiled.devices)) <= set(made.setup)
+    assert not set(build_place_steps(profiled.devices)) & set(plan.setup)
+
+
+def test_disks_without_partitions_come_into_drives() -> None:
+    """As many as come before the first that has some, or is only read; the others, and a share, are bound."""
+    driver = find_driver("qemu")
+    kernel = KERNEL._replace(abilities=(EMPTY_DRIVE,))
+    whole = tuple(disk._replace(is_whole=True) for disk in DISKS)
+    for disks, count in (
+        (whole, 2),
+        ((*whole, Disk("three", "/3")), 2),
+        ((DISKS[0], whole[1]), 0),
+        (DISKS, 0),
+    ):
+        asked = request(shares=(share("/a"),), disks=disks)
+        made = driver.plan_template(asked, facts(), kernel)
+        assert len(made.slots) == 3 + count
+        plan = driver.plan(asked, facts(), kernel, TEMPLATE._replace(bound=3 + count, drives=count))
+        drives = values(made.processes[0].argv, "-device")[4:]
+        assert values(process(plan, "vmm").argv, "-device")[4 : 4 + count] == drives
+        bound = [step for step in plan.setup if isinstance(step, BindDevice)]
+        assert bound == [BindDevice(b"virtio-mmio.%d" % slot) for slot in plan.slots[3 + count :]]
+        assert len(bound) == 1 + len(disks) - count
+
+
+def test_there_is_no_drive_where_nobody_would_look_into_it() -> None:
+    """A kernel that does not look again into an empty drive gets none, and neither does a run without a profile."""
+    driver = find_driver("qemu")
+    knowing = KERNEL._replace(abilities=(EMPTY_DRIVE,))
+    profiled = add_layer(request(), Layer("mine", "/mine.img"), 1 << 30)
+    for asked, kernel in ((profiled, KERNEL), (request(), knowing), (request(disks=DISKS), knowing)):
+        assert len(driver.plan_template(asked, facts(), kernel).slots) == 3
 
 
 def test_an_emulated_machine_that_boots_takes_randomness_from_its_cpu() -> None:

@@ -188,9 +188,7 @@ impl Agent {
                     hard,
                 } => spawn::remember_limit(&mut self.limits, *resource, *soft, *hard),
                 // What is there already needs no watch, which takes an emulated machine long.
-                Step::WaitPath { path, .. } if Path::new(OsStr::from_bytes(path)).exists() => {
-                    Ok(())
-                }
+                Step::WaitPath { path, .. } if setup::is_there(path) => Ok(()),
                 Step::WaitPath { path, timeout_ms } => {
                     match Watch::new(Path::new(OsStr::from_bytes(path))) {
                         Ok(watch) if !watch.is_there() => {

@@ -6,7 +6,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{
-    chown, fchown, lchown, symlink, DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt,
+    chown, fchown, lchown, symlink, DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt,
+    PermissionsExt,
 };
 use std::path::{Component, Path, PathBuf};
 
@@ -95,6 +96,19 @@ pub fn perform(step: &Step) -> Result<()> {
         | Step::Freeze
         | Step::Thaw => Err(Errno(libc::ENOSYS)),
     }
+}
+
+/// Whether a path is there. A drive that had nothing in it when its driver was bound is looked into by that.
+pub fn is_there(path: &[u8]) -> bool {
+    let found = fs::metadata(path_of(path));
+    if found
+        .as_ref()
+        .is_ok_and(|found| found.file_type().is_block_device())
+    {
+        // What is wrong with it shows when it is used.
+        drop(File::open(path_of(path)));
+    }
+    found.is_ok()
 }
 
 /// Sets the clock to the time it was when the first SETUP was read from the port, and what has passed since: all that

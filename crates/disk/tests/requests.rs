@@ -65,6 +65,44 @@ fn a_flush_is_answered_after_the_storage_has_flushed() {
 }
 
 #[test]
+fn a_flush_of_nothing_does_not_reach_the_storage_and_one_after_any_change_does() {
+    let (mut guest, mut disk) = (Guest::new(), disk());
+    let page = range(0, 1, 0);
+    // The first might be about what another process has written.
+    let mut flushes = 1;
+    guest.ask(&mut disk, FLUSH, 0, &[], 0);
+    for (kind, data) in [
+        (OUT, &[1; 512][..]),
+        (DISCARD, &page),
+        (WRITE_ZEROES, &page),
+    ] {
+        guest.ask(&mut disk, kind, 0, data, 0);
+        flushes += 1;
+        for _ in 0..3 {
+            assert_eq!(guest.ask(&mut disk, FLUSH, 0, &[], 0), DONE);
+            let changes = &disk.storage().changes;
+            let seen = changes.iter().filter(|one| matches!(one, Change::Flush));
+            assert_eq!(seen.count(), flushes);
+        }
+    }
+}
+
+#[test]
+fn a_flush_after_half_a_write_reaches_the_storage() {
+    let mut storage = Recorded::new(64);
+    storage.failing_writes = 1;
+    let (mut guest, mut disk) = (Guest::new(), Disk::new(storage, b""));
+    disk.negotiate(F_ALL);
+    guest.ask(&mut disk, FLUSH, 0, &[], 0);
+    assert_eq!(guest.ask(&mut disk, OUT, 0, &[1; 512], 0), FAILED);
+    assert_eq!(guest.ask(&mut disk, FLUSH, 0, &[], 0), DONE);
+    assert!(matches!(
+        disk.storage().changes[..],
+        [Change::Flush, Change::Flush]
+    ));
+}
+
+#[test]
 fn without_flush_every_write_is_durable_before_it_is_answered() {
     let (mut guest, mut disk) = (Guest::new(), disk());
     disk.negotiate(0);

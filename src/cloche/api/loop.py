@@ -54,6 +54,8 @@ class Loop:
             raise self._error
 
     def _run(self) -> None:
+        if self._hold is not None:
+            self._domain.on_attached = self._hold.secured
         try:
             self._domain.start()
             if self._hold is not None:

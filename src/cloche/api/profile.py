@@ -169,6 +169,7 @@ class Profile:
             with box:
                 if writable:
                     hold.began(box.ident)
+                    hold.secured()
                 done = box.run(
                     ["/usr/bin/python3", "-I", "-S", "-c", script, path, collect_facts().user.home],
                     capture_output=True,

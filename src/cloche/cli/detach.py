@@ -50,7 +50,7 @@ def main(parsed: Parsed) -> int:
     if begun.wants_template:
         from cloche.domain.template import make_in_background
 
-        make_in_background()
+        make_in_background(request)
     return 0
 
 

@@ -9,7 +9,7 @@ import sys
 from cloche import log
 from cloche.domain.domain import Domain
 from cloche.domain.launcher import Launcher
-from cloche.domain.prepare import NO_TEMPLATE_YET, give_notices, is_ordinary, prepare_plan
+from cloche.domain.prepare import give_notices, prepare_plan, wants_template
 from cloche.domain.programs import Programs
 from cloche.domain.request import build_request
 from cloche.domain.states import State
@@ -173,6 +173,8 @@ class Run:
                 log.set_sink("debug", self._say)
         # Asked for while the guest is being set up: it starts a round trip earlier.
         self._domain.on_ready = self._begin
+        if self._hold is not None:
+            self._domain.on_attached = self._hold.secured
         self._domain.on_end = self._fail
         console = _ConsolePrinter()
         if self._request.boot_log:
@@ -237,14 +239,14 @@ class Run:
         self._processes.confine()
 
     def _wants_template(self) -> bool:
-        return self._plan.cold == NO_TEMPLATE_YET and is_ordinary(self._request)
+        return wants_template(self._plan, self._request)
 
     def _prepare_next(self) -> None:
         """Have made what the next run will want to go on from."""
         if self._wants_template():
             from cloche.domain.template import make_in_background
 
-            make_in_background()
+            make_in_background(self._request)
         if self.wants_refill:
             from cloche.domain.filling import fill_in_background
 

@@ -10,7 +10,8 @@ from cloche.domain.template import is_intact, make_template, note_failure
 from cloche.errors import ClocheError, TemplateError, UsageError
 from cloche.host import templates
 from cloche.host.facts import collect_facts
-from cloche.model.request import RunRequest
+from cloche.model.request import Disk, Layer, RunRequest
+from cloche.plan.layers import add_layer
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ def build(parsed: Parsed) -> int:
         os.nice(19)
     plain = {key: parsed.values[key] for key in ("cpus", "kernel") if key in parsed.values}
     request = RunRequest(argv=(), memory_mib=parsed.values.get("memory"), **plain)  # type: ignore[arg-type]
+    # What disks are called and where they lie is each run's own.
+    drives = int(parsed.values.get("drives", 0))  # type: ignore[call-overload]
+    if parsed.get("for_profiles"):
+        if drives:
+            raise UsageError("--for-profiles and --drives contradict each other", hint="Give one of them.")
+        request = add_layer(request, Layer("", ""), 0)
+    elif drives:
+        request = request._replace(disks=(Disk("", "", is_whole=True),) * drives)
     try:
         name = make_template(request, collect_facts(), wait=not background)
     except ClocheError:

@@ -31,6 +31,8 @@ _TEMPLATE_OPTIONS = (
     MEMORY,
     CPUS,
     KERNEL,
+    Option(("--for-profiles",), "Make the one for runs with a profile: it has a drive for their disk."),
+    Option(("--drives",), "Make the one for runs with N disks.", metavar="N", convert=parse_count),
     Option(("--background",), "Give way to everything else, and wait for nobody."),
 )
 

@@ -13,7 +13,7 @@ from cloche.domain.control import wire
 from cloche.domain.domain import Domain
 from cloche.domain.launcher import Launcher
 from cloche.domain.outlet import Outlet
-from cloche.domain.prepare import NO_TEMPLATE_YET, give_notices, is_ordinary, prepare_plan
+from cloche.domain.prepare import give_notices, prepare_plan, wants_template
 from cloche.domain.programs import Programs
 from cloche.domain.states import State
 from cloche.errors import ClocheError, DomainError, TimeLimitError
@@ -160,6 +160,8 @@ class Detached:
         """
         domain = self._domain
         domain.on_ready = self._begin
+        if self._hold is not None:
+            domain.on_attached = self._hold.secured
         domain.on_end = self._failed
         domain.life.changed = self._changed
         self._programs.on_last = lambda: domain.finish(self._finished)
@@ -267,8 +269,8 @@ class Detached:
             self._make_outlet(False, has_terminal=False)
         assert self._outlet is not None
         self._is_answered = True
-        wants_template = self._plan.cold == NO_TEMPLATE_YET and is_ordinary(self._request)
-        begun = Begun(self._domain.ident, self._domain.name, wants_template)
+        wanted = wants_template(self._plan, self._request)
+        begun = Begun(self._domain.ident, self._domain.name, wanted)
         self._reactor.unregister(self._caller.fileno())
         try:
             self._caller.send(wire.encode_answer(begun))

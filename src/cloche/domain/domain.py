@@ -60,6 +60,7 @@ class Domain:
         on_adopt: Says what the streams of a program of a saved machine are connected to, given its job.
         adopted: The programs that ran in it.
         is_settled: The disk of its profile has been closed cleanly.
+        on_attached: Called when the agent is there and was not told anything yet; an error it raises ends the domain.
         on_ready: Called when the agent has answered: programs can be asked for, and start when the guest is set up.
         on_open: Called when the guest is set up.
         on_end: Called once when the domain ended by itself, with the reason. Not called after ``close``.
@@ -81,6 +82,7 @@ class Domain:
         self.timings = timings or Timings()
         self.programs: Programs | None = None
         self.error: ClocheError | None = None
+        self.on_attached: Callable[[], None] = _nothing
         self.on_ready: Callable[[], None] = _nothing
         self.on_open: Callable[[], None] = _nothing
         self.on_end: Callable[[ClocheError], None] = _raise
@@ -235,6 +237,7 @@ class Domain:
     def _verify(self) -> None:
         try:
             self._launcher.verify()
+            self.on_attached()
         except ClocheError as error:
             self._ended(error)
 

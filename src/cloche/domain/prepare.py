@@ -9,7 +9,7 @@ from cloche.drivers.registry import find_driver
 from cloche.errors import HostError, MissingToolError
 from cloche.host.programs import find_program
 from cloche.model.jail import INSECURE_PARTS
-from cloche.model.machine import NOT_APART, Kernel
+from cloche.model.machine import EMPTY_DRIVE, NOT_APART, Kernel
 from cloche.model.plan import Template
 from cloche.plan.guest import shown_trees
 from cloche.record import TYPE_CHECKING
@@ -55,6 +55,10 @@ def prepare_plan(request: RunRequest, facts: HostFacts, *, dry: bool = False) ->
     if not why_cold:
         assert kernel is not None
         template = find_template(driver.plan_template(request, facts, kernel))
+        if template is None and request.disks:
+            # The one for runs without disks does as well, only slower.
+            plain = request._replace(layer=None, disks=())
+            template = find_template(driver.plan_template(plain, facts, kernel))
         why_cold = "" if template else NO_TEMPLATE_YET
     plan = driver.plan(request, facts, kernel, template)._replace(cold=why_cold, name=request.name)
     if not request.includes:
@@ -90,9 +94,21 @@ def give_notices(plan: LaunchPlan) -> None:
         log.notice(f"the jails are without {INSECURE_PARTS[part]} (--insecure-no-jail={part})")
 
 
-def is_ordinary(request: RunRequest) -> bool:
-    """Tell whether the machine is the one that most runs have: only for that a template is made unasked."""
-    return request.memory_mib is None and request.cpus is None and request.kernel is None
+def wants_template(plan: LaunchPlan, request: RunRequest) -> bool:
+    """Tell whether a template is to be made unasked: where there is none, or one of another kind.
+
+    Only for the machine that most runs have.
+    """
+    if request.memory_mib is not None or request.cpus is not None or request.kernel is not None:
+        return False
+    template, machine = plan.template, plan.machine
+    if template is None or machine is None:
+        return plan.cold == NO_TEMPLATE_YET
+    if not request.disks or EMPTY_DRIVE not in machine.kernel.abilities:
+        return False
+    from cloche.drivers.qemu.disk import count_drives
+
+    return template.drives < count_drives(request)
 
 
 def find_template(machine: LaunchPlan) -> Template | None:
@@ -116,6 +132,8 @@ def find_template(machine: LaunchPlan) -> Template | None:
         state=vmm.files[0]._replace(path=f"{directory}/{templates.STATE}", writable=False),
         checksum=found.checksum,
         target=machine.memory,
+        bound=len(machine.slots),
+        drives=sum(process.name.startswith("disk-") for process in machine.processes),
     )
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cloche.model.request import RunRequest
 
 #: After the agent has opened its port the kernel still ends what it has begun; every clone would do it again. Seconds.
-_SETTLE_S = 0.3
+_SETTLE_S = 1.5
 #: Nobody tries in the background again so soon after it has failed, in seconds.
 _RETRY_S = 3600.0
 _FAILED = ".failed-"
@@ -158,7 +158,11 @@ class _Saving:
         self._memory_path = os.path.join(building, templates.MEMORY)
         self._state_path = os.path.join(building, templates.STATE)
         state = os.open(self._state_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self.files: dict[OpenFile, int] = {machine.processes[0].files[0]: state}
+        vmm, *others = machine.processes
+        self.files: dict[OpenFile, int] = {vmm.files[0]: state}
+        for file in {file for process in others for file in process.files}:
+            # What drives hold in which nothing is.
+            self.files[file] = os.memfd_create("empty", os.MFD_CLOEXEC)
         self._monitor: socket.socket | None = None
         self._pidfd = -1
         self._heard = b""
@@ -251,12 +255,21 @@ def _write(path: str, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def make_in_background() -> None:
-    """Have the template of ordinary runs made by a process of its own, unless that has failed a short time ago."""
+def make_in_background(request: RunRequest) -> None:
+    """Have the template of ordinary runs made by a process of its own, unless that has failed a short time ago.
+
+    Args:
+        request: A run that is to go on from it.
+    """
     if _has_failed_lately():
         return
+    words = ["--for-profiles"] if request.layer is not None else []
+    if not words and request.disks:
+        from cloche.drivers.qemu.disk import count_drives
+
+        words = ["--drives", str(count_drives(request))]
     try:
-        start_cloche("template", "build", "--background")
+        start_cloche("template", "build", "--background", *words)
     except LaunchError as error:
         log.debug(error.message)
 

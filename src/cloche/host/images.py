@@ -14,7 +14,7 @@ from cloche.errors import DiskError, UsageError
 from cloche.host.paths import absolute, reason_of, share_directory
 from cloche.host.xdg import cache_dir
 from cloche.model.request import Disk, GuestMount, MountKind
-from cloche.plan.disks import MOUNT_TAG, QCOW2_HEAD, QCOW2_MAGIC, bound_growth, parse_disk
+from cloche.plan.disks import MOUNT_TAG, QCOW2_MAGIC, bound_growth, parse_disk
 from cloche.plan.mounts import parse_mount
 from cloche.plan.shares import normalize_guest_path
 from cloche.record import TYPE_CHECKING
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     from cloche.model.request import Share
     from cloche.plan.mounts import MountWord
+
+
+#: What the first sector ends with where there is a table of partitions, a protective one before a GPT, too
+#: (block/partitions/msdos.c and efi.c of Linux).
+SECTOR, _TABLE, _HAS_TABLE = 512, 510, b"\x55\xaa"
 
 
 def resolve_disk(word: str) -> Disk:
@@ -38,7 +43,8 @@ def resolve_disk(word: str) -> Disk:
     if size_bytes:
         # Disks are kept in whole sectors of 512 bytes.
         size_bytes = -(-size_bytes // 512) * 512
-        return Disk(tag, os.path.join(cache_dir(), "disks", tag), "raw", True, size_bytes, empty=True)
+        path = os.path.join(cache_dir(), "disks", tag)
+        return Disk(tag, path, "raw", True, size_bytes, empty=True, is_whole=True)
     return _look_at(tag, path, kind, writable)
 
 
@@ -128,15 +134,16 @@ def _look_at(tag: str, path: str, kind: str, writable: bool) -> Disk:
         raise DiskError(
             f"cannot use {path} as a disk: it is empty", hint=f"`truncate -s 1G {path}` gives it a size."
         )
-    head = b"" if kind == "raw" else _head(real)
-    return Disk(tag, real, kind, writable, bound_growth(kind, status.st_size, head))
+    head = _head(real)
+    is_whole = kind == "raw" and writable and head[_TABLE:SECTOR] != _HAS_TABLE
+    return Disk(tag, real, kind, writable, bound_growth(kind, status.st_size, head), is_whole=is_whole)
 
 
 def _head(path: str) -> bytes:
     """Return the beginning of an image."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return file.read(QCOW2_HEAD)
+            return file.read(SECTOR)
     except OSError as error:
         raise DiskError(f"cannot read {path}: {reason_of(error)}") from None
 

@@ -16,6 +16,7 @@ from stat import S_ISREG
 
 from cloche.errors import ProfileError
 from cloche.host import profiles
+from cloche.host.aside import Aside
 from cloche.host.profile_place import IMAGE, OUTDATED, REVERTING
 from cloche.record import TYPE_CHECKING, Record
 
@@ -86,6 +87,7 @@ class Hold:
         self._fd = fd
         self._note: Note | None = None
         self._begun: Begun | None = None
+        self._securing: Aside | None = None
 
     @classmethod
     def take(cls, name: str, *, sealed: bool = False) -> Self:
@@ -127,19 +129,38 @@ class Hold:
         self._write(Note(host, boot, os.getpid(), machine))
 
     def began(self, domain: str) -> None:
-        """Note which domain it is, and wait until that is on the disk.
+        """Note which domain it is, and begin to bring that to the disk: see ``secured``.
 
         Raises:
             ProfileError: It cannot be written down.
         """
         assert self._note is not None
         self._write(self._note._replace(domain=domain, pid=os.getpid()))
-        os.fdatasync(self._fd)
+        # The machine comes up meanwhile.
+        self._securing = Aside(self._secure)
+
+    def _secure(self) -> None:
         if self._begun is not None:
             from cloche.host.undo import secure
 
-            # No write of the guest's is before this: it has not even booted.
             secure(self._begun)
+        os.fdatasync(self._fd)
+
+    def secured(self) -> None:
+        """Wait until a loss of power leaves what was noted; before the guest is told to mount the disk.
+
+        Raises:
+            ProfileError: The host's disk refuses.
+        """
+        if self._securing is None:
+            return
+        try:
+            self._securing.wait()
+        except OSError as error:
+            raise ProfileError(
+                f"cannot write to the profile {self.name}: {error.strerror}",
+                hint="Free some space there, or use `cloche -t CMD`, which leaves profiles alone.",
+            ) from None
 
     def keep(self, starts: int, room_bytes: int, argv: tuple[bytes, ...]) -> Begun | None:
         """Have what the disk holds now kept, so that one can go back to it; None when nothing is to be kept.
@@ -205,6 +226,8 @@ class Hold:
         """
         if self._fd < 0:
             return
+        if self._securing is not None:
+            self._securing.settle()
         if self._begun is not None:
             self._seal()
             self._begun = None
@@ -353,13 +376,8 @@ def _wait_for_image(path: str, name: str) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        from threading import Thread
-
         # The kernel wakes it, and nobody else can be told how long it may take.
-        waiting = Thread(target=_lock_and_close, args=(fd,), daemon=True)
-        waiting.start()
-        waiting.join(_LETTING_GO_S)
-        if waiting.is_alive():
+        if not Aside(lambda: _lock_and_close(fd)).settle(_LETTING_GO_S):
             raise BusyError(name, None) from None
     else:
         os.close(fd)

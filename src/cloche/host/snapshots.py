@@ -23,7 +23,7 @@ from cloche.host import xdg
 from cloche.host.durable import sync
 
 MEMORY, STATE, INFO, OUTLINE = "memory", "state", "info", "outline"
-_MAGIC, _FORMAT = "cloche-snapshot", 1
+_MAGIC, _FORMAT = "cloche-snapshot", 2
 _HIDDEN = "."
 _MOST_INFO = 64 << 20
 _HINT = "Free some space there, or point XDG_DATA_HOME to another place."

@@ -25,7 +25,7 @@ _FORMAT = "cloche-template 2"
 _END = "end"
 #: Directories that begin so are being made or taken away.
 HIDDEN = "."
-_KEPT = 3
+_KEPT = 5
 _MOST_INFO = 1 << 20
 
 

@@ -165,9 +165,12 @@ def begin(
                 break
             kept.append(start)
         numbers = kept_numbers(directory)
-        remove(directory, set(numbers) - {start.number for start in kept})
+        too_many = set(numbers) - {start.number for start in kept}
         if keep <= 0:
+            remove(directory, too_many)
             return None
+        # For good as soon as the new one is: see ``secure``.
+        _unlink(directory, too_many)
         os.makedirs(os.path.join(directory, "undo"), mode=0o700, exist_ok=True)
         path = log_path(directory, max(numbers, default=0) + 1)
         with open(path + _ARGV, "wb") as file:
@@ -192,7 +195,7 @@ def begin(
 def secure(begun: Begun) -> None:
     """Wait until a loss of power leaves the log's beginning; before the guest writes for the first time.
 
-    Without it the start before would look like the last one.
+    Without it the start before would look like the last one, and logs that were removed for it could come back.
 
     Raises:
         OSError: The disk refuses.
@@ -272,6 +275,12 @@ def remove(directory: str, numbers: Collection[int]) -> None:
     Raises:
         OSError: The disk refuses.
     """
+    _unlink(directory, numbers)
+    if numbers:
+        sync(os.path.join(directory, "undo"))
+
+
+def _unlink(directory: str, numbers: Collection[int]) -> None:
     for number in sorted(numbers):
         path = log_path(directory, number)
         os.unlink(path)
@@ -279,5 +288,3 @@ def remove(directory: str, numbers: Collection[int]) -> None:
             os.unlink(path + _ARGV)
         except FileNotFoundError:
             pass
-    if numbers:
-        sync(os.path.join(directory, "undo"))

@@ -22,7 +22,7 @@ from cloche.kernel.store import (
     stored_kernels,
 )
 from cloche.kernel.tools import exclusive_workspace, file_sha256, no_progress, require_tools, run_tool
-from cloche.model.machine import LO_ON_DEMAND
+from cloche.model.machine import EMPTY_DRIVE, LO_ON_DEMAND
 from cloche.record import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -285,6 +285,6 @@ def _prepare(digest: str, tree: str, prepared: str) -> tuple[KernelInfo, str]:
         sha256=file_sha256(image),
         modules=(),
         directory=prepared,
-        abilities=(LO_ON_DEMAND,),
+        abilities=(LO_ON_DEMAND, EMPTY_DRIVE),
     )
     return kernel, prepared

@@ -41,7 +41,7 @@ class KernelInfo(Record):
         sha256: The hash the image must have, in hex; empty for a host's kernel, which nobody recorded.
         modules: Absolute paths of module files (``.ko``, maybe compressed) in the order they must be loaded in.
         directory: Its place in the store; empty for the host's own.
-        abilities: What it was taught beyond Linux of its version (:data:`LO_ON_DEMAND`).
+        abilities: What it was taught beyond Linux of its version (:data:`LO_ON_DEMAND`, :data:`EMPTY_DRIVE`).
     """
 
     id: str

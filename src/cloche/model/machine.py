@@ -12,6 +12,8 @@ MAX_CPUS = 64
 #: An ability of a kernel, and the parameter that turns it on: the loopback device comes up when somebody makes a socket
 #: or looks at the network (guest/patches).
 LO_ON_DEMAND = "lo_on_demand"
+#: A kernel's ability to find a disk in a drive that was empty when its driver was bound (guest/patches/0011).
+EMPTY_DRIVE = "empty_drive"
 
 
 class Isolation:
@@ -58,7 +60,7 @@ class Kernel(Record):
         initrd: The initramfs with the agent, made for this kernel.
         kind: ``built``, ``fetched`` or ``host``.
         machine: ``microvm`` when virtio-mmio and its command line are built in, else ``q35``.
-        abilities: What it was taught beyond Linux of its version (:data:`LO_ON_DEMAND`).
+        abilities: What it was taught beyond Linux of its version (:data:`LO_ON_DEMAND`, :data:`EMPTY_DRIVE`).
     """
 
     ident: str

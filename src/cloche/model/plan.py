@@ -110,6 +110,8 @@ class Template(Record):
         is_whole: Memory and state are there. Else the files are, and whoever starts the machine says when it can go on,
             and what the checksum is (``Launcher.go_on``).
         extents: Where something will be in a memory that is not there yet: begin and end of each part.
+        bound: How many of a machine's devices, in their order, it had when it was saved before.
+        drives: How many of these, the last ones, are empty drives.
     """
 
     directory: str
@@ -121,6 +123,8 @@ class Template(Record):
     balloon: bool = True
     is_whole: bool = True
     extents: tuple[tuple[int, int], ...] = ()
+    bound: int = 0
+    drives: int = 0
 
 
 class ProcessPlan(Record):

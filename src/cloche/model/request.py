@@ -42,6 +42,7 @@ class Disk(Record):
             name, which goes with the machine.
         undo: The file that what is overwritten is kept in first; empty for none.
         undo_bytes: The largest that may become.
+        is_whole: It can be changed and has no table of partitions, so nothing has to be looked for on it.
     """
 
     tag: str
@@ -53,6 +54,7 @@ class Disk(Record):
     empty: bool = False
     undo: str = ""
     undo_bytes: int = 0
+    is_whole: bool = False
 
 
 class MountKind:

@@ -131,6 +131,7 @@ def build_machine_steps(
     restored: bool = False,
     devices: tuple[bytes, ...] = (),
     links: tuple[tuple[bytes, bytes], ...] = (),
+    has_places: bool = False,
 ) -> tuple[Step, ...]:
     """Return the SETUP steps of a virtual machine: mounts, writable layer, home, name, disks, then shares and copies.
 
@@ -145,6 +146,7 @@ def build_machine_steps(
         restored: Whether it goes on from a template, in which ``build_first_steps`` were done.
         devices: Those that were added after the boot, to be bound in this order.
         links: What the host has in /run that programs are found by, as target and path.
+        has_places: Whether the places of a layer's mounts are there already (``plan.layers.build_place_steps``).
     """
     # Time and randomness come first: nothing is made with those of a template, and the clock loses no time by the rest.
     steps: list[Step] = [Clock()]
@@ -160,15 +162,17 @@ def build_machine_steps(
         steps += build_first_steps(user, skeleton, hostname=hostname, devices=request.devices)
     if request.root is None:
         steps += [MakeSymlink(target, path) for target, path in links]
-    if request.disks:
+    # A layer's disk comes first, and has no name of its own.
+    before = int(request.layer is not None)
+    if len(request.disks) > before:
         from cloche.plan.disks import build_disk_steps
 
-        steps += build_disk_steps(request.disks)
+        steps += build_disk_steps(request.disks[before:], before)
     if request.layer is not None:
         from cloche.plan.layers import build_layer_steps
 
         # What follows is done in the root that stays.
-        steps += build_layer_steps(user, request.devices)
+        steps += build_layer_steps(user, request.devices, has_places=has_places)
     shows = bool(request.shares or request.includes)
     if shows:
         steps.append(Mkdir(ASIDE, 0o700))

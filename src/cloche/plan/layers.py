@@ -9,26 +9,26 @@ from __future__ import annotations
 
 from cloche.errors import UsageError
 from cloche.model.guest import (
-    MNT_DETACH,
     MS_BIND,
     MS_NOATIME,
     MS_NODEV,
     MS_NOSUID,
     MS_RDONLY,
     MS_REMOUNT,
-    UMOUNT_NOFOLLOW,
+    MS_SILENT,
     CopyOnce,
     GuestCommand,
     Mkdir,
     Mount,
     Settle,
     SwitchRoot,
-    Unmount,
+    WaitPath,
 )
 from cloche.model.machine import Devices
 from cloche.model.plan import LayerPlan
 from cloche.model.profile import TAG, UPPER
 from cloche.model.request import Disk
+from cloche.plan.disks import APPEARS_MS
 from cloche.plan.guest import OVERLAY_OPTIONS, SYSTEM_TAG, encode, mount_tree
 from cloche.record import TYPE_CHECKING
 
@@ -41,19 +41,20 @@ if TYPE_CHECKING:
 DEVICE = b"/dev/vda"
 _BASE = b"/cloche"
 _DISK, _SYSTEM, _ROOT = _BASE + b"/disk", _BASE + b"/system", _BASE + b"/root"
-#: The first of the steps below: what comes before needs nothing of the disk's content.
-BEGINS = Mkdir(_DISK, 0o700)
 #: Where the disk is seen once more at the end.
 _LAST = b"/run/cloche/disk"
 #: What is deleted is the host's again. The tables of inodes, all zero in a new image, need not be zeroed.
-_OPTIONS = b"discard,noinit_itable"
-_FLAGS = MS_NOATIME | MS_NODEV | MS_NOSUID
+#: Nor need all of its bitmaps be read at once.
+_OPTIONS = b"discard,noinit_itable,no_prefetch_block_bitmaps"
+_FLAGS = MS_NOATIME | MS_NODEV | MS_NOSUID | MS_SILENT
 #: With xino the kernel also follows what it has noted of a file's origin below (ovl_allow_offline_changes in
 #: fs/overlayfs): a number of the file server's, which is another file's in the next guest. Two files then have one
 #: inode, and the second of them is "stale".
 _OVERLAY_OPTIONS = OVERLAY_OPTIONS.replace(b"xino=on", b"xino=off")
 #: Where the system tree has nothing that a home could hide (``plan.stage``).
 _NOT_BELOW = (b"/home/", b"/root", b"/var/")
+#: What comes before this needs nothing of the disk's content.
+_MOUNT = Mount(b"ext4", DEVICE, _DISK, _FLAGS, _OPTIONS)
 _CHECK_PATH = b"PATH=/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -76,26 +77,39 @@ def check_layer(request: RunRequest) -> None:
         )
 
 
-def build_layer_steps(user: User, devices: str) -> tuple[Step, ...]:
+def build_place_steps(devices: str) -> tuple[Step, ...]:
+    """Return the steps that make the places for the steps below and show the system tree once more.
+
+    Args:
+        devices: How the machine's devices are arranged.
+    """
+    return (
+        Mkdir(_DISK, 0o700),
+        Mkdir(_SYSTEM),
+        Mkdir(_ROOT),
+        Mkdir(_LAST, 0o700),
+        mount_tree(SYSTEM_TAG, _SYSTEM, MS_RDONLY, devices=devices),
+    )
+
+
+def build_layer_steps(user: User, devices: str, *, has_places: bool) -> tuple[Step, ...]:
     """Return the steps that lay the disk's upper directory over the system tree, and make that the root.
 
     Args:
         user: Whose home is made at the profile's first start.
         devices: How the machine's devices are arranged.
+        has_places: Whether the steps above were done before the machine was saved, with a drive for the disk.
     """
     home = encode(user.home)
     upper, work = _DISK + b"/" + UPPER.encode(), _DISK + b"/work"
     return (
-        BEGINS,
-        Mkdir(_SYSTEM),
-        Mkdir(_ROOT),
-        Mount(b"ext4", DEVICE, _DISK, _FLAGS, _OPTIONS),
+        *(() if has_places else (*build_place_steps(devices), WaitPath(DEVICE, APPEARS_MS))),
+        _MOUNT,
         Mkdir(upper),
         Mkdir(work, 0o700),
         Mkdir(upper + home.rpartition(b"/")[0]),
         # The one in memory has been made already, and nobody has used it.
         CopyOnce(home, upper + home, user.uid, user.gid),
-        mount_tree(SYSTEM_TAG, _SYSTEM, MS_RDONLY, devices=devices),
         Mount(
             b"overlay",
             b"cloche",
@@ -104,9 +118,7 @@ def build_layer_steps(user: User, devices: str) -> tuple[Step, ...]:
             b"lowerdir=%s,upperdir=%s,workdir=%s," % (_SYSTEM, upper, work) + _OVERLAY_OPTIONS,
         ),
         *(_bind_home(upper + home, _ROOT + home) if home.startswith(_NOT_BELOW) else ()),
-        # The overlay has mounts of its own of both.
-        Unmount(_DISK, MNT_DETACH | UMOUNT_NOFOLLOW),
-        Unmount(_SYSTEM, MNT_DETACH | UMOUNT_NOFOLLOW),
+        # Below the new root nobody finds the mounts that it was made of.
         SwitchRoot(_ROOT),
     )
 
@@ -138,8 +150,8 @@ def plan_layer(layer: Layer, steps: tuple[Step, ...]) -> tuple[tuple[Step, ...],
         words = (*APART, *PYTHON, RENEW, "/")
         command = GuestCommand(tuple(word.encode() for word in words), (_CHECK_PATH,), b"/", 0, 0)
         plan = plan._replace(renewal=command)
-    if not layer.needs_check or BEGINS not in steps:
+    if not layer.needs_check or _MOUNT not in steps:
         return steps, plan
-    at = steps.index(BEGINS)
+    at = steps.index(_MOUNT)
     check = GuestCommand((b"e2fsck", b"-p", DEVICE), (_CHECK_PATH,), b"/", 0, 0)
     return steps[:at], plan._replace(check=check, setup=steps[at:])

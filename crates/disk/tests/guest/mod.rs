@@ -217,8 +217,9 @@ pub struct Recorded {
     pub bytes: Vec<u8>,
     pub changes: Vec<Change>,
     pub is_readonly: bool,
-    /// What the next flushes say.
+    /// What the next flushes say, and the next writes.
     pub failing_flushes: u32,
+    pub failing_writes: u32,
 }
 
 impl Recorded {
@@ -228,6 +229,7 @@ impl Recorded {
             changes: Vec::new(),
             is_readonly: false,
             failing_flushes: 0,
+            failing_writes: 0,
         }
     }
 
@@ -257,6 +259,10 @@ impl Storage for Recorded {
 
     fn write(&mut self, offset: u64, from: &[Slice<'_>]) -> io::Result<()> {
         assert!(!self.is_readonly);
+        if self.failing_writes > 0 {
+            self.failing_writes -= 1;
+            return Err(io::Error::other("no"));
+        }
         let mut bytes = vec![0; usize::try_from(total_len(from)).unwrap()];
         take_front(&mut from.to_vec(), &mut bytes);
         self.put(offset, bytes);

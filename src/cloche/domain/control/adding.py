@@ -42,6 +42,7 @@ class DiskAdd(Record):
         from cloche.domain.adding import add_disk
 
         bound = self.most_bytes if self.is_bounded else None
+        # It comes behind what the machine has and not into a drive, so nobody asks whether it is whole.
         disk = Disk(self.tag, self.path, self.format, self.writable, bound, empty=self.empty)
         add_disk(launcher, disk, lambda: answer(Nothing()), fail)
 

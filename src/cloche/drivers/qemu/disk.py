@@ -12,6 +12,7 @@ from cloche.model.plan import (
     ProcessPlan,
 )
 from cloche.model.profile import TAG
+from cloche.model.request import Disk
 from cloche.plan.disks import check_disks
 from cloche.record import TYPE_CHECKING
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from cloche.drivers.qemu.board import Board
     from cloche.model.facts import HostFacts
     from cloche.model.jail import Jail
-    from cloche.model.request import Disk
+    from cloche.model.request import RunRequest
 
+#: Stands in a plan for a file in which nothing is, which is made when the plan is carried out.
+EMPTY_PLACEHOLDER = "/empty"
 _SOCKET_FD, _IMAGE_FD, _UNDO_FD = 3, 4, 5
 _RLIMIT_FSIZE = 1
 #: The notes on requests in flight are a file too: of a queue of 1024 they take 16448 bytes (inflight.rs).
@@ -47,6 +50,25 @@ def plan_disks(
     check_disks(disks, board.left + before)
     return tuple(
         _plan_disk(board, disk, f"disk{index}", facts) for index, disk in enumerate(disks) if index >= before
+    )
+
+
+def count_drives(request: RunRequest) -> int:
+    """Return how many of a request's disks can be put into drives that a template has, the first ones.
+
+    The disk of a profile alone, or else those without partitions: the guest's kernel looks for none in a drive.
+    """
+    if request.layer is not None:
+        return 1
+    whole = [disk.is_whole for disk in request.disks]
+    return whole.index(False) if False in whole else len(whole)
+
+
+def plan_drives(board: Board, request: RunRequest, facts: HostFacts) -> tuple[DeviceParts, ...]:
+    """Return the parts of as many drives, in which nothing is yet."""
+    return tuple(
+        _plan_disk(board, Disk(f"drive{index}", EMPTY_PLACEHOLDER), f"disk{index}", facts)
+        for index in range(count_drives(request))
     )
 
 

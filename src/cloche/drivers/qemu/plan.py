@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloche.drivers.qemu.board import IN_TEMPLATE, Board, platform_device
+from cloche.drivers.qemu.board import Board, platform_device
 from cloche.drivers.qemu.command import HUGE_PAGE, MEMORY_FILE, STATE_FD, Beginning, plan_control
 from cloche.drivers.qemu.files import HOSTNAME, SOCKET_FDS, build_trees, plan_file_server, plan_sharing
 from cloche.drivers.qemu.jails import check_insecure, give_up
@@ -156,6 +156,7 @@ def _set_up(
     """Return what the agent does before the program."""
     if template and template.devices:
         return _going_on(request, template, board)
+    bound = template.bound if template else len(board.taken)
     return build_machine_steps(
         request,
         facts.user,
@@ -170,7 +171,8 @@ def _set_up(
         restored=template is not None,
         links=late_links(facts),
         # Control port and system tree have their drivers, the others came after the boot.
-        devices=tuple(platform_device(slot) for slot in board.taken[IN_TEMPLATE:]) if template else (),
+        devices=tuple(platform_device(slot) for slot in board.taken[bound:]),
+        has_places=request.layer is not None and template is not None and template.drives > 0,
     )
 
 
@@ -236,12 +238,18 @@ def _plan_devices(
 
         # Its driver takes an emulated guest 12 ms at a boot, and none where a template has it.
         devices.append(plan_balloon(board))
-    devices += [plan_file_server(board, tree, fd, facts) for tree, fd in servers[in_template:]]
-    before = _disks_before_card(request)
+    first, before = 0, _disks_before_card(request)
     if before:
+        from cloche.drivers.qemu.disk import count_drives, plan_disks
+
+        # A template may have drives for the first, in these places.
+        first = min(count_drives(request), before)
+        devices += plan_disks(board, request.disks[:first], facts)
+    devices += [plan_file_server(board, tree, fd, facts) for tree, fd in servers[in_template:]]
+    if first < before:
         from cloche.drivers.qemu.disk import plan_disks
 
-        devices += plan_disks(board, request.disks[:before], facts)
+        devices += plan_disks(board, request.disks[:before], facts, first)
     if request.hwrng:
         from cloche.drivers.qemu.rng import plan_rng
 

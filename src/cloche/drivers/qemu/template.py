@@ -1,8 +1,8 @@
 """Machines that go on from a template (layer 4, pure): which can, and the one that is saved.
 
 A template has the control port and the system tree, which is mounted under a fresh writable layer with the caller's
-home in it. The other devices of a run are added when it is restored, in the transports that were empty
-(docs/devices.md).
+home in it. One for runs with disks also has drives, which are empty, and with a profile the places where its disk is
+mounted. The other devices of a run are added when it is restored, in the transports that were empty (docs/devices.md).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from cloche.drivers.qemu.files import HOSTNAME, SOCKET_FDS, build_trees, plan_fi
 from cloche.drivers.qemu.limits import cgroup_for, limit
 from cloche.drivers.qemu.machine import choose_machine
 from cloche.drivers.qemu.vmm import plan_vmm
-from cloche.model.guest import GuestCommand
-from cloche.model.machine import Accelerator, Devices, Isolation
+from cloche.model.guest import GuestCommand, Mkdir
+from cloche.model.machine import EMPTY_DRIVE, Accelerator, Devices, Isolation
 from cloche.model.plan import LaunchPlan, OpenFile
+from cloche.plan.disks import BY_TAG
 from cloche.plan.guest import build_first_steps
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cloche.drivers.qemu.board import DeviceParts
     from cloche.model.facts import HostFacts
     from cloche.model.machine import Kernel
     from cloche.model.request import RunRequest
@@ -85,20 +87,35 @@ def plan_template(request: RunRequest, facts: HostFacts, kernel: Kernel) -> Laun
     control = plan_control(board)
     system = plan_file_server(board, build_trees(request, facts, HOSTNAME)[0], SOCKET_FDS[0], facts)
     state = OpenFile(STATE_PLACEHOLDER, True, STATE_FD)
-    devices = (control, system, plan_balloon(board))
+    drives: tuple[DeviceParts, ...] = ()
+    steps = (
+        *build_first_steps(facts.user, facts.skeleton, hostname=HOSTNAME, devices=request.devices),
+        # Where disks are found by their tags: a directory in /dev is not made in a moment.
+        Mkdir(BY_TAG),
+    )
+    balloon = plan_balloon(board)
+    if request.disks and EMPTY_DRIVE in kernel.abilities:
+        from cloche.drivers.qemu.disk import plan_drives
+
+        drives = plan_drives(board, request, facts)
+    if drives and request.layer is not None:
+        from cloche.plan.layers import build_place_steps
+
+        steps += build_place_steps(request.devices)
+    devices = (control, system, balloon, *drives)
     vmm = plan_vmm(facts, machine, board, devices, boot_log=False, beginning=Beginning.SAVE, files=(state,))
-    processes = (vmm, *system.processes)
+    processes = [vmm, *(process for device in devices for process in device.processes)]
     cgroup = cgroup_for(facts)
     return LaunchPlan(
         driver="qemu",
         isolation=Isolation.EMULATED_VM,
         machine=machine,
-        endpoints=(*control.endpoints, *system.endpoints),
-        processes=tuple(limit(process, machine) for process in processes) if cgroup else processes,
+        endpoints=tuple(endpoint for device in devices for endpoint in device.endpoints),
+        processes=tuple(limit(process, machine) if cgroup else process for process in processes),
         control="control",
         console="console",
         monitor="monitor",
-        setup=build_first_steps(facts.user, facts.skeleton, hostname=HOSTNAME, devices=request.devices),
+        setup=steps,
         command=GuestCommand((), (), b"/", 0, 0),
         writable_shares=False,
         boot_timeout_s=_BOOT_TIMEOUT_S,
@@ -108,4 +125,5 @@ def plan_template(request: RunRequest, facts: HostFacts, kernel: Kernel) -> Laun
         ids=facts.ids,
         memory=MEMORY_FILE.encode(),
         cgroup=cgroup,
+        slots=board.taken,
     )
