@@ -221,10 +221,12 @@ impl World {
             self.known.entry(ports).or_default();
         }
         if let Some(known) = self.known.get_mut(&ports) {
-            (known.room, known.taken) = (header.room, header.taken);
-            // A stream may end and another begin under the same ports; and what it takes may be more than it got.
-            known.is_liar |= matches!(header.op, op::REQUEST | op::RST | op::SHUTDOWN)
+            // A stream may end and another begin under the same ports; what is underway was sent when there was room; and what it
+            // takes may be more than it got.
+            known.is_liar |= header.room < known.room
+                || matches!(header.op, op::REQUEST | op::RST | op::SHUTDOWN)
                 || header.taken > known.heard;
+            (known.room, known.taken) = (header.room, header.taken);
         }
     }
 
