@@ -33,6 +33,7 @@ from cloche.plan.guest import (
     build_environment,
     build_first_steps,
     build_machine_steps,
+    build_ready_steps,
     guest_path,
     is_below,
     resolve_user,
@@ -375,7 +376,9 @@ def test_a_clone_has_the_first_steps_behind_it() -> None:
             restored=restored,
         )
     first = build_first_steps(ALICE, small, hostname="guest", devices="process")
-    assert steps[False] == (*steps[True][:2], *first, *steps[True][2:])
+    ready = build_ready_steps(ALICE)
+    assert steps[False] == (*steps[True][:2], *first, ready[0], *steps[True][2:])
+    assert ready[1] == Mkdir(b"/home/alice", 0o700, 1000, 1000)
 
 
 def test_the_home_is_fresh_and_private() -> None:

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use cloche_proto::message::ToAgent;
 
@@ -22,6 +24,7 @@ const MODULES: &str = "/modules";
 const SETUP: &str = "/setup";
 /// How long one wait for the port lasts before the place is looked at again, in case an event was lost.
 const PORT_WAIT_MS: i32 = 2000;
+const SECOND_NS: u64 = 1_000_000_000;
 
 struct Mount {
     directory: &'static str,
@@ -165,7 +168,23 @@ pub fn do_first_steps() -> Result<()> {
             log::note(&String::from_utf8_lossy(&setup::describe(step)));
         })?;
     }
+    wait_until_quiet();
     Ok(())
+}
+
+/// Waits until the kernel has done what it does once after a boot, and will not do again soon what it does each second.
+///
+/// What is due when a template is saved, each of its clones does first: a second after it has found the counter the
+/// kernel takes it for its clock, for which it stops all processors (some 600 blocks to translate), and at full seconds
+/// it counts its pages.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nothing tells when a kernel has nothing more to do"
+)]
+fn wait_until_quiet() {
+    let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
+    let until = (now / SECOND_NS + 2) * SECOND_NS + SECOND_NS / 20;
+    thread::sleep(Duration::from_nanos(until - now));
 }
 
 /// Opens the port to the host, and waits until there is one.

@@ -38,8 +38,8 @@ pub fn perform(step: &Step) -> Result<()> {
             gid,
         } => {
             let path = path_of(path);
-            // In a guest that runs, one that exists is somebody's.
-            if make_place(path)? {
+            // In a guest that runs, one that exists is somebody's. What is made is root's and has that mode already.
+            if make_place(path)? && (*mode, *uid, *gid) != (DIRECTORY_MODE, 0, 0) {
                 own_directory(path, *mode, *uid, *gid)?;
             }
             Ok(())

@@ -175,7 +175,8 @@ def build_machine_steps(
         steps += build_layer_steps(user, request.devices, has_places=has_places)
     shows = bool(request.shares or request.includes)
     if shows:
-        steps.append(Mkdir(ASIDE, 0o700))
+        if not restored:
+            steps.append(Mkdir(ASIDE, 0o700))
         steps.append(mount_tree(SHARES_TAG, ASIDE, MS_NOSUID | MS_NODEV, devices=request.devices))
         # The copies come first: none of them may land in a share.
         steps += build_copy_steps(request.includes, user, person, source=ASIDE + b"/i%d")
@@ -217,9 +218,14 @@ def build_first_steps(
     # Put together aside, and then made the root: what is there first is a file system of the kernel's.
     base, root = b"/cloche", b"/cloche/root"
     layer = base + b"/layer"
+    upper = layer + b"/upper"
+    own = [*build_home_steps(user, skeleton, home=upper, system=SYSTEM_PLACE)]
     system: tuple[Step, ...] = (mount_tree(SYSTEM_TAG, SYSTEM_PLACE, MS_RDONLY, devices=devices),)
     flags = 0
-    if request is not None and request.root is not None:
+    if request is None or request.root is None:
+        # Nearly every program makes its files there; the stage's own, which is empty, would be copied up first.
+        own.append(Mkdir(upper + b"/tmp", 0o1777))
+    else:
         flags = MS_NODEV
         if request.root.kind == RootKind.IMAGE:
             from cloche.plan.roots import build_image_steps
@@ -232,10 +238,10 @@ def build_first_steps(
         Mkdir(root),
         *system,
         Mount(b"tmpfs", b"layer", layer, 0, b"mode=0755,size=80%"),
-        Mkdir(layer + b"/upper"),
+        Mkdir(upper),
         Mkdir(layer + b"/work"),
         # Made in the writable layer itself, before it lies over the system tree: nothing has to be copied up for it.
-        *build_home_steps(user, skeleton, home=layer + b"/upper", system=SYSTEM_PLACE),
+        *own,
         Mount(
             b"overlay",
             b"cloche",
@@ -247,6 +253,14 @@ def build_first_steps(
         SwitchRoot(root),
         Hostname(hostname.encode()),
     )
+
+
+def build_ready_steps(user: User) -> tuple[Step, ...]:
+    """Return what a template has done after ``build_first_steps``, and no run need do: a place, a look at the home.
+
+    A directory that exists is only looked up, and the layers' way to it is known to all clones from then on.
+    """
+    return (Mkdir(ASIDE, 0o700), Mkdir(encode(user.home), 0o700, user.uid, user.gid))
 
 
 def mount_tree(tag: bytes, target: bytes, flags: int, *, devices: str) -> Mount:

@@ -19,7 +19,7 @@ from cloche.model.guest import GuestCommand, Mkdir
 from cloche.model.machine import EMPTY_DRIVE, Accelerator, Devices, Isolation
 from cloche.model.plan import LaunchPlan, OpenFile
 from cloche.plan.disks import BY_TAG
-from cloche.plan.guest import build_first_steps
+from cloche.plan.guest import build_first_steps, build_ready_steps
 from cloche.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def plan_template(request: RunRequest, facts: HostFacts, kernel: Kernel) -> Laun
     drives: tuple[DeviceParts, ...] = ()
     steps = (
         *build_first_steps(facts.user, facts.skeleton, hostname=HOSTNAME, devices=request.devices),
+        *build_ready_steps(facts.user),
         # Where disks are found by their tags: a directory in /dev is not made in a moment.
         Mkdir(BY_TAG),
     )
