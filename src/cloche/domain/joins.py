@@ -23,7 +23,8 @@ from cloche.host.keeper import MODE_SIZE
 from cloche.host.pids import stat_fields
 from cloche.host.programs import find_program
 from cloche.model.request import RunRequest
-from cloche.plan.guest import build_join, resolve_user
+from cloche.plan.guest import resolve_user
+from cloche.plan.join import build_join
 from cloche.plan.stage import SYSTEM_TREES
 from cloche.record import TYPE_CHECKING
 

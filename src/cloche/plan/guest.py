@@ -58,7 +58,8 @@ OVERLAY_OPTIONS = b"index=off,metacopy=off,redirect_dir=off,xino=on"
 ASIDE = b"/run/cloche/shares"
 
 _USER_PATH = b"/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
-_ROOT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: The PATH of a program that runs as root.
+ROOT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #: Variables of the caller that say how a person wants programs to speak, and nothing about the host.
 #: The LC_ variables are named one by one: some systems carry passwords in one of their own (LC_PVE_TICKET), because
@@ -402,7 +403,7 @@ def build_environment(
 
 def guest_path(caller_path: bytes, person: User, shown: tuple[str, ...]) -> bytes:
     """Return the PATH of the guest: the caller's directories that the guest has, then the usual ones."""
-    usual = (_ROOT_PATH if person.uid == 0 else _USER_PATH).split(b":")
+    usual = (ROOT_PATH if person.uid == 0 else _USER_PATH).split(b":")
     roots = tuple(encode(path) for path in shown)
     kept = [
         part for part in caller_path.split(b":") if is_below(part, roots) and b".." not in part.split(b"/")
@@ -449,52 +450,6 @@ def build_command(
         ignored=facts.ignored,
         # A higher priority than the usual one is the host's to give, and was: the machine runs with it.
         nice=max(facts.nice, 0),
-    )
-
-
-def build_join(
-    base: GuestCommand,
-    argv: tuple[bytes, ...],
-    env: tuple[tuple[bytes, bytes], ...],
-    workdir: str,
-    person: User | None,
-) -> GuestCommand:
-    """Return a program that joins the one a domain was started for, and inherits what that has.
-
-    Args:
-        base: The domain's own program.
-        argv: The program and its arguments.
-        env: Variables besides those of ``base``.
-        workdir: Where it starts; empty for where ``base`` does, or the home of ``person``.
-        person: Whom it runs as, when that is somebody else.
-
-    Raises:
-        UsageError: What no program can be given.
-    """
-    if not argv or not argv[0]:
-        raise UsageError("no program was named", hint="For example: cloche exec DOMAIN -- ps aux")
-    if any(b"\0" in word for word in (*argv, encode(workdir), *(part for pair in env for part in pair))):
-        raise UsageError("a word holds a NUL byte, which no program can be given")
-    if any(not name or b"=" in name for name, _ in env):
-        raise UsageError("an environment variable has no name, or = in it", hint="Write NAME=VALUE.")
-    table = {name: value for name, _, value in (variable.partition(b"=") for variable in base.env)}
-    cwd = base.cwd
-    if person is not None and person.uid != base.uid:
-        cwd = encode(person.home)
-        path = _ROOT_PATH if person.uid == 0 else table[b"PATH"]
-        table |= {b"HOME": cwd, b"SHELL": encode(person.shell), b"PATH": path}
-        table[b"USER"] = table[b"LOGNAME"] = encode(person.name)
-        base = base._replace(uid=person.uid, gid=person.gid, groups=(person.gid,))
-    table.update(env)
-    if workdir:
-        cwd = encode(workdir) if workdir.startswith("/") else cwd.rstrip(b"/") + b"/" + encode(workdir)
-    return base._replace(
-        argv=argv,
-        env=tuple(name + b"=" + value for name, value in table.items()),
-        cwd=cwd,
-        strace=False,
-        program=b"",
-        ignored=0,
     )
 
 
