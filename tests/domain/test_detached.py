@@ -133,7 +133,7 @@ def test_a_program_that_will_not_end_is_ended(runner: Runner) -> None:
         ended = listed(runner, "deaf" + OWN)
         assert (ended["state"], ended["status"]) == ("ended", 125)
         assert runner("logs", "-n", "2", "deaf" + OWN).stdout == b"steady\ngo\n"
-        assert "did not end within 0.2 seconds" in str(ended["reason"])
+        assert "did not end within 0.2 s" in str(ended["reason"])
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "warden", "vmm"])

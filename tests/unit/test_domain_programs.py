@@ -147,7 +147,7 @@ def test_stopping_asks_everybody_and_insists_after_the_grace(house: House) -> No
     programs.stop(0.0)
     assert (main.signals, other.signals, may_join(house)) == ([15, 18], [15, 18], False)
     assert house.reactor.run_until(lambda: bool(house.aborted), 60)
-    assert "did not end within 0 seconds" in house.aborted[0].message
+    assert "did not end within 0 s" in house.aborted[0].message
     programs.stop(3600.0)
     programs.over(cast("Job", other))
     programs.over(cast("Job", main))

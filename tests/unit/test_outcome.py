@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from cloche.domain.outcome import failure
-from cloche.errors import CommandNotExecutableError, CommandNotFoundError, ExitCode
+from cloche.errors import CommandNotExecutableError, CommandNotFoundError, DomainError, ExitCode
 from cloche.guest.job import Job
 from cloche.guest.messages import Failed
 from cloche.host.text import describe_errno
@@ -66,6 +66,14 @@ def test_numbers_no_kernel_would_say(code: int, what: bytes) -> None:
     """A hostile agent's error number is told as a number; nothing fails on it."""
     _, message, _ = told(code, what)
     assert f"error {code}" in message
+
+
+def test_a_guest_that_is_full() -> None:
+    """A guest runs so many programs at once; one more is told so, and that it can wait."""
+    kind, message, hint = told(errno.EAGAIN, b"number of jobs")
+    assert kind is DomainError
+    assert message == "./tool\\x1b cannot be started: as many programs run in the domain as it can hold"
+    assert "Wait" in hint
 
 
 def test_error_numbers() -> None:

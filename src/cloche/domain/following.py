@@ -36,7 +36,7 @@ def wait_for_program(wanted: str, timeout_s: float | None = None) -> tuple[int, 
             return ended.status, ""
         except DomainError as error:
             if timeout_s is not None and "does not answer" in error.message:
-                raise DomainError(f"the domain {wanted} did not end within {timeout_s:g} seconds") from None
+                raise DomainError(f"the domain {wanted} did not end within {timeout_s:g} s") from None
             if "has ended" not in error.message:
                 raise
         rundir.wait_for_end(ident)

@@ -52,6 +52,11 @@ def failure(job: Job, command: GuestCommand) -> ClocheError:
             f"{name} cannot be started: the arguments and the environment are too long",
             hint="xargs gives many arguments to a program in portions.",
         )
+    if (step, code) == ("number of jobs", errno.EAGAIN):
+        return DomainError(
+            f"{name} cannot be started: as many programs run in the domain as it can hold",
+            hint="Wait until one of them has ended.",
+        )
     if code in _NOT_EXECUTABLE:
         return CommandNotExecutableError(
             f"{name} cannot be executed: {describe_errno(code)}",

@@ -141,7 +141,7 @@ class Programs:
 
         def too_late() -> None:
             self.domain.give_up(
-                DomainError(f"the domain was stopped: its programs did not end within {grace_s:g} seconds")
+                DomainError(f"the domain was stopped: its programs did not end within {grace_s:g} s")
             )
 
         self._grace = self.domain.reactor.call_later(grace_s, too_late)
