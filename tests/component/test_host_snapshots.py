@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cloche.errors import SnapshotError
-from cloche.host import snapshots
+from cloche.host import snapshots, templates
 from cloche.host.sparse import checksum_memory, copy_file, copy_memory, run_through
 
 PAGE = 4096
@@ -80,6 +80,18 @@ def test_what_a_killed_one_has_left_is_swept(home: Path) -> None:
     make("third")
     assert not left.exists()
     assert snapshots.names() == ["second", "third", "whole"]
+
+
+def test_a_link_in_a_snapshots_place_goes_and_nothing_behind_it(home: Path, tmp_path: Path) -> None:
+    """Whoever deletes what somebody has put there loses no file of another directory."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("kept")
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (home / "link").symlink_to(elsewhere)
+    snapshots.delete("link")
+    assert (elsewhere / "precious").read_text() == "kept"
+    assert list(home.iterdir()) == []
 
 
 def test_a_name_is_never_taken_twice(home: Path) -> None:
@@ -160,3 +172,19 @@ def test_a_file_is_copied_with_its_holes(tmp_path: Path) -> None:
         run_through(copy_file(source.fileno(), copy.fileno()))
         assert (tmp_path / "copy").read_bytes() == (tmp_path / "source").read_bytes()
         assert os.fstat(copy.fileno()).st_blocks * 512 <= 6 << 20
+
+
+def test_a_link_in_a_templates_place_goes_and_nothing_behind_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The oldest of many templates are removed without anybody's asking: never files of another directory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("kept")
+    place = Path(templates.home())
+    place.mkdir(mode=0o700, parents=True)
+    (place / "link").symlink_to(elsewhere)
+    assert templates.remove("link")
+    assert (elsewhere / "precious").read_text() == "kept"
+    assert list(place.iterdir()) == []

@@ -193,6 +193,10 @@ def test_forks_go_on_apart(runner: Runner) -> None:
             assert following.stdout.readline() == b"up\n"
             following.kill()
         assert runner("exec", parent, "sh", "-c", "echo common > /tmp/file").returncode == 0
+        # A name that cannot be given is told before anything is saved or started.
+        for words in ((left, left), (left, parent)):
+            refused(runner, "fork", parent, "--name", words[0], "--name", words[1])
+        assert f" {left} ".encode() not in runner("ps").stdout
         done = runner("fork", parent, "-n", "2", "--name", left, "--name", right)
         assert (done.returncode, done.stdout.decode().split()) == (0, [left, right]), done.stderr
         for name in names:

@@ -40,8 +40,6 @@ def fork(parsed: Parsed) -> int:
     (domain,) = _operands(parsed, 1)
     titles: tuple[str, ...] = tuple(parsed.get("name") or ())  # type: ignore[arg-type]
     count = int(parsed.get("count") or max(len(titles), 1))  # type: ignore[call-overload]
-    if len(titles) > count:
-        raise UsageError(f"{len(titles)} names are too many for {count} forks", hint="Leave some out.")
     for ident, title in snapshotting.fork(find_domain(domain).ident, count, titles, _start):
         sys.stdout.write(f"{title or ident}\n")
     return 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from cloche.domain.control.client import Control
 from cloche.domain.control.fields import Nothing
 from cloche.domain.control.snapshot_save import SnapshotOutline, SnapshotSave
-from cloche.errors import ClocheError, SnapshotError
-from cloche.host import snapshots
+from cloche.errors import ClocheError, SnapshotError, UsageError
+from cloche.host import rundir, snapshots, xdg
 from cloche.host.names import check_name
 from cloche.record import TYPE_CHECKING, Protocol, Record
 
@@ -90,6 +90,7 @@ def fork(ident: str, count: int, titles: tuple[str, ...], start: Start) -> list[
     """Start domains that go on from what a running one is now; returns identity and name of each.
 
     Raises:
+        UsageError: There are more names than forks, or two are the same.
         SnapshotError: More than there may be.
         DomainError: The domain cannot be saved; it goes on, and there is no fork of it.
         ClocheError: One could not be started; the others run.
@@ -98,8 +99,13 @@ def fork(ident: str, count: int, titles: tuple[str, ...], start: Start) -> list[
         raise SnapshotError(
             f"a domain cannot be forked {count} times at once", hint=f"At most {_MOST_FORKS} times."
         )
+    if len(titles) > count:
+        raise UsageError(f"{len(titles)} names are too many for {count} forks", hint="Leave some out.")
+    if len(set(titles)) < len(titles):
+        raise UsageError("two forks cannot be called the same", hint="Give each a name of its own, or none.")
     for title in titles:
-        check_name(title)
+        # Looked at again when it is taken; but what can be told before need not be undone.
+        rundir.require_free(check_name(title), xdg.runtime_dir())
     names = (*titles, *("" for _ in range(count - len(titles))))
     with snapshots.building() as directory:
         beginnings: list[Beginning] = []
@@ -120,7 +126,7 @@ def fork(ident: str, count: int, titles: tuple[str, ...], start: Start) -> list[
 
 
 def _wait_for(beginnings: list[Beginning]) -> list[tuple[str, str]]:
-    """Wait for all of them, whatever becomes of each; raises the first error."""
+    """Wait for all of them, whatever becomes of each; raises the first error, with those that run all the same."""
     started, errors = [], []
     for beginning in beginnings:
         try:
@@ -130,6 +136,8 @@ def _wait_for(beginnings: list[Beginning]) -> list[tuple[str, str]]:
         else:
             started.append((begun.ident, begun.name))
     if errors:
+        if started:
+            errors[0].detail += (f"running: {', '.join(name or ident for ident, name in started)}",)
         raise errors[0]
     return started
 

@@ -106,14 +106,7 @@ class RunDirectory:
         parent = os.path.dirname(self.path)
         try:
             with names.locked(parent):
-                holder = names.holder(parent, name)
-                if holder not in ("", self.ident) and not _is_abandoned(
-                    os.path.join(parent, holder), new=False
-                ):
-                    raise DomainError(
-                        f"a running domain of yours is called {name} already",
-                        hint="Choose another name; `cloche ps` lists them.",
-                    )
+                require_free(name, parent, self.ident)
                 names.take(parent, name, self.ident)
                 if self.name and self.name != name:
                     names.drop(parent, self.name, self.ident)
@@ -301,6 +294,22 @@ def _has_warden(path: str) -> bool:
     except (OSError, ValueError):
         return False
     return not has_ended(fields) and rest.split(" ")[0] == fields[19]
+
+
+def require_free(name: str, parent: str, ident: str = "") -> None:
+    """Check that no running domain but ``ident`` is called so, in this runtime directory.
+
+    Raises:
+        DomainError: One is.
+    """
+    from cloche.host import names
+
+    holder = names.holder(parent, name)
+    if holder not in ("", ident) and not _is_abandoned(os.path.join(parent, holder), new=False):
+        raise DomainError(
+            f"a running domain of yours is called {name} already",
+            hint="Choose another name; `cloche ps` lists them.",
+        )
 
 
 def _is_abandoned(path: str, *, new: bool) -> bool:

@@ -21,6 +21,7 @@ import zlib
 from cloche.errors import SnapshotError
 from cloche.host import xdg
 from cloche.host.durable import sync
+from cloche.host.removal import remove_flat
 
 MEMORY, STATE, INFO, OUTLINE = "memory", "state", "info", "outline"
 _MAGIC, _FORMAT = "cloche-snapshot", 2
@@ -70,9 +71,7 @@ class building:  # noqa: N801 - used as a function; contextlib would be imported
 def _remove(directory: str) -> None:
     """Remove a directory with the files in it, as far as that goes: what stays is swept away later."""
     try:
-        for name in os.listdir(directory):
-            os.unlink(os.path.join(directory, name))
-        os.rmdir(directory)
+        remove_flat(directory)
     except OSError:
         return
 

@@ -194,9 +194,6 @@ def sweep() -> None:
 
 def _remove_tree(path: str) -> None:
     """Delete a template's directory; somebody else may be doing the same."""
-    try:
-        for entry in os.listdir(path):
-            os.unlink(os.path.join(path, entry))
-        os.rmdir(path)
-    except FileNotFoundError:
-        return
+    from cloche.host.removal import remove_flat
+
+    remove_flat(path)
