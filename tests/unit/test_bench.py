@@ -185,8 +185,11 @@ def test_guest_memory_is_told_by_its_name() -> None:
 
 def test_own_family_is_found() -> None:
     """A running program, ready to be looked at, is found with its children and has memory."""
-    with memory.running(["sh", "-c", "sh -c 'echo ready; exec cat'; exit"]) as process:
-        memory.wait_until_ready(process)
+    with memory.running(["sh", "-c", "sh -c 'exec cat'; exit"]) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"ready\n")
+        process.stdin.flush()
+        memory.wait_until_ready(process)  # it comes back from the program that is looked for
         found = memory.family(process.pid)
     assert sorted(one.name for one in found) == ["cat", "sh"]
     assert all(one.private_mib > 0 for one in found)
