@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloche.errors import UsageError
-from cloche.model.guest import MS_BIND, CopyOnce, Mkdir, Mount, Settle, SwitchRoot, WaitPath
+from cloche.model.guest import MS_BIND, CopyOnce, Mkdir, Mount, Settle, SwitchRoot
 from cloche.model.machine import Devices
 from cloche.model.request import Layer, RunRequest, Share
 from cloche.plan.guest import build_machine_steps
@@ -80,9 +80,7 @@ def test_the_places_can_have_been_made_before() -> None:
     whole = steps_of(request, restored=True)
     at = whole.index(BEGINS)
     assert whole[at : at + len(places)] == places
-    # Nor does the disk have to appear.
-    assert isinstance(whole[at + len(places)], WaitPath)
-    assert steps_of(request, restored=True, has_places=True) == whole[:at] + whole[at + len(places) + 1 :]
+    assert steps_of(request, restored=True, has_places=True) == whole[:at] + whole[at + len(places) :]
 
 
 def test_a_home_is_the_disks_own_where_nothing_is_below_it() -> None:

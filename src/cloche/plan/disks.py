@@ -30,7 +30,7 @@ _EMPTY = "size:"
 #: The beginning of tags that images of mounts have.
 MOUNT_TAG = "mount."
 #: How long the guest's kernel may take to name a disk, in milliseconds.
-APPEARS_MS = 20_000
+_APPEARS_MS = 20_000
 
 
 class DiskWord(Record):
@@ -141,7 +141,7 @@ def build_disk_steps(disks: tuple[Disk, ...], before: int = 0) -> list[Step]:
     steps: list[Step] = [Mkdir(BY_TAG)]
     for index, disk in enumerate(disks, before):
         device = device_name(index)
-        steps.append(WaitPath(device, APPEARS_MS))
+        steps.append(WaitPath(device, _APPEARS_MS))
         name = device.rpartition(b"/")[2]
         steps.append(MakeSymlink(b"../../" + name, BY_TAG + b"/" + disk.tag.encode()))
     return steps

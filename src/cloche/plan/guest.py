@@ -163,12 +163,11 @@ def build_machine_steps(
         steps += build_first_steps(user, skeleton, hostname=hostname, devices=request.devices)
     if request.root is None:
         steps += [MakeSymlink(target, path) for target, path in links]
-    # A layer's disk comes first, and has no name of its own.
-    before = int(request.layer is not None)
-    if len(request.disks) > before:
+    if request.disks:
         from cloche.plan.disks import build_disk_steps
 
-        steps += build_disk_steps(request.disks[before:], before)
+        # A layer's disk, too: programs that look after a profile find it by its tag.
+        steps += build_disk_steps(request.disks)
     if request.layer is not None:
         from cloche.plan.layers import build_layer_steps
 

@@ -22,13 +22,11 @@ from cloche.model.guest import (
     Mount,
     Settle,
     SwitchRoot,
-    WaitPath,
 )
 from cloche.model.machine import Devices
 from cloche.model.plan import LayerPlan
 from cloche.model.profile import TAG, UPPER
 from cloche.model.request import Disk
-from cloche.plan.disks import APPEARS_MS
 from cloche.plan.guest import OVERLAY_OPTIONS, SYSTEM_TAG, encode, mount_tree
 from cloche.record import TYPE_CHECKING
 
@@ -103,7 +101,7 @@ def build_layer_steps(user: User, devices: str, *, has_places: bool) -> tuple[St
     home = encode(user.home)
     upper, work = _DISK + b"/" + UPPER.encode(), _DISK + b"/work"
     return (
-        *(() if has_places else (*build_place_steps(devices), WaitPath(DEVICE, APPEARS_MS))),
+        *(() if has_places else build_place_steps(devices)),
         _MOUNT,
         Mkdir(upper),
         Mkdir(work, 0o700),
