@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cloche.model.request import RunRequest
 
 #: After the agent has opened its port the kernel still ends what it has begun; every clone would do it again. Seconds.
-_SETTLE_S = 1.5
+_SETTLE_S = 0.3
 #: Nobody tries in the background again so soon after it has failed, in seconds.
 _RETRY_S = 3600.0
 _FAILED = ".failed-"
