@@ -141,6 +141,21 @@ fn what_is_never_called_fails_and_all_else_is_allowed() {
     }
 }
 
+#[test]
+fn values_and_bits_of_one_condition_must_both_be_so() {
+    let policy = r#"
+        [[always]]
+        calls = ["fcntl"]
+        args = [{ index = 1, one_of = [2, 6], any = [4, 8] }]
+        why = "six alone is one of the values and has one of the bits"
+    "#;
+    let program = compile(policy, Filter::Inner).unwrap();
+    for value in 0..16 {
+        let said = answer(&program, libc::SYS_fcntl as u32, [0, value, 0, 0, 0, 0]);
+        assert_eq!(said == libc::SECCOMP_RET_ALLOW, value == 6, "{value}");
+    }
+}
+
 /// A directory with these policies that goes with it.
 struct Policies(std::path::PathBuf);
 

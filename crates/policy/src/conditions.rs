@@ -21,16 +21,17 @@ pub(crate) fn alternatives(conditions: &[Condition]) -> Result<Vec<Vec<Value>>, 
         for bits in &condition.with {
             needed |= bits.value()?;
         }
-        let mut options = Vec::new();
+        let mut values = Vec::new();
         for value in &condition.one_of {
-            options.push(comparison(condition.index, json!("eq"), value.value()?));
+            values.push(comparison(condition.index, json!("eq"), value.value()?));
         }
+        let mut any = Vec::new();
         for bits in &condition.any {
             let value = bits.value()?;
             if value == 0 {
                 return Err(PolicyError::Condition(condition.index));
             }
-            options.push(comparison(
+            any.push(comparison(
                 condition.index,
                 json!({ "masked_eq": value }),
                 value,
@@ -43,12 +44,10 @@ pub(crate) fn alternatives(conditions: &[Condition]) -> Result<Vec<Vec<Value>>, 
             }
         }
         let mask = forbidden | needed;
-        let says_nothing = mask == 0 && options.is_empty() && condition.none_of.is_empty();
+        let says_nothing =
+            mask == 0 && values.is_empty() && any.is_empty() && condition.none_of.is_empty();
         if says_nothing || forbidden & needed != 0 || condition.index > LAST_ARGUMENT {
             return Err(PolicyError::Condition(condition.index));
-        }
-        if found.len().saturating_mul(options.len()) > MAX_ALTERNATIVES {
-            return Err(PolicyError::TooMany);
         }
         if mask != 0 {
             let bits = comparison(condition.index, json!({ "masked_eq": mask }), needed);
@@ -56,18 +55,31 @@ pub(crate) fn alternatives(conditions: &[Condition]) -> Result<Vec<Vec<Value>>, 
                 known.push(bits.clone());
             }
         }
-        if !options.is_empty() {
-            found = found
-                .iter()
-                .flat_map(|known| {
-                    options
-                        .iter()
-                        .map(|option| [known.as_slice(), std::slice::from_ref(option)].concat())
-                })
-                .collect();
+        for options in [values, any] {
+            found = each_with_one(found, &options)?;
         }
     }
     Ok(found)
+}
+
+/// All conjunctions, each with one of the options more; as they are where there are none.
+fn each_with_one(
+    found: Vec<Vec<Value>>,
+    options: &[Value],
+) -> Result<Vec<Vec<Value>>, PolicyError> {
+    if options.is_empty() {
+        return Ok(found);
+    }
+    if found.len().saturating_mul(options.len()) > MAX_ALTERNATIVES {
+        return Err(PolicyError::TooMany);
+    }
+    let with_one = |known: &Vec<Value>, option: &Value| {
+        [known.as_slice(), std::slice::from_ref(option)].concat()
+    };
+    Ok(found
+        .iter()
+        .flat_map(|known| options.iter().map(|option| with_one(known, option)))
+        .collect())
 }
 
 fn comparison(index: u8, operator: Value, value: u32) -> Value {
