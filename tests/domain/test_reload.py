@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import pytest
+
 from cloche.domain.adding import current_request, plan_again
 from cloche.domain.domain import Domain
 from cloche.domain.launcher import Launcher
@@ -18,6 +20,7 @@ from cloche.model.request import RunRequest
 from support.plans import request
 
 if TYPE_CHECKING:
+    from cloche.domain.saving import Saved
     from cloche.domain.timings import Timings
     from cloche.errors import ClocheError
     from cloche.model.plan import LaunchPlan, Template
@@ -109,6 +112,27 @@ def test_200_megabytes_through_eleven_machines() -> None:
     """200 MB both ways through ``cat``, saved and restored ten times in their middle, have equal checksums."""
     flow = carry(200_000_000, 10)
     assert (flow.changes, flow.refused) == (10, [])
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_nothing_is_taken_from_a_machine_that_is_saved(
+    goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VMM goes on emptying the guest's queue after it has saved its devices, where somebody takes what it puts out.
+
+    There is time for that here. In the twin somebody does, and QEMU refuses what does not fit together.
+    """
+    saved = Reload._saved
+
+    def later(self: Reload, came_of_it: Saved) -> None:
+        if goes_on:
+            self._launcher.ask_hold(False, lambda: None)
+        self._launcher.reactor.call_later(0.3, lambda: saved(self, came_of_it))
+
+    monkeypatch.setattr(Reload, "_saved", later)
+    flow = carry(90_000_000, 16)
+    assert bool(flow.refused) is goes_on
+    assert flow.changes == 16 - len(flow.refused)
 
 
 def test_a_machine_that_does_not_come_up_changes_nothing() -> None:

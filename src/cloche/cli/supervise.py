@@ -68,6 +68,7 @@ class _Supervisor:
         self._launcher.ask_guest = self._ask_guest
         self._launcher.ask_paused = self._ask_paused
         self._launcher.ask_channel = self._ask_channel
+        self._launcher.ask_hold = self._ask_hold
         self._launcher.ask_programs = self._ask_programs
         self._launcher.hand_over = self._hand_over
         self._launcher.is_remote = True
@@ -104,7 +105,7 @@ class _Supervisor:
             self._tell(("console", self._launcher.console_tail(int(str(message[1])))))
         elif message[0] in ("pause", "resume"):
             self._control(str(message[0]))
-        elif message[0] in ("guest", "paused", "channel", "programs"):
+        elif message[0] in ("guest", "paused", "channel", "hold", "programs"):
             answer = self._asked_guest.pop(message[1], None)
             if answer is not None:
                 answer(message[2])
@@ -124,6 +125,10 @@ class _Supervisor:
         from cloche.guest.channel import ChannelState
 
         self._ask(partial(_told, ChannelState, answer, fail), "channel")
+
+    def _ask_hold(self, held: bool, answer: Callable[[], None]) -> None:
+        """Let the host program take nothing more from the channel, or go on with it."""
+        self._ask(lambda _: answer(), "hold", held)
 
     def _ask_programs(self, packet: bytes, answer: Callable[[bytes], None]) -> None:
         """Let the host program answer what concerns its programs."""

@@ -158,6 +158,7 @@ class Domain:
             self._launcher.ask_guest = self._ask_guest
             self._launcher.ask_paused = self._ask_paused
             self._launcher.ask_channel = self._ask_channel
+            self._launcher.ask_hold = self._ask_hold
             if self._console_sink is not None:
                 self._launcher.watch_console(self._console_sink)
             self._launcher.start()
@@ -381,6 +382,12 @@ class Domain:
             fail(error)
             return
         answer(state)
+
+    def _ask_hold(self, held: bool, answer: Callable[[], None]) -> None:
+        """Take nothing from the machine, or go on with it; for the launcher, which saves it."""
+        if self._session is not None:
+            self._session.hold(held)
+        answer()
 
     def close(self, *, wait: bool = True) -> None:
         """End the domain now. Harmless when it has ended.

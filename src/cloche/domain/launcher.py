@@ -54,6 +54,7 @@ class Launcher:
         ask_paused: Calls back with whether it is paused, and its programs stand still for as long; or why it cannot be
             saved as it is.
         ask_channel: Calls back with all that is known of the conversation with the agent, or why that is nothing.
+        ask_hold: Has nothing more taken from the channel, and calls back when that is so; or has that end.
         is_remote: Whether it works for a program that uses the API and has the guest to itself.
         ask_programs: Where it does: passes a request on to it, and calls back with the packet of the answer.
         hand_over: Likewise: gives it a request, the process id of who asks, the connection and the descriptors.
@@ -83,6 +84,7 @@ class Launcher:
         self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
         self.ask_paused: Callable[[Callable[[bool], None], Callable[[ClocheError], None]], None]
         self.ask_channel: Callable[[Callable[[ChannelState], None], Callable[[ClocheError], None]], None]
+        self.ask_hold: Callable[[bool, Callable[[], None]], None]
         self.ask_programs: Callable[[bytes, Callable[[bytes], None]], None]
         self.hand_over: Callable[[bytes, int, list[int]], None]
         self.is_remote = False

@@ -165,13 +165,13 @@ class _Preserving:
         if error is not None:
             self._failed(error)
         else:
-            self._save()
+            self._launcher.ask_hold(True, self._save)
 
     def _frozen(self, answer: GuestAnswer) -> None:
         if answer.errno:
             self._failed(DomainError(f"the domain could not be saved: the guest: {answer.reason()}"))
         else:
-            self._save()
+            self._launcher.ask_hold(True, self._save)
 
     def _save(self) -> None:
         try:
@@ -194,6 +194,7 @@ class _Preserving:
         return fd
 
     def _failed(self, error: ClocheError) -> None:
+        self._launcher.ask_hold(False, _nothing)
         if self._was_paused:
             self._machine.control.pause(_forget)
         else:
@@ -223,6 +224,7 @@ class _Preserving:
         def refused(error: ClocheError) -> None:
             resume(self._machine, lambda: self._failed(error))
 
+        self._launcher.ask_hold(False, _nothing)
         self._launcher.ask_channel(partial(self._describe, saved), refused)
 
     def _describe(self, saved: Saved, channel: ChannelState) -> None:
@@ -288,6 +290,10 @@ class _Preserving:
 
 def _ignore(answer: GuestAnswer) -> None:
     """Take note of nothing."""
+
+
+def _nothing() -> None:
+    """Wait for nothing."""
 
 
 def _forget(error: ClocheError | None) -> None:

@@ -48,7 +48,6 @@ class Reload:
         """Begin. ``plan`` makes the new machine's plan; ``done`` or ``fail`` is called once.
 
         Raises:
-            DomainError: The machine has no monitor.
             ClocheError: The new machine cannot be planned.
         """
         self._launcher = launcher
@@ -66,10 +65,16 @@ class Reload:
                 "", "", OpenFile("/state", False, 0), 0, old.memory, len(old.slots), old.balloon
             )
             self._plan = plan(template)
-            Saving(launcher.reactor, self._old, Targets(self._state), self._saved, self._give_up)
         except BaseException:
             os.close(self._state)
             raise
+        launcher.ask_hold(True, self._save)
+
+    def _save(self) -> None:
+        try:
+            Saving(self._launcher.reactor, self._old, Targets(self._state), self._saved, self._give_up)
+        except ClocheError as error:
+            self._give_up(error)
 
     def _saved(self, saved: Saved) -> None:
         del saved
@@ -122,6 +127,7 @@ class Reload:
     def _give_up(self, error: ClocheError) -> None:
         if not self._over:
             self._finish()
+            self._launcher.ask_hold(False, _nothing)
             self._fail(
                 DomainError(
                     f"the domain goes on as it was: {error.message}", hint=error.hint, detail=error.detail
@@ -135,6 +141,10 @@ class Reload:
         if self._state >= 0:
             os.close(self._state)
             self._state = -1
+
+
+def _nothing() -> None:
+    """Wait for nothing."""
 
 
 def _files(plan: LaunchPlan) -> set[OpenFile]:

@@ -47,7 +47,7 @@ _MAX_MESSAGE = 64 << 20
 #: A client and what it has sent.
 _MOST_FDS = 5
 #: What the supervisor asks of the host program.
-_ASKED = ("guest", "paused", "channel", "programs", "join")
+_ASKED = ("guest", "paused", "channel", "hold", "programs", "join")
 #: The distribution's interpreter: a version manager's shim would cost more than the whole start.
 _INTERPRETER = "/usr/bin/python3"
 
@@ -132,6 +132,7 @@ class RemoteLauncher:
         self.ask_guest: Callable[[tuple[Step, ...], bool, Callable[[GuestAnswer], None]], None]
         self.ask_paused: Callable[[Callable[[bool], None], Callable[[ClocheError], None]], None]
         self.ask_channel: Callable[[Callable[[ChannelState], None], Callable[[ClocheError], None]], None]
+        self.ask_hold: Callable[[bool, Callable[[], None]], None]
         self.ident = ""
         self.name = plan.name
         self.programs: Programs | None = None
@@ -277,6 +278,8 @@ class RemoteLauncher:
             self.ask_paused(answer, answer)
         elif kind == "channel":
             self.ask_channel(answer, answer)
+        elif kind == "hold":
+            self.ask_hold(rest[0], lambda: answer(True))
         else:
             self._ask_programs(rest[0], answer)
 

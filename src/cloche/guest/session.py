@@ -94,6 +94,7 @@ class AgentSession(MovableSession):
         self._settling = False
         self._closed = False
         self._leaving = False
+        self._reads = READ
         self._redial = Redial(reactor, self._open, self._drop_socket)
         self._attach_seen = 0
         self._early: list[ToAgent] = []
@@ -212,6 +213,17 @@ class AgentSession(MovableSession):
         self._tell(message, encoded)
         return job
 
+    def hold(self, held: bool) -> None:
+        """Take nothing from the guest's machine, or go on with it; another machine is listened to at once.
+
+        A VMM that finds room in the channel puts into it what the guest has left for it, and says so in the guest's
+        memory, also while the guest stands still and its devices are saved already.
+        """
+        self._reads = 0 if held else READ
+        if self._socket is not None:
+            self.reactor.modify(self._socket.fileno(), self._reads)
+            self.flush_soon()
+
     def close(self) -> None:
         """End the conversation without a word. No callback comes any more. Harmless when repeated."""
         self._closed = True
@@ -270,7 +282,7 @@ class AgentSession(MovableSession):
             if not self._out:
                 self._out = list(self.mux.data_to_send())
                 if not self._out:
-                    self.reactor.modify(self._socket.fileno(), READ)
+                    self.reactor.modify(self._socket.fileno(), self._reads)
                     return
             try:
                 sent = self._socket.sendmsg(self._out)
@@ -284,7 +296,7 @@ class AgentSession(MovableSession):
             if budget <= 0:
                 break
         if self._socket is not None:
-            self.reactor.modify(self._socket.fileno(), READ | WRITE)
+            self.reactor.modify(self._socket.fileno(), self._reads | WRITE)
 
     def _advance(self, sent: int) -> None:
         out = self._out
@@ -429,6 +441,7 @@ class AgentSession(MovableSession):
             self.reactor.unregister(self._socket.fileno())
             self._socket.close()
             self._socket = None
+        self._reads = READ
         self._out = []
         self.mux.detached()
 
