@@ -50,4 +50,4 @@ def test_a_package_is_swapped_both_ways(root: Path, tmp_path: Path) -> None:
     (root / "usr/bin/program").read_text()
     (root / "tmp").mkdir()
     assert not has_changed(str(profile), fingerprint(str(root)))
-    assert os.listdir(profile) == ["tree"]
+    assert sorted(os.listdir(profile)) == ["outdated", "tree"]  # until a start ends well
