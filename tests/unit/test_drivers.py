@@ -371,7 +371,7 @@ def test_includes_lie_beside_the_shares() -> None:
     )
     assert bound.path == b"/stage/i0/there"
     assert bound.flags == BindFlag.READ_ONLY | BindFlag.NOSUID | BindFlag.NODEV | BindFlag.RECURSIVE
-    assert CopyTree(b"/run/cloche/shares/i0", b"/opt/y", 1000, 1000) in made.setup
+    assert CopyTree(b"/run/cloche-shares/i0", b"/opt/y", 1000, 1000) in made.setup
 
 
 def test_the_machine_id_is_made_when_the_plan_is_carried_out() -> None:

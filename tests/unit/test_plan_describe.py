@@ -65,8 +65,8 @@ def test_flags_are_words() -> None:
     assert "bind /data /stage/0 read_only,nosuid,nodev,recursive" in text
     assert "bind '/da ta' /stage/1 nosuid,nodev,recursive" in text
     assert (
-        r"mount '' '/run/cloche/shares/1' '/it\'s' bind,rec ''".replace(
-            "'/run/cloche/shares/1'", "/run/cloche/shares/1"
+        r"mount '' '/run/cloche-shares/1' '/it\'s' bind,rec ''".replace(
+            "'/run/cloche-shares/1'", "/run/cloche-shares/1"
         )
         in text
     )

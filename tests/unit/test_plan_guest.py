@@ -318,10 +318,10 @@ def test_shares_are_mounted_outer_ones_first() -> None:
     steps = machine_steps((share("/data/in/side"), share("/data", writable=True), share("/a", "/data2")))
     bound = [step for step in steps if isinstance(step, Mount) and step.flags & MS_BIND]
     assert [(step.source, step.target, bool(step.flags & MS_REMOUNT)) for step in bound] == [
-        (b"/run/cloche/shares/1", b"/data", False),
-        (b"/run/cloche/shares/0", b"/data/in/side", False),
+        (b"/run/cloche-shares/1", b"/data", False),
+        (b"/run/cloche-shares/0", b"/data/in/side", False),
         (b"", b"/data/in/side", True),
-        (b"/run/cloche/shares/2", b"/data2", False),
+        (b"/run/cloche-shares/2", b"/data2", False),
         (b"", b"/data2", True),
     ]
     assert all(step.flags & MS_RDONLY for step in bound if step.flags & MS_REMOUNT)
@@ -350,14 +350,14 @@ def test_shares_come_into_the_new_root_and_their_server_leaves_it() -> None:
     aside = next(
         index for index, step in enumerate(steps) if isinstance(step, Mount) and step.source == b"shares"
     )
-    gone = steps.index(Unmount(b"/run/cloche/shares", MNT_DETACH | UMOUNT_NOFOLLOW))
+    gone = steps.index(Unmount(b"/run/cloche-shares", MNT_DETACH | UMOUNT_NOFOLLOW))
     uses = [
         index for index, step in enumerate(steps) if isinstance(step, CopyTree) and b"shares" in step.source
     ]
     uses += [index for index, step in enumerate(steps) if isinstance(step, Mount) and step.flags & MS_BIND]
-    assert steps[aside - 1] == Mkdir(b"/run/cloche/shares", 0o700)
+    assert steps[aside - 1] == Mkdir(b"/run/cloche-shares", 0o700)
     assert switched < aside < min(uses) <= max(uses) < gone
-    assert Unmount(b"/run/cloche/shares", MNT_DETACH | UMOUNT_NOFOLLOW) not in machine_steps()
+    assert Unmount(b"/run/cloche-shares", MNT_DETACH | UMOUNT_NOFOLLOW) not in machine_steps()
 
 
 def test_a_clone_has_the_first_steps_behind_it() -> None:
@@ -426,8 +426,8 @@ def test_copies_belong_to_whoever_runs() -> None:
     steps = machine_steps(includes=(Include("/a", "/f"), Include("/b", "/home/alice/x/g")), person=ROOT)
     copies = [step for step in steps if isinstance(step, CopyTree)][1:]
     assert copies == [
-        CopyTree(b"/run/cloche/shares/i0", b"/", 0, 0),
-        CopyTree(b"/run/cloche/shares/i1", b"/home/alice/x", 0, 0),
+        CopyTree(b"/run/cloche-shares/i0", b"/", 0, 0),
+        CopyTree(b"/run/cloche-shares/i1", b"/home/alice/x", 0, 0),
     ]
 
 

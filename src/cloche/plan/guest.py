@@ -55,7 +55,7 @@ QUIET = (
 OVERLAY_OPTIONS = b"index=off,metacopy=off,redirect_dir=off,xino=on"
 
 #: Where the guest's root sees all of the shares' server for a moment. What it shows was all shared with the guest.
-ASIDE = b"/run/cloche/shares"
+ASIDE = b"/run/cloche-shares"
 
 _USER_PATH = b"/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 #: The PATH of a program that runs as root.
